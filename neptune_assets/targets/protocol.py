@@ -1,0 +1,124 @@
+"""What every target can do, and the words of a load: plan, receipt, verdict.
+
+A load replaces a run as a whole. The run's digest is written in the target **last**: what a target holds without a
+digest is partial and is loaded again. Targets know the lake's reader and nothing of sources or Dagster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from neptune_assets.lake.reader import LakeRun
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows of one attribute type that the target cannot hold, and why."""
+
+    attribute_type: str
+    reason: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What loading one run will do, made without writing anything.
+
+    ``names`` maps attribute paths to the target's names, only where the two differ, and is reversible. ``step_multiplier`` is the
+    power of ten that makes all steps whole where the target only knows whole steps, else 1.
+    """
+
+    run_id: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    step_multiplier: int = 1
+    dropped: Sequence[Dropped] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one load wrote: for every attribute type, ``rows_in == written + mapped + dropped``.
+
+    ``written`` rows stand in the target as what they are (a metric as a metric); ``mapped`` rows stand in another
+    form that keeps the value (a string series as a text artifact); the rest is in ``dropped`` with its reason.
+    """
+
+    project_id: str
+    run_id: str
+    target_id: str
+    digest: str
+    rows_in: Mapping[str, int]
+    written: Mapping[str, int]
+    mapped: Mapping[str, int]
+    dropped: Sequence[Dropped] = ()
+    notes: Sequence[str] = ()
+    bytes_written: int = 0
+    checks: Mapping[str, str] = field(default_factory=dict)
+    """What verify needs beyond counts, for example checksums by name. JSON-able."""
+
+    def unbalanced(self) -> dict[str, tuple[int, int]]:
+        """Return attribute types whose rows do not add up, as {type: (rows in, rows accounted for)}."""
+        dropped: dict[str, int] = {}
+        for item in self.dropped:
+            dropped[item.attribute_type] = dropped.get(item.attribute_type, 0) + item.rows
+        kinds = {*self.rows_in, *self.written, *self.mapped, *dropped}
+        sums = {k: self.written.get(k, 0) + self.mapped.get(k, 0) + dropped.get(k, 0) for k in kinds}
+        return {k: (self.rows_in.get(k, 0), sums[k]) for k in sorted(kinds) if self.rows_in.get(k, 0) != sums[k]}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What reading back over a fresh connection said: differences, each naming what is not as loaded."""
+
+    run_id: str
+    differences: Sequence[str] = ()
+
+    @property
+    def ok(self) -> bool:
+        """True if the target holds what was loaded."""
+        return not self.differences
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRun:
+    """A run as the target holds it. ``digest`` is None where a load did not finish."""
+
+    project_id: str
+    run_id: str
+    target_id: str
+    digest: str | None
+
+
+class Target(Protocol):
+    """A place that runs are loaded into. One object serves one load; a fresh object means a fresh connection."""
+
+    @property
+    def name(self) -> str:
+        """The word that settings and assets use for this target."""
+
+    def check(self) -> None:
+        """Raise TargetError with the next action if the target cannot be used (wrong address, token, version)."""
+
+    def plan(self, run: LakeRun) -> Plan:
+        """Say what loading the run will do. Writes nothing."""
+
+    def find(self, project_id: str, run_id: str) -> TargetRun | None:
+        """Find a run by its external key. None only if it is surely absent; raises on doubt (two of them, no answer)."""
+
+    def replace(self, run: LakeRun, plan: Plan) -> Receipt:
+        """Make the target hold exactly this run; the only method that writes runs. The digest goes in last."""
+
+    def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
+        """Read back what the target holds and compare it with the lake."""
+
+    def remove(self, project_id: str, run_id: str) -> None:
+        """Take the run out of the target; nothing happens if it is not there."""
+
+    def runs(self, project_id: str) -> Iterator[TargetRun]:
+        """Everything of this project that the target holds and this project loaded; rebuilds the ledger."""
+
+    def close(self) -> None:
+        """Let go of connections and temporary files."""
