@@ -164,7 +164,7 @@ class AttributeFilter(dg.Model, dg.Resolvable):
     include: list[Pattern] = Field(default_factory=list, description="Keep attributes that match any of these.")
     exclude: list[Pattern] = Field(default_factory=list, description="Leave out attributes that match any of these.")
     classes: list[Literal["parameters", "metrics", "series", "files"]] = Field(
-        default_factory=lambda: ["parameters", "metrics", "series", "files"],
+        default=["parameters", "metrics", "series", "files"],
         description="Keep attributes of these classes, in neptune-exporter's words.",
     )
 
