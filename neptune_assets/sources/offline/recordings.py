@@ -1,0 +1,138 @@
+"""What recordings of both clients have in common: one folder, one run, replayed into a :class:`RunState`.
+
+Belongs here: the protocol between :mod:`.source` and the two kinds of recording, refusals, and the walk through
+folders. Does not belong here: any client's file format. Nothing here writes to a recording.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from neptune_assets.schema import Scope
+from neptune_assets.sources.offline.state import RunState
+from neptune_assets.sources.protocol import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A path that cannot be read as a recording. ``message`` names the path and the next action.
+
+    ``project_id`` is the project if it is known all the same; otherwise every project reports the refusal.
+    """
+
+    path: Path
+    message: str
+    project_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where a run was forked from, and whether it took over the configs its parent had at ``at`` (epoch ms)."""
+
+    parent_project: str
+    parent_run_id: str
+    inherits: bool
+    at: int
+
+
+class Recording(Protocol):
+    """One recording of one run (or model, or model version). Listing one reads little; replaying one streams.
+
+    Several recordings may hold one run (a run that was resumed): they are replayed into one state, in the order of
+    ``created_at``. Times are aware UTC datetimes or None.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The folder or file that messages name; unique among recordings."""
+
+    @property
+    def project_id(self) -> str:
+        """The project, as ``workspace/project``."""
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run within project and scope."""
+
+    @property
+    def scope(self) -> Scope:
+        """What was recorded: a run, a model, or a model version."""
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the recording began."""
+
+    @property
+    def modified_at(self) -> datetime | None:
+        """When the recording was last written to."""
+
+    @property
+    def fork(self) -> Fork | None:
+        """The fork this run began as, if it is one and the recording still says so."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the recording without uploaded files."""
+
+    def fingerprint(self) -> str:
+        """A mark that changes whenever what :meth:`replay` gives may have changed; made from cheap file facts only."""
+
+    def replay(self, state: RunState) -> Iterator[pa.RecordBatch]:
+        """Apply every operation in order to ``state``; yield ``state.rows.drain()`` whenever batches are ready.
+
+        What is wrong with single operations goes to ``state.error`` and reading goes on. Raises
+        :class:`~neptune_assets.errors.NeptuneAssetsError` or OSError if the rest cannot be read; the caller turns
+        these into errors of the run.
+        """
+
+    def files(self, reference: str) -> Sequence[SourceFile] | None:
+        """Files behind a reference :meth:`replay` put into ``file_value.path``; None if another recording holds it.
+
+        Raises FileGoneError if the file it names is gone.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One folder met by :func:`walk`: names of its files and of the folders below it (symlinks to files included)."""
+
+    path: Path
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+def walk(root: Path) -> Iterator[Folder | Refusal]:
+    """Yield ``root`` and every folder below it, sorted by name; a folder that cannot be listed gives a Refusal.
+
+    Symlinks to folders are followed once: a folder reached a second time, by a loop or otherwise, is passed over.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        path = waiting.pop()
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            files: list[str] = []
+            folders: list[str] = []
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    (folders if entry.is_dir() else files).append(entry.name)
+        except OSError as error:
+            yield Refusal(
+                path, f"{path} cannot be read: {error.strerror or error}. Give this user the right to read it."
+            )
+            continue
+        files.sort()
+        folders.sort()
+        yield Folder(path, tuple(files), tuple(folders))
+        waiting.extend(path / name for name in reversed(folders))

@@ -1,0 +1,226 @@
+"""Rows of one run, collected column by column and turned into Arrow batches of the one schema.
+
+Every type of attribute has a buffer of plain Python arrays; a full buffer becomes a batch with vectorised
+conversions only. Batches hold rows of one attribute type each.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, STEP_TYPE, TIME_TYPE, VALUE_COLUMN, AttributeType
+
+BATCH_ROWS: Final = 65_536
+BATCH_BYTES: Final = 16 * 1024 * 1024
+"""A batch closes at this many bytes of strings and lists, since one string may be a mebibyte."""
+
+_STEP_LIMIT: Final = MAX_STEP * MICROSTEPS
+_INT64_MIN: Final = -(2**63)
+_TIME_LIMIT: Final = 253_402_300_800_000
+"""Epoch milliseconds of the year 10000; Python's and DuckDB's times end there."""
+
+
+class RowBuilder:
+    """Collects rows of one run and gives them back as batches.
+
+    ``keep(path, attribute_type)`` is asked once for every attribute; rows of attributes it refuses are dropped.
+    Steps are whole micro-steps, times are epoch milliseconds in UTC. A value that no row can hold (a step or time out
+    of range, an int beyond 64 bits, a string that is not Unicode) raises ValueError and leaves the builder unchanged.
+    """
+
+    def __init__(self, project_id: str, run_id: str, keep: Callable[[str, str], bool]) -> None:
+        self.project_id = project_id
+        self.run_id = run_id
+        self._keep = keep
+        self._buffers: dict[AttributeType, _Buffer] = {}
+        self._ready: list[pa.RecordBatch] = []
+
+    @property
+    def ready(self) -> bool:
+        """True if :meth:`drain` would give batches."""
+        return bool(self._ready)
+
+    def drain(self) -> list[pa.RecordBatch]:
+        """Take the batches that are full; call it often, for what is not taken stays in memory."""
+        ready, self._ready = self._ready, []
+        return ready
+
+    def flush(self) -> list[pa.RecordBatch]:
+        """Take everything, full or not."""
+        for buffer in self._buffers.values():
+            self._close(buffer)
+        return self.drain()
+
+    def attributes(self) -> dict[str, int]:
+        """Distinct attributes that have been added and kept so far, by attribute type."""
+        return {str(kind): buffer.kept for kind, buffer in self._buffers.items() if buffer.kept}
+
+    def point(self, attribute_type: AttributeType, path: str, step: int, time: int | None, value: Any) -> None:
+        """Add a point of a series.
+
+        ``value`` is a float, a string, a file reference, or for histograms ``(type, edges, values)``.
+        """
+        buffer = self._buffers.get(attribute_type) or self._open(attribute_type)
+        code = buffer.code(path)
+        if code < 0:
+            return
+        if not -_STEP_LIMIT < step < _STEP_LIMIT:
+            raise ValueError(f"step {step / MICROSTEPS} is out of range")
+        if time is not None and not -_TIME_LIMIT < time < _TIME_LIMIT:
+            raise ValueError(f"time {time} ms is out of range")
+        if buffer.add(code, step, time, value):
+            self._close(buffer)
+
+    def value(self, attribute_type: AttributeType, path: str, value: Any) -> None:
+        """Add an attribute that is no series.
+
+        ``value`` is a float, int, string, bool, epoch milliseconds (datetime), a sequence of strings (string_set), or
+        a reference (file, file_set, artifact).
+        """
+        buffer = self._buffers.get(attribute_type) or self._open(attribute_type)
+        code = buffer.code(path)
+        if code >= 0 and buffer.add(code, None, None, value):
+            self._close(buffer)
+
+    def wants(self, attribute_type: AttributeType, path: str) -> bool:
+        """True if rows of this attribute are kept; asking does not count as adding."""
+        return self._keep(path, str(attribute_type))
+
+    def _open(self, attribute_type: AttributeType) -> _Buffer:
+        buffer = self._buffers[attribute_type] = _Buffer(attribute_type, self._keep)
+        return buffer
+
+    def _close(self, buffer: _Buffer) -> None:
+        if len(buffer.codes):
+            self._ready.append(buffer.batch(self.project_id, self.run_id))
+
+
+class _Buffer:
+    """Rows of one attribute type. Paths are kept once and rows hold their number; -1 marks a path left out."""
+
+    def __init__(self, attribute_type: AttributeType, keep: Callable[[str, str], bool]) -> None:
+        self.attribute_type = attribute_type
+        self._keep = keep
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
+        self.kept = 0
+        self._column = VALUE_COLUMN[attribute_type]
+        self._reset()
+
+    def _reset(self) -> None:
+        self.codes = array("q")
+        self._steps = array("q")
+        self._times = array("q")
+        self._values: Any = array("d") if self._column == "float_value" else []
+        self._bytes = 0
+
+    def code(self, path: str) -> int:
+        """Number of a path in this buffer, or -1 if it is left out."""
+        try:
+            return self._numbers[path]
+        except KeyError:
+            pass
+        if not self._keep(path, str(self.attribute_type)):
+            self._numbers[path] = -1
+            return -1
+        _unicode(path)
+        number = self._numbers[path] = len(self._names)
+        self._names.append(path)
+        self.kept += 1
+        return number
+
+    def add(self, code: int, step: int | None, time: int | None, value: Any) -> bool:
+        """Add one row; True if the buffer is full."""
+        if self._column == "float_value":
+            self._values.append(value)
+        else:
+            self._bytes += self._measure(value)
+            self._values.append(value)
+        self.codes.append(code)
+        # The lowest number marks a null: no step and no time that passed the checks comes near it.
+        self._steps.append(_INT64_MIN if step is None else step)
+        self._times.append(_INT64_MIN if time is None else time)
+        return len(self.codes) >= BATCH_ROWS or self._bytes >= BATCH_BYTES
+
+    def _measure(self, value: Any) -> int:
+        """Bytes a value takes, roughly; raises ValueError if the column cannot hold it."""
+        if self._column in {"string_value", "file_value"}:
+            return _unicode(value)
+        if self._column == "histogram_value":
+            kind, edges, values = value
+            return 16 + 8 * (len(edges) + len(values)) + _unicode(kind)
+        if self._column == "string_set_value":
+            return 16 + sum(_unicode(item) + 8 for item in value)
+        if self._column == "int_value" and not _INT64_MIN <= value < 2**63:
+            raise ValueError(f"int {value} does not fit 64 bits")
+        if self._column == "datetime_value" and not -_TIME_LIMIT < value < _TIME_LIMIT:
+            raise ValueError(f"time {value} ms is out of range")
+        return 8
+
+    def batch(self, project_id: str, run_id: str) -> pa.RecordBatch:
+        """Turn the buffer into a batch and empty it."""
+        rows = len(self.codes)
+        codes = np.frombuffer(self.codes, dtype=np.int64)
+        used, positions = np.unique(codes, return_inverse=True)
+        names = pa.array([self._names[number] for number in used.tolist()], pa.string())
+        columns: dict[str, pa.Array] = {
+            "project_id": pa.repeat(pa.scalar(project_id, pa.string()), rows),
+            "run_id": pa.repeat(pa.scalar(run_id, pa.string()), rows),
+            "attribute_path": names.take(pa.array(positions)),
+            "attribute_type": pa.repeat(pa.scalar(str(self.attribute_type), pa.string()), rows),
+            "step": decimal_steps(np.frombuffer(self._steps, dtype=np.int64)),
+            "timestamp": _times(np.frombuffer(self._times, dtype=np.int64)),
+            self._column: self._array(),
+        }
+        arrays = [columns[field.name] if field.name in columns else pa.nulls(rows, field.type) for field in SCHEMA]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+        self._reset()
+        return batch
+
+    def _array(self) -> pa.Array:
+        if self._column == "float_value":
+            return pa.array(np.frombuffer(self._values, dtype=np.float64))
+        if self._column == "file_value":
+            return pa.StructArray.from_arrays([pa.array(self._values, pa.string())], names=["path"])
+        if self._column == "histogram_value":
+            return _histograms(self._values)
+        field = SCHEMA.field(self._column)
+        if self._column == "datetime_value":
+            return pa.array(self._values, pa.int64()).cast(field.type)
+        return pa.array(self._values, field.type)
+
+
+def decimal_steps(micros: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+    """Turn whole micro-steps into exact decimals; the lowest int64 becomes null."""
+    null = micros == _INT64_MIN
+    words = np.empty((len(micros), 2), dtype="<i8")
+    words[:, 0] = micros
+    words[:, 1] = micros >> 63
+    valid = pa.array(~null).buffers()[1] if null.any() else None
+    return pa.Array.from_buffers(STEP_TYPE, len(micros), [valid, pa.py_buffer(words)])
+
+
+def _times(milliseconds: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+    null = milliseconds == _INT64_MIN
+    return pa.array(milliseconds, pa.int64(), mask=null if null.any() else None).cast(TIME_TYPE)
+
+
+def _histograms(values: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> pa.Array:
+    def lists(position: int) -> pa.Array:
+        offsets = np.zeros(len(values) + 1, dtype=np.int32)
+        np.cumsum([len(value[position]) for value in values], out=offsets[1:])
+        flat = [number for value in values for number in value[position]]
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.float64()))
+
+    kinds = pa.array([value[0] for value in values], pa.string())
+    return pa.StructArray.from_arrays([kinds, lists(1), lists(2)], names=["type", "edges", "values"])
+
+
+def _unicode(text: str) -> int:
+    """Length of the text in UTF-8; raises ValueError (UnicodeEncodeError) for lone surrogates."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
