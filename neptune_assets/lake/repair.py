@@ -1,0 +1,137 @@
+"""What is wrong in rows of old exports, put right: pure functions from batch to batch.
+
+An export that is copied is repaired while it is read; one that stays in place is repaired whenever the lake reads it.
+Both use these functions. For the second, a run's record must say all that is needed: its ``repairs`` mapping holds
+counts under the names below, and :func:`repair_batch` does what the names say, without any source at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neptune_assets.schema import (
+    FILE_TYPES,
+    PARAMETER_TYPES,
+    SCHEMA,
+    TIME_TYPE,
+    VALUE_COLUMN,
+    AttributeType,
+)
+
+PHANTOM_ROWS: Final = "phantom_rows"
+"""Rows dropped: a parameter or file whose value is null, which means the run has no such attribute."""
+
+NAN_VALUES: Final = "nan_values"
+"""Points of a float series whose lost value was made NaN again."""
+
+TIMEZONE_SHIFT_MS: Final = "timezone_shift_ms"
+"""Milliseconds added to every series timestamp of the run. Not a count."""
+
+TIMEZONE: Final = "timezone="
+"""Prefix of a name that ends in an IANA zone: series timestamps are that zone's local time; the value counts them."""
+
+DUPLICATE_ROWS: Final = "duplicate_rows"
+"""Rows dropped because a later one has the same attribute (and step); done by sorting, in the lake."""
+
+NOT_COUNTS: Final = frozenset({TIMEZONE_SHIFT_MS})
+"""Names in a ``repairs`` mapping that must not be added up."""
+
+_PHANTOM_TYPES: Final = pa.array(
+    sorted(str(kind) for kind in PARAMETER_TYPES | FILE_TYPES - {AttributeType.FILE_SERIES})
+)
+
+
+def conform(batch: pa.RecordBatch, project_id: str | None = None, run_id: str | None = None) -> pa.RecordBatch:
+    """Return the batch in the lake's schema: columns in order, missing ones null, extra ones dropped, types cast.
+
+    Dictionary-encoded strings become plain, other decimal widths and time units become the lake's. Ids that are given
+    replace a missing column. Raises pyarrow.ArrowInvalid for a value that does not fit.
+    """
+    if batch.schema.equals(SCHEMA):
+        return batch
+    given = {"project_id": project_id, "run_id": run_id}
+    columns = []
+    for field in SCHEMA:
+        index = batch.schema.get_field_index(field.name)
+        if index < 0:
+            known = given.get(field.name)
+            columns.append(
+                pa.nulls(batch.num_rows, field.type)
+                if known is None
+                else pa.repeat(pa.scalar(known, field.type), batch.num_rows)
+            )
+            continue
+        column = batch.column(index)
+        columns.append(column if column.type.equals(field.type) else column.cast(field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def drop_phantom_rows(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
+    """Drop parameter and file rows whose own value column is null. Returns the batch and how many were dropped.
+
+    Series are left alone: their null values mean something else.
+    """
+    suspects = pc.is_in(batch["attribute_type"], _PHANTOM_TYPES)
+    if not pc.any(suspects).as_py():
+        return batch, 0
+    empty = None
+    for column in sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES | FILE_TYPES}):
+        kinds = pa.array([str(kind) for kind, name in VALUE_COLUMN.items() if name == column])
+        values = pc.struct_field(batch[column], "path") if column == "file_value" else batch[column]
+        missing = pc.and_(pc.is_in(batch["attribute_type"], kinds), pc.is_null(values))
+        empty = missing if empty is None else pc.or_(empty, missing)
+    phantom = pc.and_(suspects, empty)
+    dropped = int(pc.sum(phantom).as_py() or 0)
+    return (batch.filter(pc.invert(phantom)), dropped) if dropped else (batch, 0)
+
+
+def restore_nan(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
+    """Make the null value of a float series point that has a timestamp NaN. Returns the batch and how many."""
+    lost = pc.and_(
+        pc.equal(batch["attribute_type"], str(AttributeType.FLOAT_SERIES)),
+        pc.and_(pc.is_null(batch["float_value"]), pc.is_valid(batch["timestamp"])),
+    )
+    count = int(pc.sum(lost).as_py() or 0)
+    if not count:
+        return batch, 0
+    return _with(batch, "float_value", pc.if_else(lost, pa.scalar(float("nan")), batch["float_value"])), count
+
+
+def shift_timestamps(batch: pa.RecordBatch, milliseconds: int) -> pa.RecordBatch:
+    """Add milliseconds to every series timestamp; parameters of type datetime are right and stay."""
+    if not milliseconds:
+        return batch
+    shifted = pc.add_checked(batch["timestamp"].cast(pa.int64()), pa.scalar(milliseconds, pa.int64()))
+    return _with(batch, "timestamp", shifted.cast(TIME_TYPE))
+
+
+def localize_timestamps(batch: pa.RecordBatch, zone: str) -> pa.RecordBatch:
+    """Read every series timestamp as local time of an IANA zone and return it in UTC.
+
+    Of the hour that occurs twice in autumn the first is taken; the hour that is skipped in spring moves past the gap.
+    """
+    local = batch["timestamp"].cast(pa.timestamp("ms"))
+    moments = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="latest")
+    return _with(batch, "timestamp", moments.cast(TIME_TYPE))
+
+
+def repair_batch(batch: pa.RecordBatch, repairs: Mapping[str, int]) -> pa.RecordBatch:
+    """Make the repairs that a run's record names. Duplicates are resolved later, by sorting."""
+    if repairs.get(PHANTOM_ROWS):
+        batch, _ = drop_phantom_rows(batch)
+    if repairs.get(NAN_VALUES):
+        batch, _ = restore_nan(batch)
+    batch = shift_timestamps(batch, repairs.get(TIMEZONE_SHIFT_MS, 0))
+    for name in repairs:
+        if name.startswith(TIMEZONE):
+            batch = localize_timestamps(batch, name.removeprefix(TIMEZONE))
+    return batch
+
+
+def _with(batch: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:
+    index = batch.schema.get_field_index(column)
+    return batch.set_column(index, batch.schema.field(index), values)

@@ -1,0 +1,271 @@
+"""One way to read and write local directories and object stores: atomic, durable, exclusive where asked.
+
+A thin layer over fsspec. Local paths go through ``os`` directly, because only that can fsync and rename; everything
+else goes through the file system's own calls. Listings are never cached.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from neptune_assets.errors import LakeError, SettingsError
+from neptune_assets.settings import StorageSettings
+
+BLOCK: Final = 1 << 20
+"""Bytes read or written at once when streaming."""
+
+
+class Storage:
+    """A root directory, local or at an fsspec URL. Paths given to methods begin with :attr:`root`."""
+
+    def __init__(self, root: str, settings: StorageSettings | None = None) -> None:
+        settings = settings or StorageSettings()
+        options: dict[str, Any] = dict(settings.options)
+        for name, variable in settings.secrets_env.items():
+            value = os.environ.get(variable)
+            if not value:
+                raise SettingsError(
+                    f"Environment variable {variable}, which storage.secrets_env.{name} names, is not set.",
+                    hint="Set it, or take it out of the settings.",
+                )
+            options[name] = value
+        try:
+            self.filesystem, path = url_to_fs(root, use_listings_cache=False, skip_instance_cache=True, **options)
+        except (ImportError, ValueError, TypeError) as error:
+            raise SettingsError(
+                f"{root!r} cannot be opened as storage: {error}.",
+                hint="Give a local directory or a URL whose fsspec package is installed, such as s3fs for s3://.",
+            ) from error
+        self.local: bool = isinstance(self.filesystem, LocalFileSystem)
+        self.root: str = str(Path(path).absolute()) if self.local else str(path).rstrip("/")
+
+    def url(self, path: str) -> str:
+        """Return ``path`` as DuckDB, Arrow or a person would write it: absolute, or with its protocol."""
+        return path if self.local else str(self.filesystem.unstrip_protocol(path))
+
+    def exists(self, path: str) -> bool:
+        """True if there is a file or directory."""
+        return os.path.lexists(path) if self.local else bool(self.filesystem.exists(path))
+
+    def size(self, path: str) -> int | None:
+        """Return the bytes of a file, or None if there is no such file."""
+        try:
+            return Path(path).stat().st_size if self.local else int(self.filesystem.info(path)["size"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, sorted; an empty list if there is no such directory."""
+        if self.local:
+            try:
+                return sorted(os.listdir(directory))  # noqa: PTH208 - Path.iterdir builds an object for each name
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        try:
+            entries = self.filesystem.ls(directory, detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if str(entry).rstrip("/") != directory}
+        return sorted(name for name in names if name)
+
+    def walk(self, directory: str) -> list[str]:
+        """Return all files below a directory, with full paths; an empty list if there is none."""
+        if self.local:
+            return [
+                os.path.join(base, name)  # noqa: PTH118 - as above
+                for base, _, names in os.walk(directory)
+                for name in names
+            ]
+        try:
+            return [str(path) for path in self.filesystem.find(directory, refresh=True)]
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str) -> bytes:
+        """Return a whole small file. Raises FileNotFoundError."""
+        return Path(path).read_bytes() if self.local else cast(bytes, self.filesystem.cat_file(path))
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading. Raises FileNotFoundError."""
+        if self.local:
+            return Path(path).open("rb")
+        return cast(BinaryIO, self.filesystem.open(path, "rb"))
+
+    def make_directory(self, path: str) -> None:
+        """Create a directory and its parents; nothing happens on object stores, which have none."""
+        if self.local:
+            Path(path).mkdir(parents=True, exist_ok=True)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a small file as a whole, replacing any: readers see the old one or the new one."""
+        if not self.local:
+            self.filesystem.pipe_file(path, data)
+            return
+        self._put_local(path, data, exclusive=False)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small file as a whole only if there is none; False if there is one. Atomic against other writers."""
+        if self.local:
+            return self._put_local(path, data, exclusive=True)
+        try:
+            self.filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if _precondition_failed(error):
+                return False
+            raise
+        return True
+
+    def put_file(self, local: str, path: str) -> None:
+        """Move a local temporary file to its final place, which becomes visible as a whole."""
+        if self.local:
+            self.make_directory(os.path.dirname(path))  # noqa: PTH120
+            sync_file(local)
+            os.replace(local, path)
+            sync_directory(os.path.dirname(path))  # noqa: PTH120
+            return
+        self.filesystem.put_file(local, path)
+        os.unlink(local)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file, replacing any; a server-side copy and a delete on object stores."""
+        if self.local:
+            os.replace(source, target)
+            return
+        self.filesystem.cp_file(source, target)
+        self.filesystem.rm_file(source)
+
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        try:
+            if self.local:
+                os.unlink(path)
+            else:
+                self.filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+
+    def delete_tree(self, directory: str) -> None:
+        """Remove a directory with all in it; nothing happens if there is none."""
+        if self.local:
+            try:
+                shutil.rmtree(directory)
+            except FileNotFoundError:
+                return
+        else:
+            for path in self.walk(directory):
+                self.delete(path)
+
+    def prune(self, directory: str) -> None:
+        """Remove the empty directories below and including a local directory."""
+        if self.local:
+            for base, _, _ in os.walk(directory, topdown=False):
+                try:
+                    os.rmdir(base)
+                except OSError as error:
+                    if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                        raise
+
+    def sync(self, directory: str) -> None:
+        """Make renames in a local directory survive a power cut."""
+        if self.local:
+            sync_directory(directory)
+
+    def free_bytes(self) -> int | None:
+        """Return the free bytes where the root lies; None on object stores."""
+        if not self.local:
+            return None
+        place = Path(self.root)
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def _put_local(self, path: str, data: bytes, *, exclusive: bool) -> bool:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if exclusive:
+                try:
+                    # A link fails if the name is taken, and unlike O_EXCL never shows a half-written file.
+                    os.link(temporary, target)
+                except FileExistsError:
+                    return False
+            else:
+                temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(str(target.parent))
+        return True
+
+
+def sync_file(path: str) -> None:
+    """Write a local file's data to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: str) -> None:
+    """Write a local directory's entries to the disk."""
+    sync_file(path)
+
+
+@contextmanager
+def storage_errors(storage: Storage, doing: str) -> Iterator[None]:
+    """Turn an OSError while ``doing`` something into a LakeError that names the path and the free space."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or storage.root
+        free = None
+        try:
+            free = storage.free_bytes()
+        except OSError:
+            free = None
+        space = "" if free is None else f" ({free / 1e6:,.1f} MB free)"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            hint = (
+                "Make room on that disk (or raise the file size limit) and materialize again; finished runs are kept."
+            )
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            hint = "Let this user write there, or set lake.root to a place it may write, and materialize again."
+        else:
+            hint = "Check that the lake's storage can be reached and written, then materialize again."
+        raise LakeError(f"{doing} failed at {place}{space}: {error.strerror or error}.", hint=hint) from error
+
+
+def _precondition_failed(error: OSError) -> bool:
+    """True if an object store refused a conditional write because the object exists (HTTP 412, or 409 while racing)."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in {409, 412}:
+                return True
+        cause = cause.__cause__
+    return "PreconditionFailed" in str(error) or "pre-conditions" in str(error)
+
+
+def filesystem_of(url: str, options: dict[str, Any] | None = None) -> fsspec.AbstractFileSystem:
+    """Return the fsspec file system of a URL or local path."""
+    return url_to_fs(url, **(options or {}))[0]
