@@ -7,7 +7,8 @@ a setting ending in ``_env`` names the environment variable that holds one.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, overload
 from zoneinfo import ZoneInfo, available_timezones
 
 import dagster as dg
@@ -49,7 +50,7 @@ Moment = Annotated[str, AfterValidator(_moment)]
 EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
 
 
-class StorageSettings(dg.Model, dg.Resolvable):
+class StorageSettings(dg.Model):
     """How to reach a file system that is not local (s3://, gs://, az://, any fsspec URL)."""
 
     options: dict[str, str | int | bool] = Field(
@@ -69,7 +70,7 @@ class StorageSettings(dg.Model, dg.Resolvable):
         return self
 
 
-class ExportSource(dg.Model, dg.Resolvable):
+class ExportSource(dg.Model):
     """A directory that neptune-exporter wrote, local or at any fsspec URL. It is only ever read."""
 
     data: str = Field(description="The exporter's data directory: one directory a project, Parquet inside.")
@@ -103,7 +104,7 @@ class ExportSource(dg.Model, dg.Resolvable):
         return self
 
 
-class OfflineSource(dg.Model, dg.Resolvable):
+class OfflineSource(dg.Model):
     """Folders recorded by neptune-scale or neptune-client that never reached a server. They are only ever read."""
 
     paths: list[str] = Field(description="Directories searched for recordings: `.neptune` folders or what holds them.")
@@ -117,7 +118,7 @@ class OfflineSource(dg.Model, dg.Resolvable):
     )
 
 
-class SourceSettings(dg.Model, dg.Resolvable):
+class SourceSettings(dg.Model):
     """Where runs come from: exactly one kind."""
 
     export: ExportSource | None = Field(default=None, description="A neptune-exporter directory.")
@@ -133,7 +134,7 @@ class SourceSettings(dg.Model, dg.Resolvable):
         return self
 
 
-class ProjectFilter(dg.Model, dg.Resolvable):
+class ProjectFilter(dg.Model):
     """Which projects; patterns are regular expressions searched in ``workspace/project``."""
 
     only: list[str] | None = Field(
@@ -143,7 +144,7 @@ class ProjectFilter(dg.Model, dg.Resolvable):
     exclude: list[Pattern] = Field(default_factory=list, description="Leave out projects that match any of these.")
 
 
-class RunFilter(dg.Model, dg.Resolvable):
+class RunFilter(dg.Model):
     """Which runs, models and model versions; patterns are regular expressions searched in the run id."""
 
     ids: list[str] | None = Field(default=None, description="Exactly these run ids.")
@@ -158,7 +159,7 @@ class RunFilter(dg.Model, dg.Resolvable):
     trashed: bool = Field(default=False, description="Keep runs in the trash.")
 
 
-class AttributeFilter(dg.Model, dg.Resolvable):
+class AttributeFilter(dg.Model):
     """Which attributes; patterns are regular expressions searched in the attribute's path."""
 
     include: list[Pattern] = Field(default_factory=list, description="Keep attributes that match any of these.")
@@ -169,7 +170,7 @@ class AttributeFilter(dg.Model, dg.Resolvable):
     )
 
 
-class Filters(dg.Model, dg.Resolvable):
+class Filters(dg.Model):
     """What to take from the source. Everything, if nothing is said."""
 
     projects: ProjectFilter = Field(default_factory=ProjectFilter, description="Which projects.")
@@ -178,7 +179,7 @@ class Filters(dg.Model, dg.Resolvable):
     model_registry: bool = Field(default=True, description="Take models and model versions, where the source has them.")
 
 
-class LakeSettings(dg.Model, dg.Resolvable):
+class LakeSettings(dg.Model):
     """Where the Parquet lake lies, and how much memory and disk writing it may use."""
 
     root: str = Field(description="Directory or fsspec URL of the lake.")
@@ -191,7 +192,7 @@ class LakeSettings(dg.Model, dg.Resolvable):
     scratch: str | None = Field(default=None, description="Local directory for spilled runs; the system's if left out.")
 
 
-class SummarySettings(dg.Model, dg.Resolvable):
+class SummarySettings(dg.Model):
     """DuckDB summary tables and the database that people open."""
 
     database: str | None = Field(
@@ -201,7 +202,7 @@ class SummarySettings(dg.Model, dg.Resolvable):
     threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
 
 
-class MlflowTarget(dg.Model, dg.Resolvable):
+class MlflowTarget(dg.Model):
     """Load into MLflow through any tracking URI."""
 
     tracking_uri: str | None = Field(
@@ -225,7 +226,7 @@ class MlflowTarget(dg.Model, dg.Resolvable):
     )
 
 
-class WandbTarget(dg.Model, dg.Resolvable):
+class WandbTarget(dg.Model):
     """Load into Weights & Biases: staged as offline runs, verified, then synced when a key is configured."""
 
     staging: str | None = Field(default=None, description="Directory for offline runs; beside the lake if left out.")
@@ -240,7 +241,7 @@ class WandbTarget(dg.Model, dg.Resolvable):
     )
 
 
-class TargetSettings(dg.Model, dg.Resolvable):
+class TargetSettings(dg.Model):
     """Where to load runs. No target, if nothing is said."""
 
     mlflow: MlflowTarget | None = Field(default=None, description="MLflow.")
@@ -250,7 +251,7 @@ class TargetSettings(dg.Model, dg.Resolvable):
     )
 
 
-class AutomationSettings(dg.Model, dg.Resolvable):
+class AutomationSettings(dg.Model):
     """What runs by itself. Schedules and sensors ship switched off; turn them on in the UI or here."""
 
     schedule: str = Field(default="0 3 * * *", description="Cron schedule of the backfill over all projects.")
@@ -261,7 +262,7 @@ class AutomationSettings(dg.Model, dg.Resolvable):
     )
 
 
-class Settings(dg.Model, dg.Resolvable):
+class Settings(dg.Model):
     """One migration: a source, filters, a lake, and targets."""
 
     source: SourceSettings = Field(description="Where runs come from.")
@@ -275,3 +276,33 @@ class Settings(dg.Model, dg.Resolvable):
         pattern=r"^[A-Za-z0-9_]+$",
         description="First part of this migration's asset keys; the folder's name if left out.",
     )
+
+    def anchored(self, root: Path) -> Settings:
+        """Return a copy in which relative local paths are taken from ``root`` instead of the working directory."""
+        settings = self.model_copy(deep=True)
+        export, offline = settings.source.export, settings.source.offline
+        if export is not None:
+            for name in ("data", "files", "model_data", "model_files"):
+                setattr(export, name, _anchor(getattr(export, name), root))
+        if offline is not None:
+            offline.paths = [_anchor(path, root) for path in offline.paths]
+            offline.search_files_in = [_anchor(path, root) for path in offline.search_files_in]
+        settings.filters.runs.ids_file = _anchor(settings.filters.runs.ids_file, root)
+        settings.lake.root = _anchor(settings.lake.root, root)
+        settings.lake.scratch = _anchor(settings.lake.scratch, root)
+        settings.summary.database = _anchor(settings.summary.database, root)
+        if settings.targets.wandb is not None:
+            settings.targets.wandb.staging = _anchor(settings.targets.wandb.staging, root)
+        return settings
+
+
+@overload
+def _anchor(path: str, root: Path) -> str: ...
+@overload
+def _anchor(path: None, root: Path) -> None: ...
+@overload
+def _anchor(path: str | None, root: Path) -> str | None: ...
+def _anchor(path: str | None, root: Path) -> str | None:
+    if path is None or "://" in path:
+        return path
+    return str((root / Path(path).expanduser()).resolve())

@@ -1,0 +1,68 @@
+# Everything here brings its own tools: a fresh machine needs Python 3.11+, git and make, no more.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+TOOLS := .tools
+UV := $(TOOLS)/bin/uv
+BIN := $(VENV)/bin
+export DAGSTER_HOME := $(CURDIR)/dagster_home
+export DAGSTER_DISABLE_TELEMETRY := yes
+export MLFLOW_DISABLE_TELEMETRY := true
+# The console's own colours and pagers have no place in a log.
+export PYTHONUNBUFFERED := 1
+
+DEMO_PROJECTS := demo/vision demo/tabular
+DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb" or key:"demo/targets/*"
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo dev test proofs check format bench record-demo clean
+
+help: ## List these targets
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Make the virtual environment from uv.lock
+
+$(VENV)/.installed: pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=python3.x"; exit 1; }
+	@test -x $(UV) || { $(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv; }
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(UV) sync --locked --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	@touch $@
+
+demo: install ## Take the sample recordings through every asset, then print what was read, written, loaded and verified
+	@rm -rf data/demo
+	@$(BIN)/dg utils refresh-defs-state
+	@for project in $(DEMO_PROJECTS); do \
+	  echo "── $$project"; \
+	  $(BIN)/dagster asset materialize -m neptune_assets.definitions --select '$(DEMO_STAGES)' --partition "$$project" || exit 1; \
+	done
+	@$(BIN)/dagster asset materialize -m neptune_assets.definitions --select 'key:"demo/summary/neptune_duckdb"'
+	@$(BIN)/python demo/report.py --lake data/demo
+
+dev: install ## Open the Dagster UI on http://127.0.0.1:3000
+	@$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
+
+test: install ## Run the tests
+	@$(BIN)/pytest -m "not slow"
+
+proofs: install ## Run the slow proofs: random kills, full disk, memory caps
+	@$(BIN)/pytest -m slow
+
+check: install ## Check formatting, lint, types and docs
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest neptune_assets_tests/test_docs.py
+
+format: install ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: install ## Measure beside neptune-exporter: make bench PEER_PYTHON=... PEER_SRC=...
+	@$(BIN)/python -m neptune_assets_tests.benchmarks.run --peer-python "$(PEER_PYTHON)" --peer-src "$(PEER_SRC)"
+
+record-demo: install ## Record the demo's runs anew with the real Neptune clients
+	@$(BIN)/python demo/record.py
+
+clean: ## Remove what the demo and Dagster left, but not the environment
+	@rm -rf data wandb mlruns
+	@git clean -fdxq dagster_home

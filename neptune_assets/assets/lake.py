@@ -1,0 +1,80 @@
+"""Assets of the lake: runs, models and model versions of one project as Parquet, and the checks on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from neptune_assets.assets.context import Migration, RefreshConfig
+from neptune_assets.assets.metadata import parquet_column_schema
+from neptune_assets.checks import check_complete, check_files, check_schema
+from neptune_assets.failures import RETRY_POLICY, clear_failures
+from neptune_assets.lake.io_manager import ProjectStream
+from neptune_assets.lake.reader import Lake
+from neptune_assets.schema import Scope
+from neptune_assets.sources.protocol import Source
+
+_DESCRIPTIONS = {
+    Scope.RUNS: "Runs of one Neptune project as Parquet, one commit a run; only new, changed and partial runs are read.",
+    Scope.MODELS: "Models of one project's model registry as Parquet.",
+    Scope.MODEL_VERSIONS: "Model versions of one project's model registry as Parquet.",
+}
+
+
+def lake_assets(migration: Migration) -> list[dg.AssetsDefinition]:
+    """Build the lake's assets: ``runs`` always, the model registry where the source can hold one."""
+    export = migration.settings.source.export
+    registry = migration.settings.filters.model_registry and (export is None or export.model_data is not None)
+    scopes = [Scope.RUNS, *([Scope.MODELS, Scope.MODEL_VERSIONS] if registry else [])]
+    return [_lake_asset(migration, scope) for scope in scopes]
+
+
+def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
+    key = migration.key("lake", scope.value)
+    lake_settings = migration.settings.lake
+
+    @dg.asset(
+        key=key,
+        deps=[migration.key("source", "inventory")],
+        group_name="lake",
+        description=_DESCRIPTIONS[scope],
+        partitions_def=migration.partitions,
+        io_manager_key=migration.lake_io,
+        required_resource_keys={migration.source},
+        kinds={"parquet"},
+        code_version="1",
+        retry_policy=RETRY_POLICY,
+        pool=migration.pool("lake"),
+        metadata={
+            "dagster/column_schema": parquet_column_schema(),
+            "dagster/uri": f"{lake_settings.root.rstrip('/')}/{'data' if scope is Scope.RUNS else 'model_data'}",
+        },
+        check_specs=[
+            dg.AssetCheckSpec(
+                "complete", asset=key, partitions_def=migration.partitions,
+                description="Every attribute the source promised arrived; partial runs are named with their reason.",
+            ),
+            dg.AssetCheckSpec(
+                "schema", asset=key, partitions_def=migration.partitions, blocking=True,
+                description="Every part of every run has the lake's columns, and belongs to the committed generation.",
+            ),
+            dg.AssetCheckSpec(
+                "files_present", asset=key, partitions_def=migration.partitions,
+                description="Every file that a run names lies in the lake with the size that was recorded.",
+            ),
+        ],
+    )
+    def table(context: dg.AssetExecutionContext, config: RefreshConfig) -> Iterator[Any]:
+        source: Source = getattr(context.resources, migration.source)
+        stream = ProjectStream(source, context.partition_key, scope, config.full_refresh)
+        # Dagster hands the output to the IO manager before it resumes this function: what follows sees it written.
+        yield dg.Output(stream)
+        with clear_failures():
+            project = Lake(lake_settings).project(context.partition_key, scope)
+            yield check_complete(project, key)
+            yield check_schema(project, key)
+            yield check_files(project, key)
+
+    return table

@@ -1,0 +1,92 @@
+"""What the UI shows of a materialization: numbers that plot themselves, a sample, a picture of metric curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from neptune_assets.lake.reader import LakeProject
+from neptune_assets.lake.writer import WriteReport
+from neptune_assets.schema import SCHEMA, Scope
+from neptune_assets.settings import Settings
+
+_ISSUES_SHOWN = 50
+# The ampersand comes first: the others bring one.
+_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "[": "&#91;", "!": "&#33;"}
+
+
+def parquet_column_schema() -> dg.TableSchema:
+    """Return the lake's columns as Dagster's table schema."""
+    return arrow_column_schema(SCHEMA)
+
+
+def arrow_column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | None = None) -> dg.TableSchema:
+    """Return any Arrow schema as Dagster's table schema, with descriptions where given."""
+    described = descriptions or {}
+    return dg.TableSchema(
+        columns=[dg.TableColumn(field.name, str(field.type), described.get(field.name)) for field in schema]
+    )
+
+
+def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings) -> dict[str, Any]:
+    """Describe what was just written: counts, speed, a sample, a picture, and everything that is not as it should be."""
+    from neptune_assets.summary.picture import curves, markdown_image, sample
+
+    records = project.records()
+    partial = [record for record in records.values() if not record.complete]
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": sum(record.total_rows for record in records.values()),
+        "runs_total": len(records),
+        "runs_new": len(report.new),
+        "runs_changed": len(report.changed),
+        "runs_skipped": len(report.skipped),
+        "runs_partial": len(partial),
+        "runs_vanished": sum(record.vanished_at is not None for record in records.values()),
+        "rows_written": sum(report.rows.values()),
+        "bytes_written": report.bytes,
+        "files_written": report.files,
+        "seconds": round(report.seconds, 3),
+        "rows_per_second": round(report.rows_per_second),
+        "sample": dg.MetadataValue.md(sample(project)),
+    }
+    rows_by_type: dict[str, int] = {}
+    for record in records.values():
+        for kind, count in record.rows.items():
+            rows_by_type[kind] = rows_by_type.get(kind, 0) + count
+    metadata.update({f"rows_{kind}": count for kind, count in sorted(rows_by_type.items())})
+    if report.repairs:
+        metadata["repairs"] = dg.MetadataValue.md(table(["repair", "rows"], sorted(report.repairs.items())))
+    issues = [
+        (record.run_id, issue.attribute_path or "", issue.message) for record in partial for issue in record.errors
+    ]
+    if issues:
+        metadata["partial_runs"] = dg.MetadataValue.md(table(["run", "attribute", "reason"], issues))
+    if report.problems:
+        rows = [(issue.attribute_path or "", issue.message) for issue in report.problems]
+        metadata["source_problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))
+    if project.scope is Scope.RUNS:
+        picture = curves(project, settings.summary)
+        if picture is not None:
+            metadata["curves"] = dg.MetadataValue.md(markdown_image(picture))
+    return metadata
+
+
+def table(header: list[str], rows: list[tuple[Any, ...]]) -> str:
+    """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows[:_ISSUES_SHOWN]]
+    if len(rows) > _ISSUES_SHOWN:
+        lines.append(f"\n{len(rows) - _ISSUES_SHOWN:,} more are in the lake's manifest.")
+    return "\n".join(lines)
+
+
+def escape(value: object, longest: int = 200) -> str:
+    """Return a value as text for one Markdown cell: no line breaks, pipes, markup or HTML."""
+    text = str(value)
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    for mark, safe in _ESCAPES.items():
+        text = text.replace(mark, safe)
+    return "".join(c if c.isprintable() else "·" for c in text)

@@ -1,0 +1,108 @@
+"""build_defs(): the only place where the pieces meet.
+
+Settings in, Dagster definitions out: assets in the order of the data, their resources, jobs, the schedule and the
+sensor of one migration. Several migrations side by side are merged by Dagster; their names never meet because each
+carries its prefix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from neptune_assets.assets.context import Migration
+from neptune_assets.assets.lake import lake_assets
+from neptune_assets.assets.metadata import lake_metadata
+from neptune_assets.assets.source import source_assets
+from neptune_assets.assets.summary import database_asset, summary_assets
+from neptune_assets.assets.tables import ParquetTables
+from neptune_assets.assets.targets import target_assets
+from neptune_assets.automation import backfill_schedule, growth_sensor
+from neptune_assets.lake.io_manager import LakeIOManager
+from neptune_assets.partitions import project_keys
+from neptune_assets.settings import Settings
+from neptune_assets.sources.protocol import Source
+from neptune_assets.sources.registry import open_source
+
+
+def discover_projects(settings: Settings) -> list[str]:
+    """Ask the source for its projects; the keys become partitions."""
+    return project_keys(open_source(settings).projects())
+
+
+def build_defs(
+    settings: Settings,
+    keys: Sequence[str],
+    *,
+    prefix: str = "neptune",
+    resource_overrides: Mapping[str, Any] | None = None,
+) -> dg.Definitions:
+    """Build one migration's definitions, with ``keys`` as partitions.
+
+    ``resource_overrides`` replaces resources by name: ``<prefix>_source``, ``<prefix>_lake_io``, ``<prefix>_table_io``.
+    """
+    migration = Migration(settings, prefix, project_keys(keys))
+    source_and_lake = [*source_assets(migration), *lake_assets(migration)]
+    summary = summary_assets(migration)
+    targets = target_assets(migration)
+    database = database_asset(migration)
+    partitioned = [*source_and_lake, *summary, *targets]
+    migrate = _job(
+        f"{prefix}_migrate", partitioned, migration, "One project through every stage: source, lake, summary, targets."
+    )
+    jobs = [
+        migrate,
+        _job(f"{prefix}_lake", source_and_lake, migration, "One project from the source into the lake, no further."),
+        _job(f"{prefix}_database", [database], None, "Build neptune.duckdb anew and check every project."),
+    ]
+
+    def watch() -> dict[str, str]:
+        source = open_source(settings)
+        return {key: project_mark(source, key) for key in source.projects()}
+
+    resources: dict[str, Any] = {
+        migration.source: dg.ResourceDefinition(lambda _: open_source(settings)),
+        migration.lake_io: dg.IOManagerDefinition.hardcoded_io_manager(
+            LakeIOManager(settings.lake, lambda report, project: lake_metadata(report, project, settings))
+        ),
+        migration.table_io: dg.IOManagerDefinition.hardcoded_io_manager(ParquetTables(settings.lake)),
+        **(resource_overrides or {}),
+    }
+    return dg.Definitions(
+        assets=[*partitioned, database],
+        resources=resources,
+        jobs=jobs,
+        schedules=[backfill_schedule(f"{prefix}_backfill", migrate, migration.keys, settings.automation)],
+        sensors=[
+            growth_sensor(f"{prefix}_growth", migrate, migration.keys, settings.automation, watch),
+            dg.AutomationConditionSensorDefinition(
+                f"{prefix}_changed_data",
+                target=dg.AssetSelection.assets(*(key for item in [*summary, *targets, database] for key in item.keys)),
+                default_status=(
+                    dg.DefaultSensorStatus.RUNNING if settings.automation.enabled else dg.DefaultSensorStatus.STOPPED
+                ),
+                description="Run summaries and loads whose data changed.",
+            ),
+        ],
+        executor=dg.in_process_executor,
+    )
+
+
+def project_mark(source: Source, project_id: str) -> str:
+    """Return one mark for all runs of a project; it changes when any run is new, gone or changed."""
+    marks = sorted((info.run_id, info.fingerprint) for info in source.runs(project_id))
+    return hashlib.blake2b(repr(marks).encode(), digest_size=16).hexdigest()
+
+
+def _job(
+    name: str, assets: Sequence[dg.AssetsDefinition], migration: Migration | None, description: str
+) -> dg.UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(*assets),
+        partitions_def=migration.partitions if migration is not None else None,
+        description=description,
+    )

@@ -1,0 +1,113 @@
+"""Asset checks: what must hold before the next stage may build on a table.
+
+Each function reads what is on disk and returns a result; none writes. Counts are exact, lists are cut at 50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from neptune_assets.assets.metadata import table
+from neptune_assets.lake import layout
+from neptune_assets.lake.reader import Lake, LakeProject
+from neptune_assets.schema import SCHEMA, Scope
+from neptune_assets.targets.load import LoadReport
+
+
+def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if no run is partial. A warning: partial runs are withheld from loads, complete ones go on."""
+    partial = [record for record in project.records().values() if not record.complete]
+    rows = [(r.run_id, issue.attribute_path or "", issue.message) for r in partial for issue in r.errors]
+    return dg.AssetCheckResult(
+        passed=not partial,
+        check_name="complete",
+        asset_key=key,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=(
+            f"{len(partial):,} runs are partial and will be read again next time." if partial else "Every run is complete."
+        ),
+        metadata={
+            "partial_runs": len(partial),
+            **({"reasons": dg.MetadataValue.md(table(["run", "attribute", "reason"], rows))} if rows else {}),
+        },
+    )
+
+
+def check_schema(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if every part in the lake opens and has the lake's columns; parts read in place are checked while reading."""
+    wrong: list[tuple[str, str]] = []
+    checked = 0
+    records = project.records()
+    for run_id, parts in project.parts().items():
+        if records[run_id].in_place is not None:
+            continue
+        for part in parts:
+            checked += 1
+            try:
+                with project.filesystem.open(part, "rb") as file:
+                    schema = pq.ParquetFile(file).schema_arrow
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a part is what this check reports
+                wrong.append((run_id, f"{part}: {error}"))
+                continue
+            if not schema.remove_metadata().equals(SCHEMA):
+                wrong.append((run_id, f"{part}: columns are {schema.names}"))
+    return _result("schema", key, wrong, f"{checked:,} parts have the lake's columns.")
+
+
+def check_files(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if every file that the manifest names is there with its recorded size."""
+    wrong: list[tuple[str, str]] = []
+    checked = 0
+    for record in project.records().values():
+        for item in record.files:
+            checked += 1
+            path = project.file_path(record, item.path)
+            try:
+                size = project.filesystem.size(path)
+            except FileNotFoundError:
+                wrong.append((record.run_id, f"{path} is gone"))
+                continue
+            if size != item.size:
+                wrong.append((record.run_id, f"{path} has {size} bytes instead of {item.size}"))
+    return _result("files_present", key, wrong, f"{checked:,} files are in place.")
+
+
+def check_load(report: LoadReport, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if every run that had to be loaded was loaded and reads back as it is in the lake."""
+    wrong = [(run_id, message) for run_id, message in sorted(report.failed.items())]
+    return _result(
+        "load_verified", key, wrong, f"{len(report.loaded):,} runs loaded and verified, {len(report.skipped):,} already there."
+    )
+
+
+def check_projects(lake: Lake, keys: Iterable[str], key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if every project that is in the lake can be opened and holds no partial run."""
+    wrong: list[tuple[str, str]] = []
+    present = set(lake.projects())
+    for project_id in sorted({*keys} & present):
+        records = lake.project(project_id, Scope.RUNS).records()
+        partial = sum(not record.complete for record in records.values())
+        if partial:
+            wrong.append((project_id, f"{partial:,} of {len(records):,} runs are partial"))
+    missing = sorted({*keys} - present)
+    wrong += [(project_id, "not in the lake yet: materialize its partition") for project_id in missing]
+    return _result("no_project_broken", key, wrong, f"{len(present):,} projects are whole.")
+
+
+def _result(
+    name: str, key: dg.AssetKey, wrong: list[tuple[str, str]], fine: str
+) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        check_name=name,
+        asset_key=key,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=fine if not wrong else f"{len(wrong):,} problems; the first: {wrong[0][0]}: {wrong[0][1]}",
+        metadata={
+            "problems": len(wrong),
+            **({"details": dg.MetadataValue.md(table(["where", "problem"], wrong))} if wrong else {}),
+        },
+    )

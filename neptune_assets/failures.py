@@ -1,0 +1,29 @@
+"""From our errors to Dagster's: what heals is tried again, what cannot heal fails at once with its next action.
+
+Belongs here: the one retry policy, and the one place that turns a :class:`NeptuneAssetsError` into ``dg.Failure``.
+Retries live nowhere else, so that an error is never tried retries-times-retries times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from neptune_assets.errors import NeptuneAssetsError
+
+RETRY_POLICY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+@contextmanager
+def clear_failures() -> Iterator[None]:
+    """Turn errors that name their next action into Dagster failures that show it."""
+    try:
+        yield
+    except NeptuneAssetsError as error:
+        raise dg.Failure(
+            description=str(error),
+            metadata={"error": type(error).__name__, "next_action": error.hint},
+            allow_retries=error.transient,
+        ) from error

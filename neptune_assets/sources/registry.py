@@ -1,0 +1,18 @@
+"""From settings to the source they name."""
+
+from __future__ import annotations
+
+from neptune_assets.settings import Settings
+from neptune_assets.sources.protocol import Source
+
+
+def open_source(settings: Settings) -> Source:
+    """Open the one source that the settings name; each kind imports its own libraries only here."""
+    if settings.source.export is not None:
+        from neptune_assets.sources.export.source import Export
+
+        return Export(settings.source.export, settings.filters)
+    assert settings.source.offline is not None  # the settings' validator allows exactly one kind
+    from neptune_assets.sources.offline.source import Offline
+
+    return Offline(settings.source.offline, settings.filters)
