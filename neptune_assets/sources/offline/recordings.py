@@ -46,7 +46,7 @@ class Recording(Protocol):
     """One recording of one run (or model, or model version). Listing one reads little; replaying one streams.
 
     Several recordings may hold one run (a run that was resumed): they are replayed into one state, in the order of
-    ``created_at``. Times are aware UTC datetimes or None.
+    ``started_at``. Times are aware UTC datetimes or None.
     """
 
     @property
@@ -67,7 +67,11 @@ class Recording(Protocol):
 
     @property
     def created_at(self) -> datetime | None:
-        """When the recording began."""
+        """When the run was created, as the recording tells it; the user may have chosen this time."""
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When this recording began by the clock of the machine; orders the recordings of one run."""
 
     @property
     def modified_at(self) -> datetime | None:
