@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pytest
-
 from neptune_assets.lake.reader import Lake, LakeProject
+
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
@@ -44,7 +44,7 @@ class Held:
     target_id: str
     digest: str | None
     points: dict[str, list[tuple[Decimal, float, int | None]]] = field(default_factory=dict)
-    """attribute path -> (step, value, time in ms or None where the target keeps none), by step; wherever they are kept."""
+    """attribute path -> (step, value, time in ms or None if the target keeps none), by step; wherever kept."""
     params: dict[str, Any] = field(default_factory=dict)
     """attribute path -> value as held; compared with ``TargetContract.held_param``."""
     texts: dict[str, list[tuple[Decimal, str]]] = field(default_factory=dict)
@@ -148,7 +148,10 @@ def settings_of(root: Path) -> LakeSettings:
 def load(place: Place, root: Path, project_id: str = PROJECT, **options: Any) -> LoadReport:
     """Load one project of the lake beneath ``root`` as the assets do."""
     settings = settings_of(root)
-    return load_project(Lake(settings).project(project_id), place.open, Ledger(settings), **options)
+    target = place.open()
+    name = target.name
+    target.close()
+    return load_project(Lake(settings).project(project_id), place.open, Ledger(settings, name, project_id), **options)
 
 
 def hook(dotted: str) -> tuple[Any, str]:
@@ -369,12 +372,13 @@ class TargetContract:
 
     def test_hostile_run_and_project_names(self, place: Place, tmp_path: Path) -> None:
         runs = ["it's", 'say "hi"', "50%", "100%s", "ü漢🙂", "a/b", "..", "x" * 300, "semi;colon--", "tags.`a` = 'b'"]
-        project = "wörk's/100% \"proj\""
+        project = 'wörk\'s/100% "proj"'
         self.lake(tmp_path, {run: born(point("m", 0, float(i))) for i, run in enumerate(runs)}, project)
         self.good(load(place, tmp_path, project))
         state = place.state()
         again = self.good(load(place, tmp_path, project))
-        assert again.loaded == [] and sorted(again.skipped) == sorted(runs)
+        assert again.loaded == []
+        assert sorted(again.skipped) == sorted(runs)
         assert place.state() == state
         for i, run in enumerate(runs):
             assert self.one(place, run, project).points["m"][0][1] == float(i)
@@ -421,8 +425,10 @@ class TargetContract:
         )
         self.good(load(place, tmp_path))
         held = self.one(place, "R-1")
-        assert held.tags == set(tags) and held.group_tags == {"g1"}
-        assert held.failed and held.description == "what it was for"
+        assert held.tags == set(tags)
+        assert held.group_tags == {"g1"}
+        assert held.failed
+        assert held.description == "what it was for"
         assert held.start_ms == BORN_MS
         assert not self.one(place, "R-2").failed
 
@@ -469,7 +475,8 @@ class TargetContract:
         assert self.good(load(place, tmp_path)).loaded == ["R-1"]
         state = place.state()
         report = self.good(load(place, tmp_path))
-        assert report.loaded == [] and report.skipped == ["R-1"]
+        assert report.loaded == []
+        assert report.skipped == ["R-1"]
         assert place.state() == state
 
     def test_changed_and_shrunken_runs_are_replaced(self, place: Place, tmp_path: Path) -> None:
@@ -481,7 +488,8 @@ class TargetContract:
         second = born(*(point("m", i, -float(i)) for i in range(1, 6)), param("p", "int", 2))
         self.lake(tmp_path, {"R-1": second, "R-2": other})
         report = self.good(load(place, tmp_path))
-        assert report.loaded == ["R-1"] and report.skipped == ["R-2"]
+        assert report.loaded == ["R-1"]
+        assert report.skipped == ["R-2"]
         held = self.one(place, "R-1")
         self.check_points(held, second)
         assert held.params["p"] == self.held_param("int", 2)
@@ -498,13 +506,14 @@ class TargetContract:
         project = self.lake(tmp_path, {"R-1": born(point("m", 0, 1.0)), "R-2": born()})
         self.good(load(place, tmp_path))
         ledger = tmp_path / "lake" / "targets"
-        removed = [file for file in ledger.rglob("*.jsonl")]
+        removed = list(ledger.rglob("*.jsonl"))
         assert removed
         for file in removed:
             file.write_bytes(b"\x00 not json\n{")
         state = place.state()
         report = self.good(load(place, tmp_path))
-        assert report.loaded == [] and sorted(report.skipped) == ["R-1", "R-2"]
+        assert report.loaded == []
+        assert sorted(report.skipped) == ["R-1", "R-2"]
         assert place.state() == state
         target = place.open()
         try:
@@ -562,14 +571,14 @@ class TargetContract:
     # -- what goes wrong
 
     def test_partial_runs_are_withheld_unless_asked_for(self, place: Place, tmp_path: Path) -> None:
-        self.lake(
-            tmp_path, {"whole": born(point("m", 0, 1.0)), "torn": born(point("m", 0, 2.0))}, partial={"torn"}
-        )
+        self.lake(tmp_path, {"whole": born(point("m", 0, 1.0)), "torn": born(point("m", 0, 2.0))}, partial={"torn"})
         report = self.good(load(place, tmp_path, partial_runs="withhold"))
-        assert report.loaded == ["whole"] and list(report.withheld) == ["torn"]
+        assert report.loaded == ["whole"]
+        assert list(report.withheld) == ["torn"]
         assert list(place.held(PROJECT)) == ["whole"]
         report = self.good(load(place, tmp_path, partial_runs="load"))
-        assert report.loaded == ["torn"] and not report.withheld
+        assert report.loaded == ["torn"]
+        assert not report.withheld
 
     def test_crash_leaves_nothing_a_load_does_not_repair(
         self, place: Place, tmp_path: Path, crash_point: str, monkeypatch: pytest.MonkeyPatch
