@@ -1,0 +1,320 @@
+"""Recordings of neptune-scale: one ``run_operations.sqlite3`` each, format v5.
+
+Decisions. A recording of a live process is read as it is at that moment, with a note. Where a server has already taken
+the first operations, the client deleted them here: what is left is read, and the run is partial. ``sys/id`` was the
+server's to give and is not made up. Other formats are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from neptune_assets.errors import FileGoneError, SourceError
+from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.offline.recorded_files import RecordedFile, base_name, candidates
+from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
+from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_in_place, open_snapshot, writer
+from neptune_assets.sources.offline.scale_operations import Operations, messages, milliseconds, moment
+from neptune_assets.sources.offline.state import MAX_ISSUES, RunState
+from neptune_assets.sources.protocol import SourceFile
+
+DATABASE: Final = "run_operations.sqlite3"
+FORMAT: Final = "v5"
+_CREATE: Final = 1
+_UPDATE: Final = 0
+_READER: Final = "scale-1"
+"""Part of every fingerprint: raise it when the same recording would be read differently."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What a database says of itself without being read: enough to list it."""
+
+    version: str
+    project_id: str
+    run_id: str
+    created_ms: int | None
+    started_ms: int | None
+    fork: Fork | None
+
+
+class ScaleRecording:
+    """One database of neptune-scale; implements :class:`~.recordings.Recording`."""
+
+    scope = Scope.RUNS
+
+    def __init__(self, path: Path, identity: _Identity, facts: FileFacts, settings: OfflineSource) -> None:
+        self.path = path
+        self.project_id = identity.project_id
+        self.run_id = identity.run_id
+        self.fork = identity.fork
+        self.created_at = None if identity.created_ms is None else moment(identity.created_ms)
+        self.started_at = None if identity.started_ms is None else moment(identity.started_ms)
+        self.modified_at: datetime | None = datetime.fromtimestamp(facts.modified_ns / 1e9, UTC)
+        self.size = facts.size
+        self._settings = settings
+        self._uploads: tuple[FileFacts, Mapping[str, tuple[str, int]]] | None = None
+
+    def fingerprint(self) -> str:
+        """A mark over sizes and times of every file in the folder, and where lost files are looked for."""
+        marks = [_READER, *self._settings.search_files_in]
+        with os.scandir(self.path.parent) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                # Any reader that opens the database remakes -shm; it holds no data.
+                if entry.name != f"{self.path.name}-shm" and entry.is_file():
+                    status = entry.stat()
+                    marks.append(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}")
+        return hashlib.blake2b("\n".join(marks).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def replay(self, state: RunState) -> Iterator[pa.RecordBatch]:
+        """Apply every operation to ``state``, in the order recorded; yields batches as they fill."""
+        before = file_facts(self.path)
+        pid = writer(self.path)
+        if pid is not None:
+            state.note(f"{self.path} is still open in process {pid}: the run is read as far as it has got.")
+        state.assign("sys/custom_run_id", AttributeType.STRING, self.run_id)
+        with self._opened() as connection:
+            operations = Operations(state)
+            yield from self._operations(connection, state, operations)
+            operations.finish()
+            self._client_errors(connection, state)
+            self._uploads = (before, _read_uploads(connection))
+        if before.lone and file_facts(self.path) != before:
+            state.error(f"{self.path} changed while it was read. Read the run again once nothing writes to it.")
+
+    def inherit(self, state: RunState, until: int) -> None:
+        """Apply what was assigned up to ``until`` (epoch ms, by the clock of the machine) to ``state``; no series."""
+        with self._opened() as connection:
+            operations = Operations(state, points=False)
+            for sequence, recorded, kind, blob in _rows(connection):
+                if recorded > until:
+                    break
+                if kind == _UPDATE:
+                    operations.update(sequence, blob, recorded)
+
+    def files(self, reference: str) -> Sequence[SourceFile] | None:
+        """The file uploaded under a storage key; only paths that this recording lists are ever opened.
+
+        Returns None if this recording lists no such key.
+        """
+        upload = self._uploads_now().get(reference)
+        if upload is None:
+            return None
+        source, size = upload
+        name = base_name(reference) or "file"
+        if not Path(name).suffix:
+            name += Path(base_name(source)).suffix
+        folders = [self.path.parent, *map(Path, self._settings.search_files_in)]
+        return [RecordedFile(name, candidates(source, folders), size, str(self.path))]
+
+    def _opened(self) -> _Snapshot:
+        return _Snapshot(self.path)
+
+    def _uploads_now(self) -> Mapping[str, tuple[str, int]]:
+        """Source path and size of every upload by storage key, read again only if the database has changed."""
+        facts = file_facts(self.path)
+        if self._uploads is None or self._uploads[0] != facts:
+            with self._opened() as connection:
+                self._uploads = (facts, _read_uploads(connection))
+        return self._uploads[1]
+
+    def _operations(
+        self, connection: sqlite3.Connection, state: RunState, operations: Operations
+    ) -> Iterator[pa.RecordBatch]:
+        expected = 1
+        missing = 0
+        rows = state.rows
+        for sequence, recorded, kind, blob in _rows(connection):
+            if sequence != expected:
+                missing += sequence - expected
+            expected = sequence + 1
+            if kind == _UPDATE:
+                operations.update(sequence, blob, recorded)
+                if rows.ready:
+                    yield from rows.drain()
+            elif kind == _CREATE:
+                operations.create(sequence, blob)
+            else:
+                state.error(f"Operation {sequence}: its kind {kind!r} is unknown. It is left out, the others are kept.")
+        written = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'run_operations'").fetchone()
+        if written is not None:
+            missing += max(0, int(written[0]) + 1 - expected)
+        if missing:
+            state.whole = False
+            state.error(
+                f"{self.path}: {missing} operations are not here any more. neptune-scale deletes what a server has "
+                "taken, so this recording was partly synced; what is left of the run is read."
+            )
+        elif not operations.created:
+            state.whole = False
+            state.error(f"{self.path} does not say how the run was created; its creation time and parent are unknown.")
+
+    def _client_errors(self, connection: sqlite3.Connection, state: RunState) -> None:
+        # error_body holds a pickle: never read.
+        query = "SELECT error_type, error_details, sequence_id FROM operation_errors ORDER BY error_id LIMIT ?"
+        for error_type, details, sequence in connection.execute(query, (MAX_ISSUES,)):
+            where = "" if sequence is None else f" for operation {sequence}"
+            state.note(f"neptune-scale recorded an error{where}: {error_type}: {details}")
+
+
+class _Snapshot:
+    """Opens a recording and turns SQLite's errors into ones that name the path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._manager = open_snapshot(path)
+
+    def __enter__(self) -> sqlite3.Connection:
+        try:
+            return self._manager.__enter__()
+        except sqlite3.Error as error:
+            raise self._named(error) from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._manager.__exit__(None, None, None)
+        if isinstance(error, sqlite3.Error):
+            raise self._named(error) from error
+
+    def _named(self, error: sqlite3.Error) -> SourceError:
+        return SourceError(
+            f"{self._path} cannot be read to its end: {error}.",
+            hint="If there is another copy of this folder, use that; otherwise try SQLite's `.recover` on a copy.",
+        )
+
+
+def find_scale_recordings(root: Path, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:
+    """Find every recording of neptune-scale at or below ``root``; what cannot be used comes as a Refusal."""
+    if root.is_file():
+        found = _recognise(root, settings)
+        if found is not None:
+            yield found
+        return
+    for folder in walk(root):
+        if isinstance(folder, Refusal):
+            yield folder
+            continue
+        yield from _in_folder(folder, settings)
+
+
+def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:
+    for name in folder.files:
+        if name.endswith(".sqlite3"):
+            found = _recognise(folder.path / name, settings)
+            if found is not None:
+                yield found
+
+
+def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal | None:
+    """Tell what a database is; None for databases that are none of Neptune's."""
+    sure = path.name == DATABASE
+    try:
+        facts = file_facts(path)
+        identity = _identify(path, path.stat().st_ino, facts, sure or path.parent.name == ".neptune")
+    except (sqlite3.Error, OSError, SourceError) as error:
+        if not sure:
+            return None
+        reason = error.message if isinstance(error, SourceError) else f"{path} cannot be read: {error}."
+        return Refusal(path, f"{reason} If there is another copy of this recording, use that.")
+    if identity is None:
+        if not sure:
+            return None
+        return Refusal(path, f"{path} names no run: neptune-scale stopped before it recorded anything. Delete it.")
+    if identity.version != FORMAT:
+        return Refusal(
+            path,
+            f"{path} has format {identity.version!r}, and only {FORMAT!r} is understood. It was recorded by an older "
+            "or newer neptune-scale: sync it with the neptune-scale release that recorded it, or look for a newer "
+            "neptune_assets.",
+            identity.project_id or None,
+        )
+    if not identity.project_id or not identity.run_id:
+        return Refusal(path, f"{path} names no project or no run in its metadata. It is damaged; use another copy.")
+    return ScaleRecording(path, identity, facts, settings)
+
+
+@lru_cache(maxsize=65_536)
+def _identify(path: Path, inode: int, facts: FileFacts, copy: bool) -> _Identity | None:
+    """Read what a database says of itself; cached for as long as its files stay the same.
+
+    ``copy`` allows copying it if ``-wal`` holds what is wanted; the database alone is asked first.
+    """
+    try:
+        with open_in_place(path) as connection:
+            identity = _read_identity(connection)
+    except sqlite3.Error:
+        if facts.lone:
+            raise
+        identity = None
+    if identity is None and not facts.lone and copy:
+        with open_snapshot(path) as connection:
+            identity = _read_identity(connection)
+    return identity
+
+
+def _read_identity(connection: sqlite3.Connection) -> _Identity | None:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not {"metadata", "run_operations"} <= tables:
+        return _Identity("unknown", "", "", None, None, None) if "run_operations" in tables else None
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(metadata)")}
+    if not {"version", "project", "run_id"} <= columns:
+        return _Identity("unknown", "", "", None, None, None)
+    row = connection.execute("SELECT version, project, run_id FROM metadata ORDER BY id LIMIT 1").fetchone()
+    if row is None:
+        return None
+    version, project, run = map(str, row)
+    if version != FORMAT:
+        return _Identity(version, project, run, None, None, None)
+    first = connection.execute(
+        "SELECT timestamp, operation_type, operation FROM run_operations ORDER BY sequence_id LIMIT 1"
+    ).fetchone()
+    if first is None or not isinstance(first[0], int):
+        return _Identity(version, project, run, None, None, None)
+    created: int | None = None
+    fork: Fork | None = None
+    if first[1] == _CREATE:
+        create_class, _, garbage = messages()
+        try:
+            create = create_class.FromString(first[2])
+        except (garbage, TypeError):
+            # Replaying reports it; listing goes on without what it would have told.
+            return _Identity(version, project, run, None, first[0], None)
+        if create.HasField("creation_time"):
+            created = milliseconds(create.creation_time)
+        if create.HasField("fork_point"):
+            point = create.fork_point
+            fork = Fork(point.parent_project or project, point.parent_run_id, create.inherit_configs, first[0])
+    return _Identity(version, project, run, created, first[0], fork)
+
+
+def _read_uploads(connection: sqlite3.Connection) -> dict[str, tuple[str, int]]:
+    """Source path and size by storage key; the last upload to a key is what a server would have kept."""
+    query = "SELECT destination, source_path, size_bytes FROM file_upload_requests ORDER BY id"
+    return {str(key): (str(source), int(size)) for key, source, size in connection.execute(query)}
+
+
+def _rows(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int, bytes]]:
+    """Operations in order: sequence id, epoch ms of recording, kind, message."""
+    for sequence, recorded, kind, blob in connection.execute(
+        "SELECT sequence_id, timestamp, operation_type, operation FROM run_operations ORDER BY sequence_id"
+    ):
+        data = blob if isinstance(blob, bytes) else str(blob).encode("utf-8")
+        yield sequence, recorded if isinstance(recorded, int) else 0, kind, data
+
+
+def gone(path: Path, reference: str) -> FileGoneError:
+    """The error for a storage key that no recording of the run lists."""
+    return FileGoneError(
+        f"{path} does not list the file {reference!r}: it was uploaded to Neptune's server and deleted here.",
+        hint="If an export or another copy of the recording has it, use that.",
+    )
