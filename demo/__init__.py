@@ -1,0 +1,1 @@
+"""The demo: recordings of real training runs, the scripts that made them, and the report that `make demo` prints."""
