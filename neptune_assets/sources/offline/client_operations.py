@@ -1,0 +1,358 @@
+"""What the operations of neptune-client 2.x do: a first pass that plans a run, and the points of a second.
+
+A delete or clear comes after points that it takes back, and points are too many to keep. So the first pass
+(:class:`Plan`) keeps attributes only: their values, and for every series the place in the order of operations from
+which its points count. The second pass (:class:`Points`) hands on the points behind that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any, Final
+
+from neptune_assets.schema import MICROSTEPS, AttributeType
+from neptune_assets.sources.offline.client_log import Entry
+
+ContainerKey = tuple[str, str]
+"""Type and uuid of a container, as in the names of its folders."""
+
+SERIES: Final = {
+    "LogFloats": AttributeType.FLOAT_SERIES,
+    "LogStrings": AttributeType.STRING_SERIES,
+    "LogImages": AttributeType.FILE_SERIES,
+}
+_CLEAR_SERIES: Final = {
+    "ClearFloatLog": AttributeType.FLOAT_SERIES,
+    "ClearStringLog": AttributeType.STRING_SERIES,
+    "ClearImageLog": AttributeType.FILE_SERIES,
+}
+COPIED: Final = {
+    "Float": AttributeType.FLOAT,
+    "Integer": AttributeType.INT,
+    "Boolean": AttributeType.BOOL,
+    "String": AttributeType.STRING,
+    "Datetime": AttributeType.DATETIME,
+}
+"""Classes of the client whose values can be copied from one object to another."""
+
+_EXACT: Final = 2.0**43
+"""Below this the product of a double and 1,000 or 1,000,000 is off by less than a thousandth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A single file: the place of the record that uploaded it."""
+
+    execution: int
+    log: str
+    offset: int
+    operation: dict[str, Any]
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """One change of a file set: patterns of files added, or members deleted."""
+
+    execution: int
+    globs: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Tracked:
+    """An artifact: what it tracks, as (execution, location, destination or None), or the bare hash it was assigned."""
+
+    entries: list[tuple[int, str, str | None]] = field(default_factory=list)
+    hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A value still to be fetched from another container, as it was at ``at``."""
+
+    container: ContainerKey
+    path: str
+    kind: AttributeType
+    at: float | None
+
+
+@dataclass(slots=True)
+class SeriesPlan:
+    """A series: the points of operations after the ``since``-th count."""
+
+    since: int
+    described: int = 0
+    """Images that have a name or a description."""
+
+
+class Plan:
+    """The attributes of a container after its operations, points aside.
+
+    ``fault(message, path)`` is told of operations that make no sense; they are left out. ``attributes`` maps a path to
+    its values by type: plain values, a dict with the members of a string set as keys, or one of the classes above.
+    """
+
+    def __init__(self, key: ContainerKey, fault: Callable[[str, str | None], None]) -> None:
+        self.key = key
+        self.attributes: dict[str, dict[AttributeType, Any]] = {}
+        self.configured: set[str] = set()
+        """Float series with a configured range or unit, which the lake has no place for."""
+        self.first_at: float | None = None
+        self._fault = fault
+
+    def get(self, path: str, kind: AttributeType) -> Any:
+        """The value of an attribute now, or None."""
+        return self.attributes.get(path, {}).get(kind)
+
+    def apply(self, order: int, execution: int, entry: Entry) -> None:
+        """Apply one operation; ``order`` is its place among all operations of the container, from 1."""
+        if self.first_at is None:
+            self.first_at = entry.at
+        operation = entry.operation
+        kind = operation.get("type")
+        path = path_of(operation)
+        if path is None:
+            self._fault(f"An operation of type {kind!r} at byte {entry.offset} of {entry.log} has no path.", None)
+            return
+        try:
+            if not self._apply(str(kind), path, operation, order, execution, entry):
+                self._fault(
+                    f"{path!r} has an operation of type {kind!r}, which this version does not know; it is left out. "
+                    "Please report it.",
+                    path,
+                )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            self._fault(
+                f"Operation {entry.version} ({kind}) on {path!r} cannot be used: "
+                f"{type(error).__name__} {error}. It is left out.",
+                path,
+            )
+
+    def _apply(self, kind: str, path: str, operation: dict[str, Any], order: int, execution: int, entry: Entry) -> bool:
+        if kind in SERIES:
+            if not isinstance(operation["values"], list):
+                raise TypeError("its values are no list")
+            series: SeriesPlan = self._attribute(path, SERIES[kind], lambda: SeriesPlan(order - 1))
+            if kind == "LogImages":
+                series.described += sum(map(_described, operation["values"]))
+        elif kind in _ASSIGN:
+            attribute_type, convert = _ASSIGN[kind]
+            self.attributes.setdefault(path, {})[attribute_type] = convert(operation["value"])
+        elif kind in _CLEAR_SERIES:
+            # The series stays, empty, and its points count from here.
+            self.attributes.setdefault(path, {})[_CLEAR_SERIES[kind]] = SeriesPlan(since=order)
+        elif kind == "ConfigFloatSeries":
+            if any(operation.get(name) is not None for name in ("min", "max", "unit")):
+                self.configured.add(path)
+        elif kind == "AddStrings":
+            self._attribute(path, AttributeType.STRING_SET, dict).update(dict.fromkeys(_texts(operation["values"])))
+        elif kind == "RemoveStrings":
+            members = self._attribute(path, AttributeType.STRING_SET, dict)
+            for item in _texts(operation["values"]):
+                members.pop(item, None)
+        elif kind == "ClearStringSet":
+            self.attributes.setdefault(path, {})[AttributeType.STRING_SET] = {}
+        elif kind in {"UploadFile", "UploadFileContent"}:
+            slim = {name: value for name, value in operation.items() if name != "file_content"}
+            upload = Upload(execution, entry.log, entry.offset, slim, entry.at)
+            self.attributes.setdefault(path, {})[AttributeType.FILE] = upload
+        elif kind == "UploadFileSet":
+            self._upload_set(path, operation, execution)
+        elif kind == "DeleteFiles":
+            deleted = SetChange(execution, deleted=tuple(_texts(operation["file_paths"])))
+            self._attribute(path, AttributeType.FILE_SET, list).append(deleted)
+        elif kind == "TrackFilesToArtifact":
+            tracked: Tracked = self._attribute(path, AttributeType.ARTIFACT, Tracked)
+            tracked.entries.extend((execution, *_tracked_entry(item)) for item in operation["entries"])
+        elif kind == "AssignArtifact":
+            self.attributes.setdefault(path, {})[AttributeType.ARTIFACT] = Tracked(hash=_text(operation["hash"]))
+        elif kind == "ClearArtifact":
+            self.attributes.setdefault(path, {})[AttributeType.ARTIFACT] = Tracked()
+        elif kind == "CopyAttribute":
+            self._copy(path, operation, entry)
+        elif kind == "DeleteAttribute":
+            self.attributes.pop(path, None)
+            self.configured.discard(path)
+        else:
+            return False
+        return True
+
+    def _attribute(self, path: str, kind: AttributeType, make: Callable[[], Any]) -> Any:
+        values = self.attributes.setdefault(path, {})
+        if kind not in values:
+            values[kind] = make()
+        return values[kind]
+
+    def _upload_set(self, path: str, operation: dict[str, Any], execution: int) -> None:
+        globs = tuple(_texts(operation["file_globs"]))
+        if str(operation.get("reset", "False")) != "False":
+            self.attributes.setdefault(path, {})[AttributeType.FILE_SET] = [SetChange(execution, globs)]
+        elif globs:  # an empty upload creates nothing; the client writes one for runs without source files
+            self._attribute(path, AttributeType.FILE_SET, list).append(SetChange(execution, globs))
+
+    def _copy(self, path: str, operation: dict[str, Any], entry: Entry) -> None:
+        kind = COPIED.get(operation["source_attr_name"])
+        source = path_of({"path": operation["source_path"]})
+        if kind is None or source is None:
+            raise ValueError(f"attributes of type {operation['source_attr_name']!r} cannot be copied")
+        container = (_text(operation["container_type"]), _text(operation["container_id"]))
+        value: Any = Copied(container, source, kind, entry.at)
+        if container == self.key:
+            value = self.get(source, kind)
+            if value is None:
+                raise ValueError(f"there is no {kind} {source!r} to copy at that point")
+        self.attributes.setdefault(path, {})[kind] = value
+
+
+class Points:
+    """The points of a plan's series, operation by operation.
+
+    ``point(kind, path, step, milliseconds, value)`` takes them: steps in micro-steps, times in epoch milliseconds.
+    ``image(entry_place, index, value)`` turns the value of an image into a reference and raises ValueError if it holds
+    no image. ``fault`` is told of points that make no sense; they are left out. ``numbered`` counts points that were
+    recorded without a step: they follow the point before them, from 0.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        point: Callable[[AttributeType, str, int, int | None, Any], None],
+        image: Callable[[int, Entry, str, int, Any], str],
+        fault: Callable[[str, str | None], None],
+    ) -> None:
+        self._plan = plan
+        self._point = point
+        self._image = image
+        self._fault = fault
+        self._last: dict[tuple[str, AttributeType], int] = {}
+        self.numbered = 0
+
+    def apply(self, order: int, execution: int, entry: Entry) -> None:
+        """Hand on the points of one operation, if it has any that count."""
+        operation = entry.operation
+        kind = SERIES.get(operation.get("type", ""))
+        path = path_of(operation) if kind is not None else None
+        if kind is None or path is None:
+            return
+        series = self._plan.get(path, kind)
+        values = operation.get("values")
+        if not isinstance(series, SeriesPlan) or order <= series.since or not isinstance(values, list):
+            return
+        key = (path, kind)
+        last = self._last.get(key, -MICROSTEPS)
+        for index, item in enumerate(values):
+            try:
+                given = item.get("step")
+                step = last + MICROSTEPS if given is None else micro_steps(given)
+                self.numbered += given is None
+                last = step
+                ts = item.get("ts")
+                seconds = entry.at if ts is None else ts
+                time = None if seconds is None else milliseconds(seconds)
+                self._point(kind, path, step, time, self._value(kind, path, execution, entry, index, item["value"]))
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
+                self._fault(
+                    f"Point {index} of operation {entry.version} on {path!r} cannot be kept: {error}. It is left out.",
+                    path,
+                )
+        self._last[key] = last
+
+    def _value(self, kind: AttributeType, path: str, execution: int, entry: Entry, index: int, value: Any) -> Any:
+        if kind is AttributeType.FLOAT_SERIES:
+            return _real(value)
+        if kind is AttributeType.STRING_SERIES:
+            return _text(value)
+        return self._image(execution, entry, path, index, value)
+
+
+def path_of(operation: dict[str, Any]) -> str | None:
+    """The attribute's path, its segments joined with slashes; None if the operation has none."""
+    segments = operation.get("path")
+    if not isinstance(segments, list) or not all(isinstance(segment, str) for segment in segments):
+        return None
+    return "/".join(segment for segment in segments if segment) or None
+
+
+def micro_steps(step: float) -> int:
+    """A step as whole micro-steps, rounded half to even in decimal; TypeError or ValueError if not finite."""
+    return _scaled(step, MICROSTEPS)
+
+
+def milliseconds(seconds: float) -> int:
+    """Epoch seconds as whole milliseconds, rounded half to even in decimal; raises ValueError if not finite."""
+    return _scaled(seconds, 1_000)
+
+
+def _scaled(number: float, factor: int) -> int:
+    """``number * factor`` rounded half to even, as the decimal text of the number says, not its double."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{number!r:.80} is no number")
+    if isinstance(number, int):
+        return number * factor
+    if number.is_integer():
+        return int(number) * factor
+    product = number * factor
+    if -_EXACT < product < _EXACT:
+        near = round(product)
+        if abs(product - near) < 0.499:
+            return near
+    exact = Decimal(repr(number))
+    if not exact.is_finite():
+        raise ValueError(f"{number!r} is not finite")
+    return int((exact * factor).to_integral_value(ROUND_HALF_EVEN))
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r:.80} is no number")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r:.80} is no whole number")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r:.80} is neither true nor false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no string")
+    return value
+
+
+def _moment(value: Any) -> int:
+    return _scaled(value, 1)
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{values!r:.80} is no list")
+    return [_text(value) for value in values]
+
+
+def _tracked_entry(item: Any) -> tuple[str, str | None]:
+    location, destination = item
+    return _text(location), None if destination is None else _text(destination)
+
+
+def _described(item: Any) -> bool:
+    value = item.get("value") if isinstance(item, dict) else None
+    return isinstance(value, dict) and bool(value.get("name") or value.get("description"))
+
+
+_ASSIGN: Final[dict[str, tuple[AttributeType, Callable[[Any], Any]]]] = {
+    "AssignFloat": (AttributeType.FLOAT, _real),
+    "AssignInt": (AttributeType.INT, _whole),
+    "AssignBool": (AttributeType.BOOL, _truth),
+    "AssignString": (AttributeType.STRING, _text),
+    "AssignDatetime": (AttributeType.DATETIME, _moment),
+}

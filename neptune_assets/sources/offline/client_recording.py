@@ -1,0 +1,331 @@
+"""One container recorded by neptune-client 2.x, with all its executions, as a recording that can be replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.offline.client_files import FileFinder, FileInMemory, files_list, gone
+from neptune_assets.sources.offline.client_layout import EPOCH, SCOPES, Execution, distinct, stable_id
+from neptune_assets.sources.offline.client_log import Entry
+from neptune_assets.sources.offline.client_operations import (
+    ContainerKey,
+    Copied,
+    Plan,
+    Points,
+    SeriesPlan,
+    Tracked,
+    Upload,
+)
+from neptune_assets.sources.offline.client_references import References
+from neptune_assets.sources.offline.recordings import Fork
+from neptune_assets.sources.offline.state import RunState
+from neptune_assets.sources.protocol import SourceFile
+
+
+class ClientRecording:
+    """All executions of one container. See :class:`~neptune_assets.sources.offline.recordings.Recording`."""
+
+    def __init__(
+        self,
+        key: ContainerKey,
+        executions: Sequence[Execution],
+        settings: OfflineSource,
+        finder: FileFinder,
+        others: Mapping[ContainerKey, ClientRecording],
+    ) -> None:
+        self.key = key
+        self._kind, self._container = key
+        self._executions, self._copies = distinct(executions)
+        self._settings = settings
+        self._others = others
+        self._collections: dict[tuple[str, AttributeType], Any] | None = None
+        self._references = References(self.path, self._executions, finder)
+
+    @property
+    def path(self) -> Path:
+        """Folder of the first execution."""
+        return self._executions[0].folder
+
+    @property
+    def project_id(self) -> str:
+        """The project that settings name."""
+        return self._settings.project or ""
+
+    @property
+    def run_id(self) -> str:
+        """The stable id made from the container's uuid."""
+        return stable_id(self._container)
+
+    @property
+    def scope(self) -> Scope:
+        """Run, model or model version."""
+        return SCOPES[self._kind]
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the first execution began."""
+        return self._executions[0].started_at
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the first execution began."""
+        return self._executions[0].started_at
+
+    @property
+    def modified_at(self) -> datetime | None:
+        """When a log was last written to."""
+        times = [changed for execution in self._executions for _, _, changed in execution.log_facts()]
+        return EPOCH + timedelta(microseconds=max(times) // 1000) if times else None
+
+    @property
+    def fork(self) -> Fork | None:
+        """Runs of neptune-client have no forks."""
+        return None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the logs."""
+        return sum(size for execution in self._executions for _, size, _ in execution.log_facts())
+
+    def fingerprint(self) -> str:
+        """Digest over names, sizes and times of all files of the recording.
+
+        Files elsewhere that the log names, and recordings that it copies values from, are not part of it.
+        """
+        facts: list[Any] = [self.project_id, sorted(self._settings.search_files_in)]
+        facts.extend((execution.folder.name, execution.facts()) for execution in self._executions)
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+    def replay(self, state: RunState) -> Iterator[pa.RecordBatch]:
+        """Read the log twice: first for attributes, then for points (see the module client_operations)."""
+        for copy in self._copies:
+            state.note(f"{copy} is a copy of an execution that is read from {self.path.parent}; it is left out.")
+        plan = self._plan(state)
+        self._assign(plan, state)
+        if not any(isinstance(value, SeriesPlan) for kinds in plan.attributes.values() for value in kinds.values()):
+            return
+        points = Points(plan, state.rows.point, self._references.image, _Fault(state))
+        for order, execution, entry in self._entries(None):
+            points.apply(order, execution, entry)
+            if state.rows.ready:
+                yield from state.rows.drain()
+        if points.numbered:
+            state.repair("steps_numbered", points.numbered)
+
+    def files(self, reference: str) -> Sequence[SourceFile] | None:
+        """Files behind a reference of this recording. Raises FileGoneError if they are gone."""
+        mark, _, rest = reference.partition(":")
+        if mark != self._references.mark:
+            return None
+        kind, _, place = rest.partition(":")
+        if kind == AttributeType.FILE_SET:
+            members, _ = self._references.members(self._collection(place, AttributeType.FILE_SET) or [])
+            if not members:
+                raise gone(f"The file set {place!r} of {self.path}", "none of its files is there any more")
+            return [self._references.on_disk(name, path) for name, path in sorted(members.items())]
+        if kind == AttributeType.ARTIFACT:
+            tracked = self._collection(place, AttributeType.ARTIFACT) or Tracked()
+            found, _ = self._references.tracked(tracked)
+            return [FileInMemory("files_list.json", files_list(found))]
+        return [self._references.logged_file(reference, kind, place)]
+
+    def values_at(self, wanted: Sequence[Copied], busy: frozenset[ContainerKey]) -> list[Any]:
+        """Values of this container's attributes as they were at the times asked for; None where there was none."""
+        values: list[Any] = [None] * len(wanted)
+        waiting = sorted(
+            range(len(wanted)), key=lambda number: (wanted[number].at is None, wanted[number].at or 0.0), reverse=True
+        )
+        plan = Plan(self.key, _silent)
+
+        def answer() -> None:
+            number = waiting.pop()
+            value = plan.get(wanted[number].path, wanted[number].kind)
+            values[number] = value
+
+        for order, execution, entry in self._entries(None):
+            while waiting and entry.at is not None:
+                limit = wanted[waiting[-1]].at
+                if limit is None or entry.at <= limit:
+                    break
+                answer()
+            plan.apply(order, execution, entry)
+        while waiting:
+            answer()
+        return self._fetch(values, busy | {self.key})
+
+    def _entries(self, state: RunState | None) -> Iterator[tuple[int, int, Entry]]:
+        """All records in order, as (place from 1, number of the execution, record); flaws are told to ``state``."""
+        flaws = None if state is None else _Flaws(state)
+
+        def timed(number: int) -> Iterator[tuple[float, int, Entry]]:
+            start = self._executions[number].started_at
+            latest = start.timestamp() if start is not None else 0.0
+            for entry in self._executions[number].log.entries(flaws):
+                # A clock may step back; the order inside one log is the order of its versions all the same.
+                latest = max(latest, entry.at) if entry.at is not None else latest
+                yield latest, number, entry
+
+        streams = [timed(number) for number in range(len(self._executions))]
+        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda item: item[:2])
+        for order, (_, number, entry) in enumerate(merged, start=1):
+            yield order, number, entry
+
+    def _plan(self, state: RunState) -> Plan:
+        plan = Plan(self.key, _Fault(state))
+        for order, execution, entry in self._entries(state):
+            plan.apply(order, execution, entry)
+        self._keep_collections(plan)
+        copied = [
+            (path, kind, value)
+            for path, kinds in plan.attributes.items()
+            for kind, value in kinds.items()
+            if isinstance(value, Copied)
+        ]
+        fetched = self._fetch([value for _, _, value in copied], frozenset({self.key}))
+        for (path, kind, source), value in zip(copied, fetched, strict=True):
+            if value is not None:
+                plan.attributes[path][kind] = value
+                continue
+            del plan.attributes[path][kind]
+            state.error(
+                f"{path!r} was copied from {source.path!r} of {source.container[0]} {source.container[1]}, "
+                "which is not among these recordings. Add its folder to source.offline.paths, or take the value from "
+                "an export of that run.",
+                path,
+                kind,
+            )
+        return plan
+
+    def _fetch(self, values: list[Any], busy: frozenset[ContainerKey]) -> list[Any]:
+        """Replace every :class:`Copied` by its value; None if its container is not here or copies in a circle."""
+        asked: dict[ContainerKey, list[int]] = defaultdict(list)
+        for number, value in enumerate(values):
+            if isinstance(value, Copied):
+                asked[value.container].append(number)
+        for container, numbers in asked.items():
+            other = None if container in busy else self._others.get(container)
+            wanted = [values[number] for number in numbers]
+            answers = [None] * len(numbers) if other is None else other.values_at(wanted, busy)
+            for number, answer in zip(numbers, answers, strict=True):
+                values[number] = answer
+        return values
+
+    def _assign(self, plan: Plan, state: RunState) -> None:
+        """Put a plan's attributes into the state, points aside, and tell what the lake has no place for."""
+        for path, kinds in plan.attributes.items():
+            if len(kinds) > 1:
+                names = " and ".join(sorted(str(kind) for kind in kinds))
+                state.note(f"{path!r} was recorded as {names}; both are kept.", path)
+            for kind, value in kinds.items():
+                if isinstance(value, SeriesPlan):
+                    if value.described:
+                        state.note(
+                            f"Of {path!r}, {value.described} images have a name or description, "
+                            "which the lake has no column for.",
+                            path,
+                            kind,
+                        )
+                elif not isinstance(value, Upload | list | Tracked):
+                    state.assign(path, kind, value)
+                elif state.rows.wants(kind, path):
+                    self._assign_file(path, kind, value, state)
+        for path in sorted(plan.configured):
+            state.note(f"The range or unit configured for {path!r} is not kept; the lake has no column for it.", path)
+        if state.assigned("sys/id", AttributeType.STRING) is None:
+            state.assign("sys/id", AttributeType.STRING, self.run_id)
+        created = self.created_at
+        if created is not None and state.assigned("sys/creation_time", AttributeType.DATETIME) is None:
+            state.assign("sys/creation_time", AttributeType.DATETIME, (created - EPOCH) // timedelta(milliseconds=1))
+
+    def _assign_file(self, path: str, kind: AttributeType, value: Any, state: RunState) -> None:
+        if isinstance(value, Upload):
+            state.assign(path, kind, self._references.upload(value))
+            self._note_change(path, value, state)
+            return
+        if isinstance(value, Tracked):
+            if value.hash is not None:
+                state.error(
+                    f"{path!r} was assigned the artifact {value.hash}; the list of its files was on the server only.",
+                    path,
+                    kind,
+                )
+                return
+            found, missing = self._references.tracked(value)
+            there = bool(found) or not value.entries
+        else:
+            members, missing = self._references.members(value)
+            there = bool(members)
+        for message in missing:
+            state.error(message, path, kind)
+        if there:
+            state.assign(path, kind, self._references.collection(kind, path))
+
+    def _note_change(self, path: str, upload: Upload, state: RunState) -> None:
+        """Say so if a file that was named, not copied, is newer than the record that names it."""
+        recorded = upload.operation.get("file_path")
+        if not isinstance(recorded, str) or upload.at is None:
+            return
+        try:
+            changed = Path(recorded).stat().st_mtime
+        except (OSError, ValueError):
+            return  # gone: opening it says so
+        if changed > upload.at + 1:
+            state.note(f"{recorded} was changed after it was logged as {path!r}; it is taken as it is now.", path)
+
+    def _keep_collections(self, plan: Plan) -> None:
+        self._collections = {
+            (path, kind): value
+            for path, kinds in plan.attributes.items()
+            for kind, value in kinds.items()
+            if kind in {AttributeType.FILE_SET, AttributeType.ARTIFACT}
+        }
+
+    def _collection(self, path: str, kind: AttributeType) -> Any:
+        if self._collections is None:
+            plan = Plan(self.key, _silent)
+            for order, execution, entry in self._entries(None):
+                plan.apply(order, execution, entry)
+            self._keep_collections(plan)
+        return (self._collections or {}).get((path, kind))
+
+
+class _Flaws:
+    """Tells a run what is wrong with a log."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+
+    def lost(self, message: str) -> None:
+        """Missing operations make the run partial, and nobody knows what it should hold."""
+        self._state.whole = False
+        self._state.error(message)
+
+    def noted(self, message: str) -> None:
+        """Report without making the run partial."""
+        self._state.note(message)
+
+
+class _Fault:
+    """Tells a run of operations that make no sense."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+
+    def __call__(self, message: str, path: str | None) -> None:
+        """Report an operation that was left out."""
+        self._state.error(message, path)
+
+
+def _silent(message: str, path: str | None) -> None:
+    """For passes whose faults another pass tells."""
