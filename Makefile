@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
 DEMO_PROJECTS := demo/vision demo/tabular
-DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb" or key:"demo/targets/*"
+DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo dev test proofs check format bench record-demo clean

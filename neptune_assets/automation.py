@@ -31,7 +31,10 @@ def on_changed_data() -> dg.AutomationCondition[dg.AssetKey]:
 
 
 def backfill_schedule(
-    name: str, job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition, keys: Sequence[str], settings: AutomationSettings
+    name: str,
+    job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition,
+    keys: Sequence[str],
+    settings: AutomationSettings,
 ) -> dg.ScheduleDefinition:
     """Build the schedule that runs the job for every project; runs queue behind the instance's limits."""
 
@@ -71,7 +74,7 @@ def growth_sensor(
         unknown = [key for key in changed if key not in keys]
         if unknown:
             context.log.warning(
-                "New projects %s have no partition yet: run `dg utils refresh-defs-state` and reload the code location.",
+                "New projects %s have no partition: run `dg utils refresh-defs-state`, reload the code location.",
                 ", ".join(unknown),
             )
         if not changed:

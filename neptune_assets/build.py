@@ -8,6 +8,7 @@ carries its prefix.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from neptune_assets.partitions import project_keys
 from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 from neptune_assets.sources.registry import open_source
+
+# Partitioned check specs are a preview feature of Dagster, known and wanted here: one line a load is enough noise.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning, module=r"neptune_assets\.")
 
 
 def discover_projects(settings: Settings) -> list[str]:

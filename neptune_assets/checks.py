@@ -11,7 +11,6 @@ import dagster as dg
 import pyarrow.parquet as pq
 
 from neptune_assets.assets.metadata import table
-from neptune_assets.lake import layout
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.targets.load import LoadReport
@@ -27,7 +26,9 @@ def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResul
         asset_key=key,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{len(partial):,} runs are partial and will be read again next time." if partial else "Every run is complete."
+            f"{len(partial):,} runs are partial and will be read again next time."
+            if partial
+            else "Every run is complete."
         ),
         metadata={
             "partial_runs": len(partial),
@@ -37,7 +38,7 @@ def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResul
 
 
 def check_schema(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if every part in the lake opens and has the lake's columns; parts read in place are checked while reading."""
+    """Pass if every part in the lake opens and has its columns; parts read in place are checked while reading."""
     wrong: list[tuple[str, str]] = []
     checked = 0
     records = project.records()
@@ -79,7 +80,10 @@ def check_load(report: LoadReport, key: dg.AssetKey) -> dg.AssetCheckResult:
     """Pass if every run that had to be loaded was loaded and reads back as it is in the lake."""
     wrong = [(run_id, message) for run_id, message in sorted(report.failed.items())]
     return _result(
-        "load_verified", key, wrong, f"{len(report.loaded):,} runs loaded and verified, {len(report.skipped):,} already there."
+        "load_verified",
+        key,
+        wrong,
+        f"{len(report.loaded):,} runs loaded and verified, {len(report.skipped):,} already there.",
     )
 
 
@@ -97,9 +101,7 @@ def check_projects(lake: Lake, keys: Iterable[str], key: dg.AssetKey) -> dg.Asse
     return _result("no_project_broken", key, wrong, f"{len(present):,} projects are whole.")
 
 
-def _result(
-    name: str, key: dg.AssetKey, wrong: list[tuple[str, str]], fine: str
-) -> dg.AssetCheckResult:
+def _result(name: str, key: dg.AssetKey, wrong: list[tuple[str, str]], fine: str) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not wrong,
         check_name=name,

@@ -16,7 +16,7 @@ class ProgressLog:
         self._start = self._last = time.monotonic()
 
     def update(self, done: int, total: int, rows: int, share: float | None = None) -> None:
-        """Report ``done`` of ``total`` runs and ``rows`` so far; ``share`` is the part of the work done, if known better."""
+        """Report ``done`` of ``total`` runs and ``rows``; ``share`` is the part of the work done, if known better."""
         now = time.monotonic()
         if now - self._last < self._interval:
             return

@@ -65,7 +65,7 @@ class StorageSettings(dg.Model):
         for name in self.options:
             if _SECRET.search(name):
                 raise ValueError(
-                    f"options.{name} looks like a secret; put it in an environment variable and name that under secrets_env"
+                    f"options.{name} looks like a secret; put it in an environment variable, name that in secrets_env"
                 )
         return self
 
@@ -81,13 +81,13 @@ class ExportSource(dg.Model):
     model_files: str | None = Field(default=None, description="Files directory of `export-models`.")
     mode: Literal["copy", "in_place"] = Field(
         default="copy",
-        description="copy: repaired rows and files go into the lake. in_place: nothing is copied, the lake points at the "
-        "export and repairs are made on reading.",
+        description="copy: repaired rows and files go into the lake. in_place: nothing is copied, the lake points at "
+        "the export and repairs are made on reading.",
     )
     source_tz: str = Field(
         default="report",
-        description="Time zone whose local time a 2.x export stored as UTC: an IANA name, `infer` (from each run's first "
-        "point), `report` (infer and only report) or `UTC` (times are right).",
+        description="Time zone whose local time a 2.x export stored as UTC: an IANA name, `infer` (from each run's "
+        "first point), `report` (infer and only report) or `UTC` (times are right).",
     )
     storage: StorageSettings = Field(
         default_factory=StorageSettings, description="Access to the export if it is remote."

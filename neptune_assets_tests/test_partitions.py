@@ -10,7 +10,8 @@ def test_valid_keys_stay_as_they_are(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "project", "a/b/c", "/b", "a/", "../etc", "a/..", "./a", "a\n/b", "a/b\x00", "a/b,c", "a/[b]", "a/b...c"]
+    "key",
+    ["", "project", "a/b/c", "/b", "a/", "../etc", "a/..", "./a", "a\n/b", "a/b\x00", "a/b,c", "a/[b]", "a/b...c"],
 )
 def test_keys_that_could_be_something_else_are_refused(key: str) -> None:
     with pytest.raises(SettingsError) as error:

@@ -17,7 +17,7 @@ from neptune_assets.schema import Scope
 from neptune_assets.sources.protocol import Source
 
 _DESCRIPTIONS = {
-    Scope.RUNS: "Runs of one Neptune project as Parquet, one commit a run; only new, changed and partial runs are read.",
+    Scope.RUNS: "Runs of one project as Parquet, one commit a run; only new, changed and partial ones are read.",
     Scope.MODELS: "Models of one project's model registry as Parquet.",
     Scope.MODEL_VERSIONS: "Model versions of one project's model registry as Parquet.",
 }
@@ -53,15 +53,22 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
         },
         check_specs=[
             dg.AssetCheckSpec(
-                "complete", asset=key, partitions_def=migration.partitions,
+                "complete",
+                asset=key,
+                partitions_def=migration.partitions,
                 description="Every attribute the source promised arrived; partial runs are named with their reason.",
             ),
             dg.AssetCheckSpec(
-                "schema", asset=key, partitions_def=migration.partitions, blocking=True,
+                "schema",
+                asset=key,
+                partitions_def=migration.partitions,
+                blocking=True,
                 description="Every part of every run has the lake's columns, and belongs to the committed generation.",
             ),
             dg.AssetCheckSpec(
-                "files_present", asset=key, partitions_def=migration.partitions,
+                "files_present",
+                asset=key,
+                partitions_def=migration.partitions,
                 description="Every file that a run names lies in the lake with the size that was recorded.",
             ),
         ],

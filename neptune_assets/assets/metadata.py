@@ -32,7 +32,7 @@ def arrow_column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | Non
 
 
 def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings) -> dict[str, Any]:
-    """Describe what was just written: counts, speed, a sample, a picture, and everything that is not as it should be."""
+    """Describe what was written: counts, speed, a sample, a picture, and everything that is not as it should be."""
     from neptune_assets.summary.picture import curves, markdown_image, sample
 
     records = project.records()

@@ -8,12 +8,14 @@ from typing import Any
 import dagster as dg
 
 from neptune_assets.assets.context import Migration
+from neptune_assets.assets.metadata import arrow_column_schema
 from neptune_assets.automation import on_changed_data
 from neptune_assets.checks import check_projects
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.reader import Lake, LakeProject
+from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.database import write_database
-from neptune_assets.summary.tables import TABLES, columns, description, summarize
+from neptune_assets.summary.tables import summarize
 
 
 def summary_assets(migration: Migration) -> list[dg.AssetsDefinition]:
@@ -22,19 +24,19 @@ def summary_assets(migration: Migration) -> list[dg.AssetsDefinition]:
         name: dg.AssetOut(
             key=migration.key("summary", name),
             group_name="summary",
-            description=description(name),
+            description=table.description,
             io_manager_key=migration.table_io,
             kinds={"duckdb"},
             code_version="1",
             automation_condition=on_changed_data(),
             is_required=False,
             metadata={
-                "dagster/column_schema": dg.TableSchema(
-                    columns=[dg.TableColumn(column, kind, text) for column, kind, text in columns(name)]
+                "dagster/column_schema": arrow_column_schema(
+                    table.schema, {column.name: column.description for column in table.columns}
                 )
             },
         )
-        for name in TABLES
+        for name, table in TABLES.items()
     }
 
     @dg.multi_asset(
@@ -48,10 +50,11 @@ def summary_assets(migration: Migration) -> list[dg.AssetsDefinition]:
     )
     def summary(context: dg.AssetExecutionContext, runs: LakeProject) -> Iterator[Any]:
         wanted = [name for name in TABLES if name in context.op_execution_context.selected_output_names]
-        with clear_failures():
-            for name, reader in summarize(runs, migration.settings.summary, migration.settings.lake, wanted):
+        settings = migration.settings
+        with clear_failures(), summarize(runs, settings.summary, settings.lake) as scanned:
+            for name in wanted:
                 # Each table is written before the next one is computed.
-                yield dg.Output(reader, output_name=name)
+                yield dg.Output(scanned.table(name), output_name=name, data_version=dg.DataVersion(runs.digest))
 
     return [summary]
 

@@ -52,7 +52,7 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
                 "load_verified",
                 asset=key,
                 partitions_def=migration.partitions,
-                description="Every run that had to be loaded reads back, over a fresh connection, as it is in the lake.",
+                description="Every run that had to be loaded reads back over a fresh connection as it is in the lake.",
             )
         ],
     )
@@ -68,8 +68,9 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
                 progress=log.update,
             )
         if report.withheld:
+            names = ", ".join(sorted(report.withheld)[:20])
             context.log.warning(
-                f"{len(report.withheld):,} partial runs were withheld from {name}: {', '.join(sorted(report.withheld)[:20])}. "
+                f"{len(report.withheld):,} partial runs withheld from {name}: {names}. "
                 "Repair their source, or set targets.partial_runs to load."
             )
         verdict = check_load(report, key)
@@ -78,11 +79,14 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
             yield verdict
             run_id, message = next(iter(sorted(report.failed.items())))
             raise dg.Failure(
-                f"{len(report.failed):,} of {report.total:,} runs were not loaded and verified; the first is {run_id!r}: {message}",
+                f"{len(report.failed):,} of {report.total:,} runs were not loaded and verified; "
+                f"the first is {run_id!r}: {message}",
                 metadata=load_metadata(report),
                 allow_retries=report.transient,
             )
-        yield dg.Output(receipts_reader(report), metadata=load_metadata(report))
+        yield dg.Output(
+            receipts_reader(report), metadata=load_metadata(report), data_version=dg.DataVersion(runs.digest)
+        )
         yield verdict
 
     return load

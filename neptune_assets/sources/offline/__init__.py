@@ -1,0 +1,1 @@
+"""The offline source: recordings of neptune-scale and of neptune-client that never reached a server."""

@@ -1,0 +1,1 @@
+"""Load runs into Weights & Biases."""
