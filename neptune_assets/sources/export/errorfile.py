@@ -1,0 +1,120 @@
+"""The exporter's error report, ``neptune_exporter_errors.jsonl``: what it could not download, one line each.
+
+The exporter writes it to the directory it was started in, by default two levels above the data, so it is looked
+for in the data directory and in the two above it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from neptune_assets.errors import FileGoneError
+from neptune_assets.schema import AttributeType
+from neptune_assets.sources.export.roots import Root
+from neptune_assets.sources.filters import Selection
+from neptune_assets.sources.protocol import Issue
+
+FILE_NAME: Final = "neptune_exporter_errors.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One download that failed: an attribute of a run, or with no attribute, a whole class of them."""
+
+    attribute_path: str | None
+    attribute_type: str | None
+    exception: str
+
+
+@dataclass(slots=True)
+class ErrorReport:
+    """All failures by project and run, the places they were read from, and lines that could not be read."""
+
+    failures: dict[tuple[str, str], list[Failure]] = field(default_factory=dict)
+    places: list[str] = field(default_factory=list)
+    unreadable: list[Issue] = field(default_factory=list)
+
+    def projects(self) -> set[str]:
+        """Return the projects that the report names."""
+        return {project_id for project_id, _ in self.failures}
+
+    def runs(self, project_id: str) -> set[str]:
+        """Return the runs of a project that the report names."""
+        return {run_id for project, run_id in self.failures if project == project_id}
+
+    def mark(self, project_id: str, run_id: str) -> str:
+        """Hash over one run's failures, for its fingerprint."""
+        failures = self.failures.get((project_id, run_id), [])
+        text = json.dumps([[item.attribute_path, item.attribute_type, item.exception] for item in failures])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def issues(self, project_id: str, run_id: str, selection: Selection) -> list[Issue]:
+        """Return what failed of one run, without attributes that filters leave out."""
+        return [
+            Issue(
+                f"The exporter could not download {failure.attribute_path or 'some attributes'} of {run_id}: "
+                f"{failure.exception}. Export the run again; if that was done, take the line out of {self.places[0]}.",
+                failure.attribute_path,
+                failure.attribute_type,
+            )
+            for failure in dict.fromkeys(self.failures.get((project_id, run_id), []))
+            if _wanted(failure, selection)
+        ]
+
+
+def read_error_report(root: Root, also_in: Iterable[str] = ()) -> ErrorReport:
+    """Read every error report near the data directory (and in more directories, as paths of its file system)."""
+    report = ErrorReport()
+    above = root.base.rsplit("/", 1)[0]
+    for directory in dict.fromkeys((root.base, above, above.rsplit("/", 1)[0], *also_in)):
+        path = f"{directory}/{FILE_NAME}"
+        if directory and root.filesystem.isfile(path):
+            _read(root, path, report)
+    return report
+
+
+def _read(root: Root, path: str, report: ErrorReport) -> None:
+    report.places.append(path)
+    try:
+        stream = root.filesystem.open(path, "rb")
+    except FileNotFoundError as error:
+        raise FileGoneError(f"{path} went away while it was read.", hint="Try again.") from error
+    with stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+                key = (_text(fields["project_id"]), _text(fields["run_id"]))
+                failure = Failure(
+                    _optional(fields.get("attribute_path")),
+                    _optional(fields.get("attribute_type")),
+                    _text(fields.get("exception") or "unknown error"),
+                )
+            except (ValueError, KeyError, TypeError, AttributeError):
+                report.unreadable.append(
+                    Issue(f"Line {number} of {path} is no error report of the exporter; what failed there is unknown.")
+                )
+                continue
+            report.failures.setdefault(key, []).append(failure)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _wanted(failure: Failure, selection: Selection) -> bool:
+    if failure.attribute_path is None:
+        return True
+    types = [failure.attribute_type] if failure.attribute_type else list(AttributeType)
+    return any(selection.attribute(failure.attribute_path, kind) for kind in types)

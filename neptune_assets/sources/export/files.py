@@ -1,0 +1,56 @@
+"""Files of a run as its rows name them: one file, or the members of a directory, never anything outside the root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from neptune_assets.errors import FileGoneError, UnsafePathError
+from neptune_assets.sources.export.roots import Entry, Root
+
+
+class ExportFile:
+    """One file in the export. Implements :class:`neptune_assets.sources.protocol.SourceFile`."""
+
+    def __init__(self, root: Root, entry: Entry, relative_path: str) -> None:
+        self._root = root
+        self._entry = entry
+        self._relative_path = relative_path
+
+    @property
+    def relative_path(self) -> str:
+        """Path inside a file set with forward slashes; for a single file, its name."""
+        return self._relative_path
+
+    @property
+    def size(self) -> int:
+        """Bytes, when it was listed."""
+        return self._entry.size
+
+    def open(self) -> BinaryIO:
+        """Open for streaming. Raises FileGoneError if it went away, UnsafePathError if it is a link that leads out."""
+        if self._entry.leads_out:
+            raise UnsafePathError(
+                f"{self._entry.path} is a symbolic link to a directory, or one that leads out of {self._root.url}.",
+                hint="Put the file itself in its place.",
+            )
+        return self._root.open(self._entry.path)
+
+
+def resolve_files(root: Root, directory: str, reference: str) -> Sequence[ExportFile]:
+    """Return the file that ``reference`` names below ``directory`` of the root, or the members of the directory.
+
+    Raises FileGoneError if nothing is there, UnsafePathError if it would leave the directory.
+    """
+    # Checked by itself first: joined to the directory, an absolute path would look harmless.
+    root.locate(reference)
+    path = root.locate(f"{directory}/{reference}")
+    entry = root.describe(path)
+    if entry is None:
+        raise FileGoneError(
+            f"{reference} is not below {root.url}/{directory}.",
+            hint="Restore the file, or export the run again; the run stays partial until then.",
+        )
+    if not entry.is_directory:
+        return [ExportFile(root, entry, entry.name)]
+    return [ExportFile(root, member, inside) for inside, member in root.walk(path)]
