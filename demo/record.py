@@ -1,4 +1,4 @@
-"""Makes the demo's recordings again: ``python -m demo.record``.
+"""Makes the demo's recordings again: ``make record-demo``.
 
 Trains the models of :mod:`demo.train_scale` and :mod:`demo.train_client`, which Neptune's own clients record offline,
 takes the machine out of what they wrote (:mod:`demo.neutral`), and writes ``expected.json``: what was logged, as the
@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from contextlib import chdir
 from pathlib import Path
 
-from demo import neutral, train_client, train_scale
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # found as a module and as a script alike
+
+from demo import neutral, train_client, train_scale  # noqa: E402
 
 
 def main() -> None:
