@@ -1,4 +1,1 @@
-"""Summary: tables of a project by DuckDB, straight from the lake's Parquet, and the database over all projects.
-
-SQL is in ``sql/``, one file a table; columns and their meaning are declared in :mod:`neptune_assets.summary.columns`.
-"""
+"""Answers from the lake: DuckDB tables for each project, one database over all of them, and pictures of the curves."""

@@ -1,0 +1,295 @@
+"""Summary tables of one project: one pass over its rows in DuckDB, then every table as a stream of Arrow batches.
+
+Belongs here: running ``sql/*.sql`` with bounded memory. What the tables mean is in
+:mod:`neptune_assets.summary.columns`, what SQL reads is in :mod:`neptune_assets.summary.rows`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from decimal import Decimal
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from neptune_assets.errors import LakeError
+from neptune_assets.lake.layout import Layout
+from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
+from neptune_assets.summary.columns import TABLES
+from neptune_assets.summary.quoting import identifier, parquet, plain_path
+from neptune_assets.summary.rows import COLUMN_NAMES, project_rows
+from neptune_assets.summary.writing import is_local, write_table
+
+if TYPE_CHECKING:
+    from neptune_assets.lake.reader import LakeProject
+    from neptune_assets.settings import LakeSettings, SummarySettings
+
+BATCH_ROWS: Final = 65_536
+"""Rows of a batch that a table is read by."""
+
+_MANIFEST: Final = pa.schema(
+    [
+        ("project_id", pa.string()),
+        ("run_id", pa.string()),
+        ("lake_state", pa.string()),
+        ("digest", pa.string()),
+        ("source", pa.string()),
+        ("in_place", pa.bool_()),
+        ("parquet_bytes", pa.int64()),
+        ("errors", pa.int64()),
+        ("first_error", pa.string()),
+        ("files_root", pa.string()),
+        ("committed_at", pa.string()),
+        ("vanished_at", pa.string()),
+        ("created_at", pa.string()),
+        ("name", pa.string()),
+        ("parent", pa.string()),
+        ("fork_step", STEP_TYPE),
+    ]
+)
+_FILES: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("attribute_path", pa.string()),
+        ("attribute_type", pa.string()),
+        ("step", STEP_TYPE),
+        ("member", pa.string()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+class Summary:
+    """A project that was scanned once, ready to be read table by table. A context manager: closing frees its scratch.
+
+    Memory is bounded by ``settings.memory_mb``; what does not fit goes to a scratch directory.
+    """
+
+    def __init__(self, project: LakeProject, settings: SummarySettings, lake_settings: LakeSettings) -> None:
+        self.project_id = project.project_id
+        self.digest = project.digest
+        if lake_settings.scratch is not None:
+            Path(lake_settings.scratch).mkdir(parents=True, exist_ok=True)
+        self._scratch = tempfile.mkdtemp(prefix="neptune_assets-summary-", dir=lake_settings.scratch)
+        self._project = project
+        try:
+            self._con = connect(settings, self._scratch)
+            try:
+                self._load_manifest(lake_settings.root)
+                self._scan()
+            except BaseException:
+                self._con.close()
+                raise
+        except BaseException:
+            shutil.rmtree(self._scratch)
+            raise
+
+    def __enter__(self) -> Summary:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and remove the scratch directory; readers taken before end."""
+        self._con.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def table(self, name: str) -> pa.RecordBatchReader:
+        """Return one table as a stream of batches in the schema of :data:`~neptune_assets.summary.columns.TABLES`.
+
+        Several tables may be read at the same time. Raises KeyError for an unknown table.
+        """
+        schema = TABLES[name].schema
+        selected = ", ".join(identifier(column) for column in schema.names)
+        # A cursor of its own: a stream ends when its connection runs something else.
+        rows = self._con.cursor().sql(f"SELECT {selected} FROM ({_sql(name)})")  # noqa: S608
+        reader = rows.to_arrow_reader(BATCH_ROWS)
+        return pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in reader))
+
+    def tables(self) -> Iterator[tuple[str, pa.RecordBatchReader]]:
+        """Yield every table's name and stream, one after the other."""
+        for name in TABLES:
+            yield name, self.table(name)
+
+    def query(self, sql: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Return the rows of a small query over ``run_facts``, ``series_facts``, ``params_facts`` and ``manifest``."""
+        return self._con.cursor().execute(sql, parameters or []).fetchall()
+
+    def rows(self, run_ids: Collection[str] | None = None) -> Iterator[str]:
+        """Yield SELECT statements for :meth:`query` that give the lake's rows, repaired, some runs at a time."""
+        for rows in project_rows(self._project, run_ids):
+            yield rows.sql(self._empty_part)
+
+    def _load_manifest(self, root: str) -> None:
+        filesystem = self._project.filesystem
+        if is_local(filesystem):
+            root = str(Path(root).absolute())
+        else:
+            self._con.register_filesystem(filesystem)
+        records = self._project.records()
+        files_root = Layout(root.rstrip("/")).files(self.project_id, self._project.scope)
+
+        def manifest() -> Iterator[dict[str, Any]]:
+            for record in records.values():
+                first = record.errors[0] if record.errors else None
+                where = f"{first.attribute_path}: " if first is not None and first.attribute_path else ""
+                yield {
+                    "project_id": self.project_id,
+                    "run_id": record.run_id,
+                    "lake_state": record.state,
+                    "digest": record.digest,
+                    "source": record.source,
+                    "in_place": record.in_place is not None,
+                    "parquet_bytes": sum(part.bytes for part in record.parts),
+                    "errors": len(record.errors),
+                    # Messages may quote what is not even text; Arrow takes nothing but UTF-8.
+                    "first_error": None if first is None else _printable(where + first.message),
+                    "files_root": (files_root if record.in_place is None else record.in_place).rstrip("/"),
+                    "committed_at": record.committed_at,
+                    "vanished_at": record.vanished_at,
+                    "created_at": record.created_at,
+                    "name": record.name,
+                    "parent": record.parent,
+                    "fork_step": _step(record.fork_step),
+                }
+
+        def stored() -> Iterator[dict[str, Any]]:
+            for record in records.values():
+                for file in record.files:
+                    yield {
+                        "run_id": record.run_id,
+                        "attribute_path": file.attribute_path,
+                        "attribute_type": file.attribute_type,
+                        "step": _step(file.step),
+                        "member": file.member,
+                        "path": file.path,
+                        "size": file.size,
+                        "sha256": file.sha256,
+                    }
+
+        self._load("manifest_texts", _MANIFEST, manifest())
+        self._con.execute(
+            "CREATE TABLE manifest AS SELECT * REPLACE (committed_at::TIMESTAMPTZ AS committed_at, "
+            "vanished_at::TIMESTAMPTZ AS vanished_at, created_at::TIMESTAMPTZ AS created_at) FROM manifest_texts"
+        )
+        self._load("manifest_files", _FILES, stored())
+        self._con.execute(
+            "CREATE TABLE project AS SELECT $project_id AS project_id, $digest AS digest",
+            {"project_id": self.project_id, "digest": self.digest},
+        )
+
+    def _load(self, table: str, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:
+        def batches() -> Iterator[pa.RecordBatch]:
+            while chunk := list(islice(rows, 8_192)):
+                yield pa.RecordBatch.from_pylist(chunk, schema=schema)
+
+        reader = pa.RecordBatchReader.from_batches(schema, batches())
+        self._con.register("incoming", reader)
+        self._con.execute(f"CREATE TABLE {identifier(table)} AS SELECT * FROM incoming")  # noqa: S608
+        self._con.unregister("incoming")
+
+    def _scan(self) -> None:
+        self._empty_part = str(Path(self._scratch) / "empty.parquet")
+        write_table(pa.RecordBatchReader.from_batches(SCHEMA, iter(())), self._empty_part)
+        scans = {"series_facts": _sql("scan_series"), "params_facts": _sql("scan_params")}
+        nothing = f"SELECT {COLUMN_NAMES} FROM {parquet([plain_path(self._empty_part)])}"  # noqa: S608
+        self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {nothing}")
+        for table, sql in scans.items():
+            self._con.execute(f"CREATE TABLE {table} AS {sql}")
+        for rows in self.rows():
+            try:
+                self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {rows}")
+                for table, sql in scans.items():
+                    self._con.execute(f"INSERT INTO {table} {sql}")
+            except duckdb.OutOfMemoryException as error:
+                raise LakeError(
+                    f"Summarizing {self.project_id} needs more memory than allowed: {error}",
+                    hint="Raise summary.memory_mb, or lower summary.threads.",
+                ) from error
+            except (duckdb.IOException, duckdb.InvalidInputException) as error:
+                raise LakeError(
+                    f"A Parquet part of {self.project_id} cannot be read: {error}",
+                    hint="Materialize the project's lake asset again, then the summary.",
+                ) from error
+        self._check_rows()
+        self._con.execute(f"CREATE TABLE run_facts AS {_sql('run_facts')}")
+
+    def _check_rows(self) -> None:
+        """Raise LakeError if some run's parts do not hold the rows that the manifest names."""
+        counted: dict[str, int] = dict(
+            self._con.execute(
+                "SELECT run_id, sum(row_count)::BIGINT FROM (SELECT run_id, row_count FROM series_facts "
+                "UNION ALL SELECT run_id, 1 FROM params_facts) GROUP BY run_id"
+            ).fetchall()
+        )
+        for run_id, record in self._project.records().items():
+            found = counted.pop(run_id, 0)
+            if found != record.total_rows:
+                raise LakeError(
+                    f"Run {run_id!r} of {self.project_id} has {found:,} rows in its parts, but {record.total_rows:,} "
+                    "in the manifest.",
+                    hint="If its lake asset is being materialized, wait; else materialize it again, then the summary.",
+                )
+        if counted:
+            raise LakeError(
+                f"Parts of {self.project_id} hold rows of {sorted(counted)[0]!r}, which is none of its runs.",
+                hint="Materialize the project's lake asset again, then the summary.",
+            )
+
+
+def summarize(project: LakeProject, settings: SummarySettings, lake_settings: LakeSettings) -> Summary:
+    """Scan a project once and return its summary, to be used in a ``with`` statement.
+
+    Raises :class:`~neptune_assets.errors.LakeError` if a part cannot be read or memory does not suffice.
+    """
+    return Summary(project, settings, lake_settings)
+
+
+def connect(settings: SummarySettings, scratch: str) -> duckdb.DuckDBPyConnection:
+    """Return an in-memory DuckDB connection within the settings' memory and threads, that spills into ``scratch``."""
+    con = duckdb.connect(
+        config={
+            "memory_limit": f"{settings.memory_mb}MiB",
+            "threads": settings.threads,
+            "temp_directory": scratch,
+            "preserve_insertion_order": False,
+            # Nothing here needs an extension, and nothing may be fetched over the network behind the user's back.
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+    )
+    con.execute("SET TimeZone = 'UTC'")
+    return con
+
+
+def _sql(name: str) -> str:
+    return files("neptune_assets.summary").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _step(microsteps: int | None) -> Decimal | None:
+    return None if microsteps is None else Decimal(microsteps).scaleb(-6)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    # DuckDB counts microseconds, the lake milliseconds; everything else already has its type.
+    columns = [
+        column.cast(field.type, safe=field.type != TIME_TYPE)
+        for column, field in zip(batch.columns, schema, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

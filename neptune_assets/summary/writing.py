@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all: summary tables and the database."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield an unused path beside ``path``; what was written there takes its place when the block ends well.
+
+    Writers of the same path wait for each other, so the last to begin is the last to finish. Readers keep the old file
+    as long as they have it open. What a killed writer left behind is removed by the next.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _waiting_lock(path.with_name(f".{path.name}.lock")):
+        # Under the lock nobody else is writing: whatever looks like a temporary file is left over.
+        prefix = f".{path.name}-"
+        for name in path.parent.iterdir():
+            if name.name.startswith(prefix):
+                name.unlink()
+        temporary = path.with_name(f"{prefix}{uuid.uuid4().hex}.tmp")
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            for name in path.parent.iterdir():
+                if name.name.startswith(temporary.name):
+                    name.unlink()
+
+
+def write_table(
+    reader: pa.RecordBatchReader, path: str, filesystem: AbstractFileSystem | None = None, scratch: str | None = None
+) -> int:
+    """Write a stream to one Parquet file (zstd) and return its rows; the old file stays until the new one is whole.
+
+    ``path`` is local, or with ``filesystem`` (fsspec, not local) a path on it: the file is then written to ``scratch``
+    first, because closing a half-written object would publish it.
+    """
+    if filesystem is None or is_local(filesystem):
+        with replacing(Path(path)) as temporary:
+            return _write(reader, str(temporary))
+    directory = tempfile.mkdtemp(prefix="neptune_assets-table-", dir=scratch)
+    try:
+        local = str(Path(directory) / "table.parquet")
+        rows = _write(reader, local)
+        filesystem.put_file(local, path)
+        return rows
+    finally:
+        shutil.rmtree(directory)
+
+
+def is_local(filesystem: Any) -> bool:
+    """True if this fsspec file system is the local disk."""
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def _write(reader: pa.RecordBatchReader, path: str) -> int:
+    import pyarrow.parquet as pq
+
+    rows = 0
+    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+    return rows
+
+
+@contextmanager
+def _waiting_lock(path: Path) -> Iterator[None]:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held the lock before removed the file: another of the same name may be locked by now.
+            if _same_file(descriptor, path):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
