@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -133,16 +132,16 @@ class Storage:
         if self.local:
             self.make_directory(os.path.dirname(path))  # noqa: PTH120
             sync_file(local)
-            os.replace(local, path)
+            Path(local).replace(path)
             sync_directory(os.path.dirname(path))  # noqa: PTH120
             return
         self.filesystem.put_file(local, path)
-        os.unlink(local)
+        Path(local).unlink()
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, replacing any; a server-side copy and a delete on object stores."""
         if self.local:
-            os.replace(source, target)
+            Path(source).replace(target)
             return
         self.filesystem.cp_file(source, target)
         self.filesystem.rm_file(source)
@@ -151,7 +150,7 @@ class Storage:
         """Remove a file; nothing happens if there is none."""
         try:
             if self.local:
-                os.unlink(path)
+                Path(path).unlink()
             else:
                 self.filesystem.rm_file(path)
         except FileNotFoundError:
@@ -173,7 +172,7 @@ class Storage:
         if self.local:
             for base, _, _ in os.walk(directory, topdown=False):
                 try:
-                    os.rmdir(base)
+                    Path(base).rmdir()
                 except OSError as error:
                     if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
                         raise
@@ -264,8 +263,3 @@ def _precondition_failed(error: OSError) -> bool:
                 return True
         cause = cause.__cause__
     return "PreconditionFailed" in str(error) or "pre-conditions" in str(error)
-
-
-def filesystem_of(url: str, options: dict[str, Any] | None = None) -> fsspec.AbstractFileSystem:
-    """Return the fsspec file system of a URL or local path."""
-    return url_to_fs(url, **(options or {}))[0]

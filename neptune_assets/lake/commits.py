@@ -1,0 +1,258 @@
+"""Turn the rows of one run into parts, files and a record, and commit it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from neptune_assets.lake.digest import RunDigest
+from neptune_assets.lake.files import FileStore
+from neptune_assets.lake.parts import PartWriter
+from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
+from neptune_assets.lake.repair import DUPLICATE_ROWS
+from neptune_assets.lake.rows import NONE, Attributes
+from neptune_assets.lake.sorting import RunSorter
+from neptune_assets.lake.staging import Staging
+from neptune_assets.lake.storage import Storage
+from neptune_assets.schema import FILE_TYPES, MICROSTEPS
+from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo
+
+_FILE_TYPES: Final = frozenset(str(kind) for kind in FILE_TYPES)
+_FACTS: Final = (
+    ("sys/name", "string"),
+    ("sys/creation_time", "datetime"),
+    ("sys/forking/parent", "string"),
+    ("sys/forking/step", "int"),
+    ("sys/forking/step", "float"),
+)
+
+
+class RunBuilder:
+    """Builds one run: streams its sorted rows once, staging parts and files, and describes them in a record."""
+
+    def __init__(
+        self,
+        project_id: str,
+        info: RunInfo,
+        storage: Storage,
+        staging: Staging,
+        files: FileStore,
+        *,
+        part_mb: int,
+        scratch: str | None,
+        source_kind: str,
+    ) -> None:
+        self._project_id = project_id
+        self._info = info
+        self._storage = storage
+        self._staging = staging
+        self._files = files
+        self._part_mb = part_mb
+        self._scratch = scratch
+        self._source_kind = source_kind
+        self.generation = uuid.uuid4().hex
+        self._records: list[FileRecord] = []
+        self._by_row: dict[tuple[str, int | None], tuple[FileRecord, ...]] = {}
+        self._errors: list[IssueRecord] = []
+        self._facts: dict[tuple[str, str], Any] = {}
+
+    def build(self, sorter: RunSorter, end: RunEnd | None, in_place: InPlaceRun | None) -> RunRecord:
+        """Stage the run and return its record, not yet committed. Raises OSError if the lake cannot be written."""
+        counts = np.zeros(len(sorter.attributes), np.int64)
+        digest = RunDigest(sorter.attributes, lambda path, step, _: self._by_row.get((path, step), ()))
+        if in_place is None:
+            parts = self._stage(sorter, digest, counts)
+        else:
+            for rows in sorter.sorted_rows():
+                self._take(rows, sorter.attributes, digest, counts, in_place=True)
+            parts = self._parts_in_place(in_place)
+        return self._record(sorter, end, in_place, counts, digest.hexdigest(), parts)
+
+    def _stage(self, sorter: RunSorter, digest: RunDigest, counts: npt.NDArray[np.int64]) -> list[PartRecord]:
+        directory = self._staging.begin(self.generation, self._info.run_id)
+        with ExitStack() as cleanup:
+            local = directory
+            if not self._storage.local:
+                if self._scratch is not None:
+                    Path(self._scratch).mkdir(parents=True, exist_ok=True)
+                local = tempfile.mkdtemp(prefix="neptune_assets-parts-", dir=self._scratch)
+                cleanup.callback(shutil.rmtree, local)
+            writer = PartWriter(
+                local, self._project_id, self._info.run_id, self.generation, sorter.attributes, self._part_mb
+            )
+            try:
+                for rows in sorter.sorted_rows():
+                    writer.write(self._take(rows, sorter.attributes, digest, counts, in_place=False))
+                parts = writer.close()
+            except BaseException:
+                writer.abort()
+                raise
+            if not self._storage.local:
+                for part in parts:
+                    self._storage.put_file(f"{local}/{part.name}", f"{directory}/{part.name}")
+            self._storage.sync(directory)
+        return parts
+
+    def _take(
+        self,
+        rows: pa.RecordBatch,
+        attributes: Attributes,
+        digest: RunDigest,
+        counts: npt.NDArray[np.int64],
+        *,
+        in_place: bool,
+    ) -> pa.RecordBatch:
+        ids = rows["attribute"].to_numpy()
+        counts += np.bincount(ids, minlength=len(counts))
+        self._note_facts(rows, ids, attributes)
+        rows = self._with_files(rows, ids, attributes, in_place=in_place)
+        digest.update(rows)
+        return rows
+
+    def _with_files(
+        self, rows: pa.RecordBatch, ids: npt.NDArray[np.int32], attributes: Attributes, *, in_place: bool
+    ) -> pa.RecordBatch:
+        """Store the files that rows refer to and put their lake paths in."""
+        column = rows.schema.get_field_index("file_value")
+        if column < 0:
+            return rows
+        values = rows.column(column)
+        paths: list[dict[str, str | None] | None] = [None] * rows.num_rows
+        for place in np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)).tolist():
+            reference = values[place]["path"].as_py()
+            path, kind = attributes.names[int(ids[place])]
+            if reference is None or kind not in _FILE_TYPES:
+                paths[place] = {"path": None}
+                continue
+            micro = rows["step"][place].as_py()
+            step = None if micro == NONE else micro
+            stored = self._files.store(self._info.run_id, path, kind, step, reference, in_place=in_place)
+            self._records.extend(stored.records)
+            self._errors.extend(stored.errors)
+            self._by_row[path, step] = stored.records
+            paths[place] = {"path": stored.path}
+        return rows.set_column(column, "file_value", pa.array(paths, values.type))
+
+    def _note_facts(self, rows: pa.RecordBatch, ids: npt.NDArray[np.int32], attributes: Attributes) -> None:
+        for fact in _FACTS:
+            known = attributes.id(*fact)
+            if known is None or fact in self._facts:
+                continue
+            places = np.flatnonzero(ids == known)
+            column = rows.schema.get_field_index(f"{fact[1]}_value")
+            if len(places) and column >= 0:
+                self._facts[fact] = rows.column(column)[int(places[-1])].as_py()
+
+    @staticmethod
+    def _parts_in_place(in_place: InPlaceRun) -> list[PartRecord]:
+        import pyarrow.parquet as pq
+
+        parts = []
+        for path in in_place.parts:
+            place = Storage(path)
+            with place.open(place.root) as stream:
+                rows = pq.read_metadata(stream).num_rows
+            parts.append(PartRecord(name=place.url(place.root), rows=rows, bytes=place.size(place.root) or 0))
+        return parts
+
+    def _record(
+        self,
+        sorter: RunSorter,
+        end: RunEnd | None,
+        in_place: InPlaceRun | None,
+        counts: npt.NDArray[np.int64],
+        digest: str,
+        parts: Sequence[PartRecord],
+    ) -> RunRecord:
+        rows: dict[str, int] = {}
+        attributes: dict[str, int] = {}
+        for (_, kind), count in zip(sorter.attributes.names, counts.tolist(), strict=True):
+            if count:
+                rows[kind] = rows.get(kind, 0) + count
+                attributes[kind] = attributes.get(kind, 0) + 1
+        errors = [*self._errors]
+        repairs: dict[str, int] = {}
+        promised = None
+        if end is None:
+            errors.append(IssueRecord("The source stopped before it reached the end of this run; read it again."))
+        else:
+            errors[:0] = _issues(end.errors)
+            repairs.update(end.repairs)
+            if end.promised is not None:
+                promised = {kind: count for kind, count in sorted(end.promised.items()) if count}
+                errors.extend(_missing(promised, attributes))
+        if sorter.duplicates:
+            repairs[DUPLICATE_ROWS] = repairs.get(DUPLICATE_ROWS, 0) + sorter.duplicates
+        created = self._facts.get(("sys/creation_time", "datetime")) or self._info.created_at
+        fork = self._facts.get(("sys/forking/step", "int"))
+        if fork is None:
+            fork = self._facts.get(("sys/forking/step", "float"))
+        return RunRecord(
+            run_id=self._info.run_id,
+            state="partial" if errors else "complete",
+            digest=digest,
+            fingerprint=self._info.fingerprint,
+            generation=self.generation,
+            committed_at=now(),
+            rows=dict(sorted(rows.items())),
+            attributes=dict(sorted(attributes.items())),
+            promised=promised,
+            parts=tuple(parts),
+            files=tuple(self._records),
+            errors=tuple(errors),
+            notes=tuple(_issues(end.notes if end else ())),
+            repairs=repairs,
+            source=self._source_kind,
+            created_at=None if created is None else created.astimezone(UTC).isoformat(),
+            name=self._facts.get(("sys/name", "string")),
+            parent=self._facts.get(("sys/forking/parent", "string")),
+            fork_step=None if fork is None else round(fork * MICROSTEPS),
+            in_place=None if in_place is None else in_place.files_root,
+        )
+
+
+def same_content(old: RunRecord, new: RunRecord) -> bool:
+    """True if both records describe the same rows and files, so that the old parts can stay."""
+    return (
+        old.digest == new.digest
+        and old.rows == new.rows
+        and old.in_place == new.in_place
+        and set(old.files) == set(new.files)
+    )
+
+
+def keep_parts(old: RunRecord, new: RunRecord) -> RunRecord:
+    """Return the new record, pointing at the old parts."""
+    return replace(new, generation=old.generation, parts=old.parts, files=old.files)
+
+
+def now() -> str:
+    """Return the present moment as the manifest writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _issues(issues: Sequence[Issue]) -> list[IssueRecord]:
+    return [IssueRecord(issue.message, issue.attribute_path, issue.attribute_type) for issue in issues]
+
+
+def _missing(promised: Mapping[str, int], arrived: Mapping[str, int]) -> list[IssueRecord]:
+    return [
+        IssueRecord(
+            f"The source promised {promised.get(kind, 0):,} attributes of type {kind}, "
+            f"{arrived.get(kind, 0):,} arrived.",
+            attribute_type=kind,
+        )
+        for kind in sorted({*promised, *arrived})
+        if promised.get(kind, 0) != arrived.get(kind, 0)
+    ]

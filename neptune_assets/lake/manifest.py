@@ -1,0 +1,188 @@
+"""What a project holds, as files in ``.manifest``: one checkpoint, then one small delta for each commit.
+
+``<seq>.jsonl`` holds a header line and one run record a line. A delta is created exclusively under the next number,
+so two writers cannot both commit; a checkpoint holds all runs and makes older files superfluous. Creating a delta
+**is** the commit: what it does not name does not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from neptune_assets.errors import LakeBusyError, LakeError
+from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.storage import Storage
+from neptune_assets.schema import Scope
+
+FORMAT: Final = "neptune_assets.manifest/1"
+COMPACT_AFTER: Final = 1_000
+"""Deltas after which a long materialization writes a checkpoint in between."""
+
+_NAME: Final = re.compile(r"([0-9]{10})\.jsonl")
+_ATTEMPTS: Final = 5
+
+
+@dataclass(slots=True)
+class Manifest:
+    """A snapshot of a project: its records by run id, sorted, and the number of the newest file read."""
+
+    project_id: str
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    sequence: int = 0
+    deltas: int = 0
+
+
+class ManifestStore:
+    """Reads and commits the manifest of one project and scope."""
+
+    def __init__(self, storage: Storage, layout: Layout, project_id: str, scope: Scope) -> None:
+        self._storage = storage
+        self._directory = layout.manifest(project_id, scope)
+        self._project_id = project_id
+        self._scope = scope
+
+    def read(self) -> Manifest | None:
+        """Return the newest state, or None if there is no manifest. Raises LakeError if it cannot be understood."""
+        for attempt in range(_ATTEMPTS):
+            numbers = self._numbers()
+            if not numbers:
+                return None
+            try:
+                return self._assemble(numbers)
+            except FileNotFoundError:
+                # A writer put a checkpoint in place and removed older files while we read: look again.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def commit(self, manifest: Manifest, changed: Iterable[RunRecord], *, written_at: str) -> None:
+        """Make these records part of the project, all or none. Updates ``manifest``.
+
+        Raises LakeBusyError if another writer committed in between.
+        """
+        records = list(changed)
+        self._create(manifest.sequence + 1, "delta", records, written_at)
+        manifest.sequence += 1
+        manifest.deltas += 1
+        for record in records:
+            manifest.records[record.run_id] = record
+        if manifest.deltas >= COMPACT_AFTER:
+            self.compact(manifest, written_at=written_at)
+
+    def compact(self, manifest: Manifest, *, written_at: str) -> None:
+        """Write all records as one checkpoint and remove the files it replaces."""
+        self._create(manifest.sequence + 1, "checkpoint", list(manifest.records.values()), written_at)
+        manifest.sequence += 1
+        manifest.deltas = 0
+        for number in self._numbers():
+            if number < manifest.sequence:
+                self._storage.delete(self._path(number))
+
+    def _create(self, number: int, kind: str, records: list[RunRecord], written_at: str) -> None:
+        header = {
+            "format": FORMAT,
+            "seq": number,
+            "kind": kind,
+            "project_id": self._project_id,
+            "scope": self._scope.value,
+            "written_at": written_at,
+        }
+        lines = [header, *(record.to_json() for record in sorted(records, key=lambda item: item.run_id))]
+        # ASCII with escapes keeps even lone surrogates; allow_nan=False keeps the file JSON.
+        data = "".join(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in lines)
+        if not self._storage.create(self._path(number), data.encode("ascii")):
+            raise LakeBusyError(
+                f"Project {self._project_id!r} was changed by another writer while this one was writing.",
+                hint="Wait until the other materialization has finished, then materialize again.",
+            )
+
+    def _assemble(self, numbers: list[int]) -> Manifest:
+        files: list[tuple[int, list[RunRecord]]] = []
+        start = None
+        for number in reversed(numbers):
+            kind, records = self._load(number)
+            files.append((number, records))
+            if kind == "checkpoint":
+                start = number
+                break
+        if start is None:
+            start = 1
+        expected = list(range(start, numbers[-1] + 1))
+        if [number for number, _ in reversed(files)] != expected:
+            if self._numbers() != numbers:
+                raise FileNotFoundError(self._directory)
+            raise self._damaged(f"files are missing between {start} and {numbers[-1]}")
+        merged: dict[str, RunRecord] = {}
+        for _, records in reversed(files):
+            merged.update((record.run_id, record) for record in records)
+        ordered = {run_id: merged[run_id] for run_id in sorted(merged)}
+        return Manifest(self._project_id, ordered, sequence=numbers[-1], deltas=numbers[-1] - start)
+
+    def _load(self, number: int) -> tuple[str, list[RunRecord]]:
+        path = self._path(number)
+        raw = self._storage.read(path)
+        header, records = parse_manifest(raw, self._storage.url(path))
+        if header["project_id"] != self._project_id or header["scope"] != self._scope.value:
+            raise self._damaged(f"{number:010d}.jsonl is of {header['project_id']!r}, {header['scope']!r}")
+        if header["seq"] != number:
+            raise self._damaged(f"{number:010d}.jsonl says that it is number {header['seq']}")
+        return header["kind"], records
+
+    def _numbers(self) -> list[int]:
+        return sorted(int(m[1]) for name in self._storage.names(self._directory) if (m := _NAME.fullmatch(name)))
+
+    def _path(self, number: int) -> str:
+        return f"{self._directory}/{number:010d}.jsonl"
+
+    def _damaged(self, reason: str) -> LakeError:
+        return LakeError(
+            f"The manifest of {self._project_id!r} in {self._storage.url(self._directory)} is damaged: {reason}.",
+            hint="Restore that directory from a backup, or move the project's directory away and materialize again.",
+        )
+
+
+def parse_manifest(raw: bytes, name: str) -> tuple[dict[str, Any], list[RunRecord]]:
+    """Split a manifest file into header and records. Raises LakeError, naming the file, if it is not one of ours."""
+    hint = "Restore it from a backup, or move the project's directory away and materialize the project again."
+    if not raw.endswith(b"\n"):
+        raise LakeError(f"Manifest {name} is cut off.", hint=hint)
+    lines = raw.decode("utf-8", errors="replace").splitlines()
+    try:
+        header = json.loads(lines[0])
+        found = header["format"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise LakeError(f"Manifest {name} has no header: {error!r}.", hint=hint) from error
+    if found != FORMAT:
+        raise LakeError(
+            f"Manifest {name} has format {found!r}; this version knows {FORMAT!r}.",
+            hint="Use the version of neptune_assets that wrote the lake, or a newer one.",
+        )
+    try:
+        records = [RunRecord.from_json(json.loads(line)) for line in lines[1:]]
+        for key in ("seq", "kind", "project_id", "scope"):
+            header[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LakeError(f"Manifest {name} cannot be understood: {error!r}.", hint=hint) from error
+    return header, records
+
+
+def project_of_manifest(storage: Storage, directory: str) -> tuple[str, str] | None:
+    """Return (project id, scope) that a manifest directory belongs to, or None if it holds no manifest."""
+    for attempt in range(_ATTEMPTS):
+        names = [name for name in storage.names(directory) if _NAME.fullmatch(name)]
+        if not names:
+            return None
+        path = f"{directory}/{names[-1]}"
+        try:
+            header, _ = parse_manifest(storage.read(path).split(b"\n", 1)[0] + b"\n", storage.url(path))
+        except FileNotFoundError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue
+        return str(header["project_id"]), str(header["scope"])
+    raise AssertionError("unreachable")

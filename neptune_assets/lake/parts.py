@@ -1,0 +1,141 @@
+"""Write one run's rows to Parquet parts: small, quick to read, prunable, and readable by neptune-exporter."""
+
+from __future__ import annotations
+
+import base64
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from neptune_assets.lake.layout import part_name
+from neptune_assets.lake.records import PartRecord
+from neptune_assets.lake.rows import Attributes, concat, unpack
+from neptune_assets.schema import SCHEMA
+
+GENERATION: Final = "neptune_assets.generation"
+RUN_ID: Final = "neptune_assets.run_id"
+
+ROW_GROUP_ROWS: Final = 131_072
+"""Rows of a row group: enough to compress well, few enough to write, read and prune with little memory."""
+ROW_GROUP_BYTES: Final = 32 << 20
+"""A row group is closed at this many bytes in memory, for runs with large values."""
+
+_OPTIONS: Final[dict[str, Any]] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["project_id", "run_id", "attribute_path", "attribute_type", "string_value"],
+    "store_decimal_as_integer": True,
+    "column_encoding": {
+        "step": "DELTA_BINARY_PACKED",
+        "timestamp": "DELTA_BINARY_PACKED",
+        "float_value": "BYTE_STREAM_SPLIT",
+    },
+}
+
+
+class PartWriter:
+    """Write compact rows of one run, already sorted, to ``<S(run)>_part_<N>.parquet`` in a local directory."""
+
+    def __init__(
+        self, directory: str, project_id: str, run_id: str, generation: str, attributes: Attributes, part_mb: int
+    ) -> None:
+        self._directory = Path(directory)
+        self._project_id = project_id
+        self._run_id = run_id
+        self._generation = generation
+        self._attributes = attributes
+        self._limit = part_mb * 1_048_576
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = 0
+        self._held_bytes = 0
+        self._sink: Any = None
+        self._writer: Any = None
+        self._rows = 0
+        self.parts: list[PartRecord] = []
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Take the next compact rows; full row groups go to disk, full parts are closed."""
+        start = 0
+        while start < rows.num_rows:
+            piece = rows.slice(start, ROW_GROUP_ROWS - self._held_rows)
+            start += piece.num_rows
+            self._held.append(piece)
+            self._held_rows += piece.num_rows
+            self._held_bytes += piece.nbytes
+            if self._held_rows >= ROW_GROUP_ROWS or self._held_bytes >= ROW_GROUP_BYTES:
+                self._flush()
+
+    def close(self) -> list[PartRecord]:
+        """Finish the last part and return all; a run without rows has one empty part."""
+        if self._held or not self.parts:
+            self._flush()
+        self._close_part()
+        return self.parts
+
+    def abort(self) -> None:
+        """Let go of the open file; what was written is left for the caller to remove."""
+        writer, sink = self._writer, self._sink
+        self._writer = self._sink = None
+        if writer is not None:
+            # The part is thrown away: what cannot be written any more (a full disk) does not matter.
+            with suppress(OSError, pa.ArrowException):
+                writer.close()
+        if sink is not None:
+            with suppress(OSError):
+                sink.close()
+
+    def _flush(self) -> None:
+        held, self._held, self._held_rows, self._held_bytes = self._held, [], 0, 0
+        rows = concat(held) if held else _no_rows()
+        batch = unpack(rows, self._attributes, self._project_id, self._run_id, encoded=True)
+        if self._writer is None:
+            self._open(batch.schema)
+        self._writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
+        self._rows += batch.num_rows
+        if self._sink.tell() >= self._limit:
+            self._close_part()
+
+    def _open(self, schema: pa.Schema) -> None:
+        path = self._directory / part_name(self._run_id, len(self.parts))
+        self._sink = path.open("xb")
+        # Names are written from their dictionaries, which is twice as fast; readers get the plain schema.
+        self._writer = pq.ParquetWriter(self._sink, schema, store_schema=False, **_OPTIONS)
+        self._writer.add_key_value_metadata(
+            {
+                "ARROW:schema": base64.b64encode(SCHEMA.serialize().to_pybytes()).decode(),
+                GENERATION: self._generation,
+                RUN_ID: self._run_id,
+            }
+        )
+
+    def _close_part(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
+        size = self._sink.tell()
+        self._sink.close()
+        self.parts.append(PartRecord(name=part_name(self._run_id, len(self.parts)), rows=self._rows, bytes=size))
+        self._writer = self._sink = None
+        self._rows = 0
+
+
+def part_generation(metadata: pq.FileMetaData) -> str | None:
+    """Return which commit a part belongs to; None for a part that is not of this lake."""
+    value = (metadata.metadata or {}).get(GENERATION.encode())
+    return None if value is None else value.decode()
+
+
+def _no_rows() -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(
+        {
+            "attribute": pa.array([], pa.int32()),
+            "step": pa.array([], pa.int64()),
+            "time": pa.array([], pa.int64()),
+        }
+    )

@@ -1,0 +1,362 @@
+"""Read the lake: projects, runs, rows in order, files. Knows nothing of sources.
+
+A run is read as its manifest record says: parts of exactly that commit, wherever an unfinished move has left them, or
+an export's own parts with repairs made on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from neptune_assets.errors import LakeError, UnknownProjectError, UnsafePathError
+from neptune_assets.lake.digest import RunDigest, digest_of_project
+from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
+from neptune_assets.lake.parts import part_generation
+from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
+from neptune_assets.lake.repair import conform, repair_batch
+from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
+from neptune_assets.lake.sorting import RunSorter
+from neptune_assets.lake.storage import Storage
+from neptune_assets.schema import SCHEMA, AttributeType, Scope
+from neptune_assets.settings import LakeSettings, StorageSettings
+
+_READ_ROWS: Final = 65_536
+
+
+class Lake:
+    """A lake, opened for reading."""
+
+    def __init__(self, settings: LakeSettings) -> None:
+        self.settings = settings
+        self.storage = Storage(settings.root, settings.storage)
+        self.layout = Layout(self.storage.root)
+
+    def projects(self, scope: Scope = Scope.RUNS) -> list[str]:
+        """Return the projects that the lake holds, sorted."""
+        base = self.layout.base(scope)
+        inner = "" if scope is Scope.RUNS else f"/{scope.value}"
+        found = []
+        for name in self.storage.names(base):
+            if name.startswith("."):
+                continue
+            known = project_of_manifest(self.storage, f"{base}/{name}{inner}/.manifest")
+            if known is not None:
+                found.append(known[0])
+        return sorted(found)
+
+    def project(self, project_id: str, scope: Scope = Scope.RUNS) -> LakeProject:
+        """Open one project as it is now. Raises UnknownProjectError, or LakeError if its manifest is damaged."""
+        return LakeProject(self, project_id, scope)
+
+
+class LakeProject:
+    """One project at one moment: a snapshot of its manifest."""
+
+    def __init__(self, lake: Lake, project_id: str, scope: Scope) -> None:
+        self.lake = lake
+        self.project_id = project_id
+        self.scope = scope
+        self._store = ManifestStore(lake.storage, lake.layout, project_id, scope)
+        manifest = self._store.read()
+        if manifest is None:
+            raise UnknownProjectError(
+                f"The lake at {lake.storage.url(lake.storage.root)} holds no {scope.value} of project {project_id!r}.",
+                hint="Materialize the project's lake asset first.",
+            )
+        self._records = manifest.records
+        self._in_staging: dict[str, set[str]] | None = None
+
+    @property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        """The file system that the lake lies on."""
+        return self.lake.storage.filesystem
+
+    @property
+    def digest(self) -> str:
+        """Content digest over run ids, their digests and states."""
+        return digest_of_project(self._records.values())
+
+    def records(self) -> dict[str, RunRecord]:
+        """Return what the manifest says, by run id, sorted."""
+        return dict(self._records)
+
+    def run(self, run_id: str) -> LakeRun:
+        """Open one run. Raises LakeError if the project does not have it."""
+        record = self._records.get(run_id)
+        if record is None:
+            raise LakeError(
+                f"Project {self.project_id!r} has no run {run_id!r} in the lake.",
+                hint="Materialize the project's lake asset, or check the run's id.",
+            )
+        return LakeRun(self, record)
+
+    def runs(self) -> Iterator[LakeRun]:
+        """Yield all runs in the order of their ids."""
+        for record in self._records.values():
+            yield LakeRun(self, record)
+
+    def parts(self) -> dict[str, list[str]]:
+        """Return, by run id, where its Parquet parts are now: absolute paths or URLs."""
+        storage = self.lake.storage
+        staged = self._staged()
+        return {
+            record.run_id: [
+                part.name if record.in_place is not None else storage.url(self._place(record, part.name, staged))
+                for part in record.parts
+            ]
+            for record in self._records.values()
+        }
+
+    def current_record(self, run_id: str) -> RunRecord | None:
+        """Read the manifest again and return what it says of a run now."""
+        manifest = self._store.read()
+        return None if manifest is None else manifest.records.get(run_id)
+
+    def _staged(self) -> dict[str, set[str]]:
+        storage, layout = self.lake.storage, self.lake.layout
+        root = layout.staging(self.project_id, self.scope)
+        staged: dict[str, set[str]] = {}
+        for path in storage.walk(root):
+            generation, _, name = path[len(root) + 1 :].partition("/")
+            staged.setdefault(generation, set()).add(name)
+        return staged
+
+    def _place(self, record: RunRecord, name: str, staged: dict[str, set[str]]) -> str:
+        layout = self.lake.layout
+        if name in staged.get(record.generation, ()):
+            return layout.staged_part(self.project_id, record.generation, name, self.scope)
+        return layout.part(self.project_id, name, self.scope)
+
+
+class LakeRun:
+    """One run: rows in order, and files."""
+
+    def __init__(self, project: LakeProject, record: RunRecord) -> None:
+        self.project = project
+        self.project_id = project.project_id
+        self.run_id = record.run_id
+        self.record = record
+
+    def batches(
+        self,
+        types: Collection[AttributeType] | None = None,
+        columns: Sequence[str] | None = None,
+        batch_rows: int = _READ_ROWS,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows in the lake's schema (or ``columns`` of it), sorted, without duplicates, in bounded memory.
+
+        ``types`` keeps only these attribute types. Raises LakeError if parts are missing, damaged, of another commit,
+        or hold other rows than the manifest says.
+        """
+        wanted = SCHEMA.names if columns is None else list(columns)
+        unknown = [name for name in wanted if name not in SCHEMA.names]
+        if unknown:
+            raise ValueError(f"no such columns: {', '.join(unknown)}")
+        kinds = None if types is None else sorted(str(AttributeType(kind)) for kind in types)
+        expected = sum(count for kind, count in self.record.rows.items() if kinds is None or kind in kinds)
+        if kinds is not None and not expected:
+            return
+        rows = 0
+        try:
+            batches = self._own_batches(kinds, wanted, batch_rows) if self.record.in_place is None else None
+            if batches is None:
+                batches = self._batches_in_place(kinds, wanted, batch_rows)
+            for batch in batches:
+                rows += batch.num_rows
+                yield batch
+        except pa.ArrowException as error:
+            raise LakeError(
+                f"A Parquet part of run {self.run_id!r} of {self.project_id!r} cannot be read: {error}.", hint=_AGAIN
+            ) from error
+        if rows != expected:
+            raise LakeError(
+                f"Run {self.run_id!r} of {self.project_id!r} holds {rows:,} rows where the manifest says {expected:,}: "
+                "its parts changed since they were recorded.",
+                hint=_AGAIN,
+            )
+
+    def open_file(self, path: str) -> BinaryIO:
+        """Open a file by its path as in ``file_value.path`` (or of a record). Raises LakeError if it is not there."""
+        parts = path.replace("\\", "/").split("/") if self.record.in_place is not None else path.split("/")
+        if not path or any(part in {"", ".", ".."} for part in parts) or "\x00" in path:
+            raise UnsafePathError(
+                f"File path {path!r} of run {self.run_id!r} would leave the files directory.",
+                hint="Use a path from file_value.path or from the run's file records.",
+            )
+        if self.record.in_place is not None:
+            return self._open_in_place(path, "/".join(parts))
+        lake = self.project.lake
+        root = lake.layout.files(self.project_id, self.project.scope)
+        return self._open(lake.storage, root, [f"{root}/{path}"], path)
+
+    def file_records(self, attribute_path: str) -> list[FileRecord]:
+        """Return the records of the files of one attribute: one for a file, one a step or member for others."""
+        return [item for item in self.record.files if item.attribute_path == attribute_path]
+
+    def content_digest(self) -> str:
+        """Read all rows and hash all files again; equal to ``record.digest`` as long as nothing was damaged.
+
+        Files are hashed by the sha256 that the manifest holds, so only rows are read.
+        """
+        attributes = Attributes()
+        by_row: dict[tuple[str, int | None], list[FileRecord]] = {}
+        for item in self.record.files:
+            by_row.setdefault((item.attribute_path, item.step), []).append(item)
+        digest = RunDigest(attributes, lambda path, step, _: by_row.get((path, step), []))
+        for batch in self.batches():
+            digest.update(pack(batch, attributes))
+        return digest.hexdigest()
+
+    def _own_batches(self, kinds: list[str] | None, wanted: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        read = wanted if kinds is None or "attribute_type" in wanted else [*wanted, "attribute_type"]
+        with ExitStack() as stack:
+            # All parts are opened and checked before the first row leaves: no reader gets half of a run.
+            files = [stack.enter_context(self._open_part(part)) for part in self.record.parts]
+            schema = pa.schema([SCHEMA.field(name) for name in wanted])
+            for file in files:
+                groups = _row_groups(file, kinds)
+                if not groups:
+                    continue
+                for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=read):
+                    if kinds is not None:
+                        batch = batch.filter(pc.is_in(batch["attribute_type"], pa.array(kinds)))
+                    if batch.num_rows:
+                        yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
+
+    def _open_part(self, part: PartRecord) -> pq.ParquetFile:
+        """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time."""
+        layout, storage, scope = self.project.lake.layout, self.project.lake.storage, self.project.scope
+        staged = layout.staged_part(self.project_id, self.record.generation, part.name, scope)
+        final = layout.part(self.project_id, part.name, scope)
+        found: str | None = None
+        for place in (final, staged, final):
+            try:
+                file = _parquet(storage, place)
+            except FileNotFoundError:
+                continue
+            found = part_generation(file.metadata)
+            if found == self.record.generation:
+                return file
+            file.close(force=True)
+        now = self.project.current_record(self.run_id)
+        if now is None or now.generation != self.record.generation:
+            error = LakeError(
+                f"Run {self.run_id!r} of {self.project_id!r} was materialized again while it was read.",
+                hint="Open the project again and read the run anew.",
+            )
+            error.transient = True
+            raise error
+        what = "is missing" if found is None else f"is of another commit ({found})"
+        raise LakeError(f"Part {storage.url(final)} of run {self.run_id!r} {what}.", hint=_AGAIN)
+
+    def _batches_in_place(
+        self, kinds: list[str] | None, wanted: list[str], batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        settings = self.project.lake.settings
+        lost = {issue.attribute_path for issue in self.record.errors}
+        kept = {(item.attribute_path, item.step) for item in self.record.files}
+        with RunSorter(settings.rows_in_memory, settings.sort_memory_mb, settings.scratch) as sorter:
+            for part in self.record.parts:
+                storage = self._storage_in_place(part.name)
+                if storage.size(storage.root) != part.bytes:
+                    raise LakeError(
+                        f"Part {part.name} of run {self.run_id!r} is gone or changed since it was recorded.",
+                        hint=_AGAIN,
+                    )
+                with _parquet(storage, storage.root) as file:
+                    for batch in file.iter_batches(batch_size=_READ_ROWS):
+                        rows = conform(batch, self.project_id, self.run_id)
+                        if kinds is not None:
+                            rows = rows.filter(pc.is_in(rows["attribute_type"], pa.array(kinds)))
+                        sorter.add(repair_batch(rows, self.record.repairs))
+            for compact in sorter.sorted_rows():
+                rows = unpack(compact, sorter.attributes, self.project_id, self.run_id)
+                rows = _without_lost_files(rows, compact, lost, kept)
+                yield from pieces(rows.select(wanted), batch_rows, settings.sort_memory_mb << 20)
+
+    def _open_in_place(self, path: str, normal: str) -> BinaryIO:
+        root = self.record.in_place or ""
+        if not root:
+            raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=_AGAIN)
+        storage = self._storage_in_place(root)
+        candidates = [f"{storage.root}/{item}" for item in dict.fromkeys((path, normal))]
+        return self._open(storage, storage.root, candidates, path)
+
+    def _open(self, storage: Storage, root: str, candidates: Sequence[str], path: str) -> BinaryIO:
+        for candidate in candidates:
+            if storage.local and not Path(candidate).resolve().is_relative_to(Path(root).resolve()):
+                raise UnsafePathError(
+                    f"File {path!r} of run {self.run_id!r} is a link that leaves {root}.",
+                    hint="Replace the link by the file that it points at.",
+                )
+            try:
+                return storage.open(candidate)
+            except (FileNotFoundError, IsADirectoryError):
+                continue
+        raise LakeError(
+            f"File {path!r} of run {self.run_id!r} is not in {storage.url(root)}.",
+            hint="Materialize the project's lake asset with full_refresh to fetch it again.",
+        )
+
+    def _storage_in_place(self, place: str) -> Storage:
+        """Reach an export: with the lake's own options if it lies on the same kind of storage."""
+        settings = self.project.lake.settings
+        protocol = settings.root.partition("://")[0] if "://" in settings.root else ""
+        same = protocol and place.startswith(f"{protocol}://")
+        return Storage(place, settings.storage if same else StorageSettings())
+
+
+_AGAIN: Final = "Materialize the project's lake asset with full_refresh to write the run anew."
+
+
+def _parquet(storage: Storage, path: str) -> pq.ParquetFile:
+    """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError."""
+    source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
+    return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False)
+
+
+def _row_groups(file: pq.ParquetFile, kinds: list[str] | None) -> list[int]:
+    """Return the row groups that may hold one of the attribute types, by their statistics."""
+    metadata = file.metadata
+    every = list(range(metadata.num_row_groups))
+    if kinds is None:
+        return every
+    column = file.schema_arrow.get_field_index("attribute_type")
+    chosen = []
+    for group in every:
+        # The leaf's place equals the field's, because nested columns come later.
+        statistics = metadata.row_group(group).column(column).statistics
+        if (
+            statistics is None
+            or not statistics.has_min_max
+            or any(statistics.min <= kind <= statistics.max for kind in kinds)
+        ):
+            chosen.append(group)
+    return chosen
+
+
+def _without_lost_files(
+    rows: pa.RecordBatch, compact: pa.RecordBatch, lost: set[str | None], kept: set[tuple[str, int | None]]
+) -> pa.RecordBatch:
+    """Make the path of a file null where hashing found no file, as copying into the lake would have done."""
+    column = rows.schema.get_field_index("file_value")
+    values = rows.column(column)
+    if not lost or values.null_count == len(values):
+        return rows
+    paths = values.to_pylist()
+    for place in np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)).tolist():
+        path = rows["attribute_path"][place].as_py()
+        step = None if rows["step"][place].as_py() is None else compact["step"][place].as_py()
+        if path in lost and (path, step) not in kept:
+            paths[place] = {"path": None}
+    return rows.set_column(column, SCHEMA.field("file_value"), pa.array(paths, values.type))

@@ -1,0 +1,423 @@
+"""Write a project into the lake: read only what changed, commit run by run, never mix old and new.
+
+Belongs here: which runs to read and in what order things become visible. What one run is made of is in
+:mod:`neptune_assets.lake.commits`, how it becomes visible in :mod:`neptune_assets.lake.staging`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import pyarrow as pa
+
+from neptune_assets.errors import LakeError, NeptuneAssetsError, SourceError
+from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content
+from neptune_assets.lake.digest import digest_of_project
+from neptune_assets.lake.files import FileStore
+from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.lock import ProjectLock, project_lock
+from neptune_assets.lake.manifest import Manifest, ManifestStore
+from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.repair import NOT_COUNTS
+from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
+from neptune_assets.lake.sorting import RunSorter
+from neptune_assets.lake.staging import Staging
+from neptune_assets.lake.storage import Storage, storage_errors
+from neptune_assets.schema import Scope
+from neptune_assets.settings import LakeSettings
+from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows, Source
+
+__all__ = ["LakeWriter", "Progress", "RunIssue", "WriteReport"]
+
+_GIVE_UP_AFTER: Final = 3
+"""Runs in a row whose reading breaks off before the source counts as broken altogether."""
+
+ProgressCall = Callable[[Progress], None]
+
+
+class LakeWriter:
+    """Writes projects of one source into one lake."""
+
+    def __init__(self, settings: LakeSettings, source: Source, scope: Scope = Scope.RUNS) -> None:
+        self._settings = settings
+        self._source = source
+        self._scope = scope
+
+    def write_project(
+        self, project_id: str, *, full_refresh: bool = False, progress: ProgressCall | None = None
+    ) -> WriteReport:
+        """Bring one project up to date; ``full_refresh`` reads and writes all runs anew.
+
+        A run that cannot be read stays as it is and is reported. Raises LakeBusyError if another writer works on the
+        project, LakeError if the lake cannot be written (finished runs stay), SourceError if the source is broken.
+        """
+        storage = Storage(self._settings.root, self._settings.storage)
+        with storage_errors(storage, f"Writing {project_id!r} into the lake"):
+            layout = Layout(storage.root)
+            with project_lock(storage, layout.manifest(project_id, self._scope), project_id) as lock:
+                work = _ProjectWrite(self._settings, self._source, self._scope, project_id, storage, layout, lock)
+                return work.run(full_refresh, progress)
+
+
+class _ProjectWrite:
+    """One materialization of one project, while the lock is held."""
+
+    def __init__(
+        self,
+        settings: LakeSettings,
+        source: Source,
+        scope: Scope,
+        project_id: str,
+        storage: Storage,
+        layout: Layout,
+        lock: ProjectLock,
+    ) -> None:
+        self._settings = settings
+        self._source = source
+        self._scope = scope
+        self._project_id = project_id
+        self._storage = storage
+        self._lock = lock
+        self._store = ManifestStore(storage, layout, project_id, scope)
+        self._staging = Staging(storage, layout, project_id, scope)
+        self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch)
+        self._report = WriteReport(project_id)
+        self._manifest = Manifest(project_id)
+        self._present: set[str] = set()
+        self._full_refresh = False
+        self._started = time.monotonic()
+
+    def run(self, full_refresh: bool, progress: ProgressCall | None) -> WriteReport:
+        """Do all of it and return the report."""
+        self._full_refresh = full_refresh
+        infos = {info.run_id: info for info in self._source.runs(self._project_id, self._scope)}
+        existing = self._store.read()
+        self._manifest = existing or self._manifest
+        self._report.recovered = self._staging.recover(self._manifest)
+        self._present, strays = self._staging.present(self._manifest)
+        todo = self._choose(infos)
+        self._mark_vanished(infos)
+        if existing is None and not self._manifest.sequence:
+            # A project without runs exists too: its manifest says so.
+            self._store.commit(self._manifest, [], written_at=now())
+        tracker = _Tracker(self._report, self._files, infos, todo, progress, self._started)
+        self._write_runs(infos, todo, tracker)
+        if self._manifest.deltas > 1:
+            self._lock.check()
+            self._store.compact(self._manifest, written_at=now())
+        return self._finished(strays)
+
+    def _choose(self, infos: dict[str, RunInfo]) -> list[str]:
+        todo = []
+        for run_id, info in infos.items():
+            record = self._manifest.records.get(run_id)
+            if record is None:
+                self._report.new.append(run_id)
+            elif self._full_refresh or not self._is_current(record, info):
+                self._report.changed.append(run_id)
+            elif not record.complete:
+                self._report.retried.append(run_id)
+            else:
+                self._report.skipped.append(run_id)
+                continue
+            todo.append(run_id)
+        return todo
+
+    def _is_current(self, record: RunRecord, info: RunInfo) -> bool:
+        """True if the record was made from what the source has now, and its parts are still there."""
+        if record.fingerprint != info.fingerprint or record.source != self._source.kind:
+            return False
+        in_place = self._in_place(record.run_id)
+        if in_place is not None:
+            return record.in_place == in_place.files_root
+        return record.in_place is None and all(part.name in self._present for part in record.parts)
+
+    def _mark_vanished(self, infos: dict[str, RunInfo]) -> None:
+        moment = now()
+        changed = []
+        skipped = set(self._report.skipped)
+        for record in self._manifest.records.values():
+            if record.run_id not in infos:
+                self._report.vanished.append(record.run_id)
+                if record.vanished_at is None:
+                    changed.append(replace(record, vanished_at=moment))
+            elif record.vanished_at is not None:
+                self._report.reappeared.append(record.run_id)
+                if record.run_id in skipped:
+                    changed.append(replace(record, vanished_at=None))
+        if changed:
+            self._lock.check()
+            self._store.commit(self._manifest, changed, written_at=moment)
+
+    def _write_runs(self, infos: dict[str, RunInfo], todo: list[str], tracker: _Tracker) -> None:
+        remaining = dict.fromkeys(todo)
+        failures = 0
+        while remaining:
+            ended = len(remaining)
+            failure = self._read_once(infos, remaining, tracker)
+            if failure is None:
+                for run_id in remaining:
+                    self._fail(run_id, "The source returned nothing for this run.")
+                return
+            failures = failures + 1 if len(remaining) == ended - 1 else 1
+            if failures >= _GIVE_UP_AFTER:
+                if isinstance(failure, NeptuneAssetsError):
+                    raise failure
+                raise SourceError(
+                    f"Reading {self._project_id!r} from the {self._source.kind} source broke off: {failure}.",
+                    hint="Check that the source can be read, then materialize again; finished runs are kept.",
+                ) from failure
+
+    def _read_once(self, infos: dict[str, RunInfo], remaining: dict[str, None], tracker: _Tracker) -> Exception | None:
+        """Read and commit runs until the source ends (None) or breaks off (the error); these leave ``remaining``."""
+        chunks = _Chunks(self._source.read(self._project_id, list(remaining), self._scope))
+        current: _Reading | None = None
+        try:
+            for chunk in chunks:
+                if chunk.run_id not in remaining:
+                    continue
+                if current is not None and current.run_id != chunk.run_id:
+                    self._finish(infos, current, None)
+                    remaining.pop(current.run_id)
+                    tracker.done(current.run_id)
+                    current = None
+                if current is None:
+                    current = _Reading(chunk.run_id, self._settings)
+                if isinstance(chunk, RunRows):
+                    current.add(chunk.batch)
+                    tracker.tick(current.rows)
+                else:
+                    self._finish(infos, current, chunk)
+                    remaining.pop(chunk.run_id)
+                    tracker.done(chunk.run_id)
+                    current = None
+            if chunks.error is None:
+                if current is not None:
+                    self._finish(infos, current, None)
+                    remaining.pop(current.run_id)
+                    tracker.done(current.run_id)
+                return None
+            broken = current.run_id if current is not None else next(iter(remaining))
+            self._fail(broken, f"Reading broke off: {chunks.error}")
+            remaining.pop(broken)
+            tracker.done(broken)
+            return chunks.error
+        finally:
+            if current is not None:
+                current.close()
+
+    def _finish(self, infos: dict[str, RunInfo], reading: _Reading, end: RunEnd | None) -> None:
+        """Build and commit one run that was read; a run with rows that cannot be understood fails alone."""
+        run_id = reading.run_id
+        builder = RunBuilder(
+            self._project_id,
+            infos[run_id],
+            self._storage,
+            self._staging,
+            self._files,
+            part_mb=self._settings.part_mb,
+            scratch=self._settings.scratch,
+            source_kind=self._source.kind,
+        )
+        try:
+            if reading.error is not None:
+                self._fail(run_id, f"Its rows cannot be understood: {reading.error}")
+                return
+            record = builder.build(reading.sorter, end, self._in_place(run_id))
+        except (ValueError, pa.ArrowException) as error:
+            if isinstance(error, OSError):
+                raise
+            self._staging.discard(builder.generation)
+            self._fail(run_id, f"Its rows cannot be understood: {error}")
+            return
+        except BaseException:
+            self._staging.discard(builder.generation)
+            raise
+        finally:
+            reading.close()
+        self._commit(record)
+
+    def _commit(self, record: RunRecord) -> None:
+        old = self._manifest.records.get(record.run_id)
+        generation = record.generation
+        kept = (
+            old is not None
+            and not self._full_refresh
+            and same_content(old, record)
+            and (old.in_place is not None or all(part.name in self._present for part in old.parts))
+        )
+        if old is not None and kept and record.in_place is None:
+            record = keep_parts(old, record)
+            self._staging.discard(generation)
+        self._lock.check()
+        try:
+            self._store.commit(self._manifest, [record], written_at=record.committed_at)
+        except BaseException:
+            if not kept:
+                self._staging.discard(generation)
+            raise
+        if not kept:
+            if record.in_place is None:
+                self._staging.promote(record)
+            else:
+                self._staging.remove_parts(record.run_id)
+            if record.files or (old is not None and old.files):
+                self._staging.sweep_files(record.run_id, record)
+            self._present.update(part.name for part in record.parts)
+        self._note(record, kept)
+
+    def _note(self, record: RunRecord, kept: bool) -> None:
+        report = self._report
+        if kept:
+            report.unchanged_content.append(record.run_id)
+        elif record.in_place is None:
+            report.bytes += sum(part.bytes for part in record.parts) + sum(item.size for item in record.files)
+        for kind, count in record.rows.items():
+            report.rows[kind] = report.rows.get(kind, 0) + count
+        report.files += len(record.files)
+        for name, count in record.repairs.items():
+            if name not in NOT_COUNTS:
+                report.repairs[name] = report.repairs.get(name, 0) + count
+        for issue in (*record.errors, *record.notes):
+            report.issues.append(RunIssue(record.run_id, issue.message, issue.attribute_path, issue.attribute_type))
+
+    def _fail(self, run_id: str, message: str) -> None:
+        self._report.failed[run_id] = message
+        self._report.issues.append(RunIssue(run_id, message))
+        for listed in (self._report.new, self._report.changed, self._report.retried):
+            if run_id in listed:
+                listed.remove(run_id)
+
+    def _finished(self, strays: list[str]) -> WriteReport:
+        report = self._report
+        report.partial = sorted(
+            record.run_id
+            for record in self._manifest.records.values()
+            if not record.complete and record.vanished_at is None
+        )
+        report.digest = digest_of_project(self._manifest.records.values())
+        known = {part.name for record in self._manifest.records.values() for part in record.parts}
+        left = [name for name in strays if name not in known and name in self._present]
+        problems = list(self._source.problems(self._project_id))
+        if left:
+            problems.append(
+                Issue(
+                    f"{len(left):,} Parquet parts in the lake, such as {left[0]}, belong to no run of its manifest. "
+                    "Remove them if the manifest is right, or restore the manifest from a backup."
+                )
+            )
+        report.problems = problems
+        report.seconds = time.monotonic() - self._started
+        return report
+
+    def _in_place(self, run_id: str) -> InPlaceRun | None:
+        """Ask the source, if it knows the question, whether a run stays where it is."""
+        ask: Callable[[str, str, Scope], InPlaceRun | None] | None = getattr(self._source, "in_place", None)
+        return None if ask is None else ask(self._project_id, run_id, self._scope)
+
+
+class _Reading:
+    """The rows of the run being read."""
+
+    def __init__(self, run_id: str, settings: LakeSettings) -> None:
+        self.run_id = run_id
+        self.rows = 0
+        self.error: Exception | None = None
+        self.sorter = RunSorter(settings.rows_in_memory, settings.sort_memory_mb, settings.scratch)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take rows; the first batch that cannot be understood makes the run fail."""
+        if self.error is not None:
+            return
+        try:
+            self.sorter.add(batch)
+            self.rows += batch.num_rows
+        except (ValueError, KeyError, pa.ArrowException) as error:
+            if isinstance(error, OSError):
+                raise
+            self.error = error
+            self.sorter.close()
+
+    def close(self) -> None:
+        self.sorter.close()
+
+
+class _Chunks:
+    """A source's chunks; an error of the source ends them and stays in :attr:`error`, apart from the lake's errors."""
+
+    def __init__(self, chunks: Iterator[RunRows | RunEnd]) -> None:
+        self._chunks = iter(chunks)
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[RunRows | RunEnd]:
+        while True:
+            try:
+                chunk = next(self._chunks)
+            except StopIteration:
+                return
+            except LakeError:
+                raise
+            except (NeptuneAssetsError, OSError, ValueError, KeyError, pa.ArrowException) as error:
+                self.error = error
+                return
+            yield chunk
+
+
+class _Tracker:
+    """Counts what is done and tells the caller, at most twice a second within a run."""
+
+    def __init__(
+        self,
+        report: WriteReport,
+        files: FileStore,
+        infos: dict[str, RunInfo],
+        todo: list[str],
+        call: ProgressCall | None,
+        started: float,
+    ) -> None:
+        self._report = report
+        self._files = files
+        self._sizes = {run_id: infos[run_id].size_hint for run_id in todo}
+        self._call = call
+        self._started = started
+        self._size_total = sum(self._sizes.values())
+        self._size_done = 0
+        self._runs_done = 0
+        self._last = 0.0
+
+    def tick(self, rows: int) -> None:
+        """Some rows of the current run were read."""
+        if self._call is not None and time.monotonic() - self._last > 0.5:
+            self._tell(rows)
+
+    def done(self, run_id: str) -> None:
+        """A run is finished, well or not."""
+        self._runs_done += 1
+        self._size_done += self._sizes[run_id]
+        self._tell(0)
+
+    def _tell(self, rows: int) -> None:
+        if self._call is None:
+            return
+        self._last = time.monotonic()
+        elapsed = self._last - self._started
+        share: Any = None
+        if self._size_total:
+            share = self._size_done / self._size_total
+        elif self._sizes:
+            share = self._runs_done / len(self._sizes)
+        self._call(
+            Progress(
+                runs_done=self._runs_done,
+                runs_total=len(self._sizes),
+                rows=self._report.total_rows + rows,
+                bytes=self._report.bytes,
+                size_done=self._size_done,
+                size_total=self._size_total,
+                elapsed=elapsed,
+                eta=elapsed * (1 - share) / share if share else None,
+            )
+        )
