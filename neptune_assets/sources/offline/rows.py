@@ -60,6 +60,17 @@ class RowBuilder:
         """Distinct attributes that have been added and kept so far, by attribute type."""
         return {str(kind): buffer.kept for kind, buffer in self._buffers.items() if buffer.kept}
 
+    def conflicts(self) -> dict[str, list[str]]:
+        """Paths that have rows of more than one type, with the types."""
+        first: dict[str, str] = {}
+        found: dict[str, list[str]] = {}
+        for kind, buffer in self._buffers.items():
+            for path in buffer.names:
+                other = first.setdefault(path, str(kind))
+                if other != kind:
+                    found.setdefault(path, [other]).append(str(kind))
+        return found
+
     def point(self, attribute_type: AttributeType, path: str, step: int, time: int | None, value: Any) -> None:
         """Add a point of a series.
 
@@ -107,7 +118,7 @@ class _Buffer:
         self.attribute_type = attribute_type
         self._keep = keep
         self._numbers: dict[str, int] = {}
-        self._names: list[str] = []
+        self.names: list[str] = []
         self.kept = 0
         self._column = VALUE_COLUMN[attribute_type]
         self._reset()
@@ -129,8 +140,8 @@ class _Buffer:
             self._numbers[path] = -1
             return -1
         _unicode(path)
-        number = self._numbers[path] = len(self._names)
-        self._names.append(path)
+        number = self._numbers[path] = len(self.names)
+        self.names.append(path)
         self.kept += 1
         return number
 
@@ -167,7 +178,7 @@ class _Buffer:
         rows = len(self.codes)
         codes = np.frombuffer(self.codes, dtype=np.int64)
         used, positions = np.unique(codes, return_inverse=True)
-        names = pa.array([self._names[number] for number in used.tolist()], pa.string())
+        names = pa.array([self.names[number] for number in used.tolist()], pa.string())
         columns: dict[str, pa.Array] = {
             "project_id": pa.repeat(pa.scalar(project_id, pa.string()), rows),
             "run_id": pa.repeat(pa.scalar(run_id, pa.string()), rows),

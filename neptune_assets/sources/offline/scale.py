@@ -19,7 +19,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from neptune_assets.errors import FileGoneError, SourceError
+from neptune_assets.errors import SourceError
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.recorded_files import RecordedFile, base_name, candidates
@@ -47,6 +47,8 @@ class _Identity:
     created_ms: int | None
     started_ms: int | None
     fork: Fork | None
+    sequences: tuple[int, int] | None = None
+    """First and last operation that is still here."""
 
 
 class ScaleRecording:
@@ -63,6 +65,15 @@ class ScaleRecording:
         self.started_at = None if identity.started_ms is None else moment(identity.started_ms)
         self.modified_at: datetime | None = datetime.fromtimestamp(facts.modified_ns / 1e9, UTC)
         self.size = facts.size
+        self.likeness = (
+            path.parent.name,
+            path.name,
+            facts.main[0],
+            facts.wal[0],
+            identity.started_ms,
+            identity.sequences,
+        )
+        """Equal for copies of one recording: the client puts the nanosecond of its start into the folder's name."""
         self._settings = settings
         self._uploads: tuple[FileFacts, Mapping[str, tuple[str, int]]] | None = None
 
@@ -282,19 +293,20 @@ def _read_identity(connection: sqlite3.Connection) -> _Identity | None:
         return _Identity(version, project, run, None, None, None)
     created: int | None = None
     fork: Fork | None = None
+    sequences = connection.execute("SELECT min(sequence_id), max(sequence_id) FROM run_operations").fetchone()
     if first[1] == _CREATE:
         create_class, _, garbage = messages()
         try:
             create = create_class.FromString(first[2])
         except (garbage, TypeError):
             # Replaying reports it; listing goes on without what it would have told.
-            return _Identity(version, project, run, None, first[0], None)
+            return _Identity(version, project, run, None, first[0], None, sequences)
         if create.HasField("creation_time"):
             created = milliseconds(create.creation_time)
         if create.HasField("fork_point"):
             point = create.fork_point
             fork = Fork(point.parent_project or project, point.parent_run_id, create.inherit_configs, first[0])
-    return _Identity(version, project, run, created, first[0], fork)
+    return _Identity(version, project, run, created, first[0], fork, sequences)
 
 
 def _read_uploads(connection: sqlite3.Connection) -> dict[str, tuple[str, int]]:
@@ -310,11 +322,3 @@ def _rows(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int, bytes
     ):
         data = blob if isinstance(blob, bytes) else str(blob).encode("utf-8")
         yield sequence, recorded if isinstance(recorded, int) else 0, kind, data
-
-
-def gone(path: Path, reference: str) -> FileGoneError:
-    """The error for a storage key that no recording of the run lists."""
-    return FileGoneError(
-        f"{path} does not list the file {reference!r}: it was uploaded to Neptune's server and deleted here.",
-        hint="If an export or another copy of the recording has it, use that.",
-    )

@@ -192,8 +192,11 @@ class Operations:
 
 
 def milliseconds(stamp: Any) -> int:
-    """Epoch milliseconds of a protobuf Timestamp, rounded down."""
-    return int(stamp.seconds * 1000 + stamp.nanos // 1_000_000)
+    """Epoch milliseconds of a protobuf Timestamp, rounded down.
+
+    The client goes through a float, which turns .123 s into 122_999_906 ns: whole microseconds undo that first.
+    """
+    return int(stamp.seconds * 1000 + (stamp.nanos + 500) // 1_000 // 1_000)
 
 
 def moment(milliseconds: int) -> datetime | None:

@@ -177,7 +177,13 @@ class Offline:
         except SettingsError as error:
             index.refusals.append(Refusal(found.path, f"{found.path} cannot be used: {error}"))
             return
-        index.runs.setdefault((found.project_id, found.scope, found.run_id), []).append(found)
+        recordings = index.runs.setdefault((found.project_id, found.scope, found.run_id), [])
+        original = _original(recordings, found)
+        if original is None:
+            recordings.append(found)
+        else:
+            message = f"{found.path} is a copy of {original.path} and is passed over. Leave one of them out."
+            index.refusals.append(Refusal(found.path, message, found.project_id))
 
     def _known(self, index: _Index, project_id: str) -> None:
         known = [project for project in index.projects() if self._selection.project(project)]
@@ -224,6 +230,15 @@ class Offline:
                 # One of several recordings may be damaged: the others still have their part of the run.
                 state.whole = False
                 state.error(str(error))
+
+
+def _original(recordings: Sequence[Recording], found: Recording) -> Recording | None:
+    """The recording that ``found`` is a copy of. Copies that differ are all read: what one lacks another may have."""
+    if isinstance(found, ScaleRecording):
+        for recording in recordings:
+            if isinstance(recording, ScaleRecording) and recording.likeness == found.likeness:
+                return recording
+    return None
 
 
 def _fingerprint(recording: Recording) -> str:

@@ -90,6 +90,8 @@ class RunState:
             if self.rows.ready:
                 batches.extend(self.rows.drain())
         batches.extend(self.rows.flush())
+        for path, names in self.rows.conflicts().items():
+            self.note(f"{path!r} holds values of several types: {', '.join(names)}. All of them are kept.", path)
         return batches
 
     def end(self) -> RunEnd:
