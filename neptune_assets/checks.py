@@ -5,12 +5,14 @@ Each function reads what is on disk and returns a result; none writes. Counts ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import dagster as dg
 import pyarrow.parquet as pq
 
 from neptune_assets.assets.metadata import table
+from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.targets.load import LoadReport
@@ -62,17 +64,17 @@ def check_files(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
     """Pass if every file that the manifest names is there with its recorded size."""
     wrong: list[tuple[str, str]] = []
     checked = 0
-    for record in project.records().values():
-        for item in record.files:
+    for run in project.runs():
+        for item in run.record.files:
             checked += 1
-            path = project.file_path(record, item.path)
             try:
-                size = project.filesystem.size(path)
-            except FileNotFoundError:
-                wrong.append((record.run_id, f"{path} is gone"))
+                with run.open_file(item.path) as file:
+                    size = file.seek(0, os.SEEK_END)
+            except LakeError as error:
+                wrong.append((run.run_id, str(error)))
                 continue
             if size != item.size:
-                wrong.append((record.run_id, f"{path} has {size} bytes instead of {item.size}"))
+                wrong.append((run.run_id, f"{item.path} has {size} bytes instead of {item.size}"))
     return _result("files_present", key, wrong, f"{checked:,} files are in place.")
 
 

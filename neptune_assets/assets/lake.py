@@ -1,7 +1,6 @@
 """Assets of the lake: runs, models and model versions of one project as Parquet, and the checks on them."""
 
-from __future__ import annotations
-
+# No postponed annotations here: Dagster reads the real types of context, config and inputs.
 from collections.abc import Iterator
 from typing import Any
 

@@ -9,13 +9,16 @@ import dagster as dg
 import pyarrow as pa
 
 from neptune_assets.lake.reader import LakeProject
+from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import WriteReport
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.settings import Settings
+from neptune_assets.summary.picture import curves, escape, markdown_image, sample
+from neptune_assets.summary.tables import summarize
 
 _ISSUES_SHOWN = 50
-# The ampersand comes first: the others bring one.
-_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "[": "&#91;", "!": "&#33;"}
+_SAMPLED_RUNS = 8
+_SAMPLED_ROWS = 2_000_000
 
 
 def parquet_column_schema() -> dg.TableSchema:
@@ -33,8 +36,6 @@ def arrow_column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | Non
 
 def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings) -> dict[str, Any]:
     """Describe what was written: counts, speed, a sample, a picture, and everything that is not as it should be."""
-    from neptune_assets.summary.picture import curves, markdown_image, sample
-
     records = project.records()
     partial = [record for record in records.values() if not record.complete]
     metadata: dict[str, Any] = {
@@ -45,13 +46,14 @@ def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings)
         "runs_skipped": len(report.skipped),
         "runs_partial": len(partial),
         "runs_vanished": sum(record.vanished_at is not None for record in records.values()),
-        "rows_written": sum(report.rows.values()),
+        "rows_written": report.total_rows,
         "bytes_written": report.bytes,
         "files_written": report.files,
         "seconds": round(report.seconds, 3),
         "rows_per_second": round(report.rows_per_second),
-        "sample": dg.MetadataValue.md(sample(project)),
     }
+    if report.failed:
+        metadata["failed_runs"] = dg.MetadataValue.md(table(["run", "reason"], sorted(report.failed.items())))
     rows_by_type: dict[str, int] = {}
     for record in records.values():
         for kind, count in record.rows.items():
@@ -67,26 +69,31 @@ def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings)
     if report.problems:
         rows = [(issue.attribute_path or "", issue.message) for issue in report.problems]
         metadata["source_problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))
-    if project.scope is Scope.RUNS:
-        picture = curves(project, settings.summary)
-        if picture is not None:
-            metadata["curves"] = dg.MetadataValue.md(markdown_image(picture))
+    latest = project.only(_latest(records))
+    with summarize(latest, settings.summary, settings.lake) as scanned:
+        metadata["sample"] = dg.MetadataValue.md(sample(scanned))
+        picture = curves(scanned) if project.scope is Scope.RUNS else None
+    if picture is not None:
+        metadata["curves"] = dg.MetadataValue.md(markdown_image(picture))
     return metadata
+
+
+def _latest(records: Mapping[str, RunRecord]) -> list[str]:
+    """Choose the latest runs for sample and picture; few enough rows that a large project does not wait for them."""
+    rows = 0
+    chosen: list[str] = []
+    for record in sorted(records.values(), key=lambda r: (r.created_at or "", r.run_id), reverse=True):
+        rows += record.total_rows
+        if chosen and (rows > _SAMPLED_ROWS or len(chosen) == _SAMPLED_RUNS):
+            break
+        chosen.append(record.run_id)
+    return chosen
 
 
 def table(header: list[str], rows: list[tuple[Any, ...]]) -> str:
     """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows[:_ISSUES_SHOWN]]
+    lines += ["| " + " | ".join(escape(str(cell), 200) for cell in row) + " |" for row in rows[:_ISSUES_SHOWN]]
     if len(rows) > _ISSUES_SHOWN:
         lines.append(f"\n{len(rows) - _ISSUES_SHOWN:,} more are in the lake's manifest.")
     return "\n".join(lines)
-
-
-def escape(value: object, longest: int = 200) -> str:
-    """Return a value as text for one Markdown cell: no line breaks, pipes, markup or HTML."""
-    text = str(value)
-    text = text if len(text) <= longest else text[: longest - 1] + "…"
-    for mark, safe in _ESCAPES.items():
-        text = text.replace(mark, safe)
-    return "".join(c if c.isprintable() else "·" for c in text)

@@ -1,7 +1,6 @@
 """Asset of the source: the inventory of one project's runs, before anything of them is read."""
 
-from __future__ import annotations
-
+# No postponed annotations here: Dagster reads the real types of context, config and inputs.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
 """Assets of the summary: tables of one project, made by DuckDB from the lake, and the database over all projects."""
 
-from __future__ import annotations
-
+# No postponed annotations here: Dagster reads the real types of context, config and inputs.
 from collections.abc import Iterator
 from typing import Any
 

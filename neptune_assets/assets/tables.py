@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +10,7 @@ from neptune_assets.failures import clear_failures
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.storage import Storage
 from neptune_assets.settings import LakeSettings
-from neptune_assets.summary.tables import write_table
+from neptune_assets.summary.writing import write_table
 
 
 class ParquetTables(dg.IOManager):
@@ -29,16 +27,9 @@ class ParquetTables(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: pa.RecordBatchReader) -> None:
         """Write the rows as they come; nothing is held whole."""
         path = self.path(context.asset_key, context.partition_key)
-        rows = 0
-
-        def counted() -> Iterator[pa.RecordBatch]:
-            nonlocal rows
-            for batch in obj:
-                rows += batch.num_rows
-                yield batch
-
         with clear_failures():
-            write_table(pa.RecordBatchReader.from_batches(obj.schema, counted()), path, self._settings)
+            storage = Storage(self._settings.root, self._settings.storage)
+            rows = write_table(obj, path, storage.filesystem, self._settings.scratch)
         context.add_output_metadata({"dagster/uri": path, "dagster/partition_row_count": rows})
 
     def load_input(self, context: dg.InputContext) -> pa.RecordBatchReader:

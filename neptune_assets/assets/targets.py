@@ -1,7 +1,6 @@
 """Assets of the targets: one load each, its receipts as a table, and the check that what was loaded reads back."""
 
-from __future__ import annotations
-
+# No postponed annotations here: Dagster reads the real types of context, config and inputs.
 from collections.abc import Callable, Iterator
 from typing import Any
 

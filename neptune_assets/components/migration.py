@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from dagster.components.utils.defs_state import DefsStateConfig, DefsStateConfigArgs
@@ -37,7 +36,7 @@ class NeptuneMigration(dg.StateBackedComponent):
         """Make the component from checked YAML; templates such as ``{{ env.LAKE_ROOT }}`` are filled in here."""
         if not isinstance(attributes, Settings):
             raise SettingsError(f"{context.path} has no attributes.", hint="Give at least source and lake.")
-        values: dict[str, Any] = context.resolution_context.resolve_value(attributes.model_dump(exclude_unset=True))
+        values = context.resolution_context.resolve_value(attributes.model_dump(exclude_unset=True))
         try:
             settings = Settings.model_validate(values)
         except ValidationError as error:

@@ -6,7 +6,8 @@ an export's own parts with repairs made on the way.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import copy
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -104,6 +105,13 @@ class LakeProject:
         """Yield all runs in the order of their ids."""
         for record in self._records.values():
             yield LakeRun(self, record)
+
+    def only(self, run_ids: Iterable[str]) -> LakeProject:
+        """Return this snapshot with no other runs than these."""
+        wanted = set(run_ids)
+        project = copy.copy(self)
+        project._records = {run_id: record for run_id, record in self._records.items() if run_id in wanted}
+        return project
 
     def parts(self) -> dict[str, list[str]]:
         """Return, by run id, where its Parquet parts are now: absolute paths or URLs."""
