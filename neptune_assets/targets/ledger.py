@@ -7,26 +7,19 @@ project into one target never run at once.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from neptune_assets.errors import LakeBusyError
 from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.lock import ProjectLock, project_lock
 from neptune_assets.lake.storage import Storage, storage_errors
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Dropped, Receipt, TargetRun
-
-LEASE_SECONDS: Final = 900
-"""How long a lock on an object store is honoured after its owner last renewed it."""
 
 SAVE_SECONDS: Final = 30.0
 """How often a ledger on an object store, which cannot append, is written while a load goes on."""
@@ -124,19 +117,10 @@ class Ledger:
         self._saved = time.monotonic()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold this project in this target for oneself.
-
-        A lock of the operating system for local lakes, which dies with its process; on object stores a lease that
-        others honour for :data:`LEASE_SECONDS` after it was last renewed by :meth:`renew`. Raises LakeBusyError.
-        """
-        with self._flock() if self._storage.local else self._lease():
-            yield
-
-    def renew(self) -> None:
-        """Say that the owner of a lease is alive; nothing to do for local lakes."""
-        if not self._storage.local and time.monotonic() - self._renewed > LEASE_SECONDS / 5:
-            self._write_lease()
+    def lock(self) -> Iterator[ProjectLock]:
+        """Hold this project in this target for oneself. Raises LakeBusyError, naming the holder."""
+        with project_lock(self._storage, self._lock, self._what) as held:
+            yield held
 
     # -- internals
 
@@ -157,64 +141,6 @@ class Ledger:
                 return None
             entries[entry.run_id] = entry
         return entries
-
-    def _busy(self, owner: str) -> LakeBusyError:
-        return LakeBusyError(
-            f"Another load of {self._what} is running{owner}.", hint="Wait until it has ended, then load again."
-        )
-
-    @contextmanager
-    def _flock(self) -> Iterator[None]:
-        with storage_errors(self._storage, "Locking the ledger"):
-            Path(self._lock).parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self._busy("") from None
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _lease(self) -> Iterator[None]:
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
-        data = self._lease_bytes()
-        if not self._storage.create(self._lock, data):
-            held = self._read_lease()
-            if held is not None and time.time() - held["at"] < LEASE_SECONDS:
-                raise self._busy(f" (owner {held['owner']})")
-            # Whoever held it is gone. Taking it over is write, wait, read: of two that do so at once, one wins.
-            self._storage.put(self._lock, data)
-            time.sleep(1.0)
-        held = self._read_lease()
-        if held is None or held["owner"] != self._owner:
-            raise self._busy("")
-        self._renewed = time.monotonic()
-        try:
-            yield
-        finally:
-            held = self._read_lease()
-            if held is not None and held["owner"] == self._owner:
-                self._storage.delete(self._lock)
-
-    def _lease_bytes(self) -> bytes:
-        return json.dumps({"owner": self._owner, "at": time.time()}).encode()
-
-    def _write_lease(self) -> None:
-        held = self._read_lease()
-        if held is None or held["owner"] != self._owner:
-            raise self._busy(", which took over the lease of this one")
-        self._storage.put(self._lock, self._lease_bytes())
-        self._renewed = time.monotonic()
-
-    def _read_lease(self) -> dict[str, Any] | None:
-        try:
-            data = json.loads(self._storage.read(self._lock))
-            return {"owner": str(data["owner"]), "at": float(data["at"])}
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            return None
 
 
 def _line(entry: Entry) -> bytes:

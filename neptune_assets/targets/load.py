@@ -15,6 +15,7 @@ from typing import Final, Literal
 import pyarrow as pa
 
 from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavailableError
+from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.reader import LakeProject, LakeRun
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.targets.ledger import Entry, Ledger
@@ -120,12 +121,14 @@ def load_project(
     all and LakeBusyError if the same load is running; what goes wrong with one run is in the report, the others go on.
     """
     started = time.monotonic()
-    with ledger.lock():
+    with ledger.lock() as lock:
         target = open_target()
         try:
             target.check()
             report = LoadReport(target.name, project.project_id)
-            _Loading(project, open_target, target, ledger, report, full_refresh, sleep).run(partial_runs, progress)
+            _Loading(project, open_target, target, ledger, report, lock, full_refresh, sleep).run(
+                partial_runs, progress
+            )
         finally:
             target.close()
     report.seconds = time.monotonic() - started
@@ -193,6 +196,7 @@ class _Loading:
     target: Target
     ledger: Ledger
     report: LoadReport
+    lock: ProjectLock
     full_refresh: bool
     sleep: Callable[[float], None]
 
@@ -208,7 +212,7 @@ class _Loading:
         rows = 0
         for done, run_id in enumerate(parents_first(records)):
             record = records[run_id]
-            self.ledger.renew()
+            self.lock.check()
             if progress is not None:
                 progress(done, len(records), rows)
             if not record.complete and partial_runs == "withhold":

@@ -28,7 +28,7 @@ from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.protocol import Target
-from neptune_assets_tests.support.lake_factory import make_lake
+from neptune_assets_tests.support.lake_factory import file, file_set, files, make_lake
 
 PROJECT = "ws/proj"
 BORN = datetime(2024, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -50,7 +50,7 @@ class Held:
     texts: dict[str, list[tuple[Decimal, str]]] = field(default_factory=dict)
     histograms: dict[str, list[tuple[Decimal, list[float], list[float]]]] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """attribute path -> {member of a file set, step of a file series as str(Decimal), or "": content}."""
+    """attribute path -> {anything that tells files of a set or series apart, "" for a single file: content}."""
     tags: set[str] = field(default_factory=set)
     group_tags: set[str] = field(default_factory=set)
     failed: bool = False
@@ -210,9 +210,12 @@ class TargetContract:
         if "crash_point" in metafunc.fixturenames:
             metafunc.parametrize("crash_point", self.crash_points)
 
-    def lake(self, root: Path, runs: Mapping[str, Any], project_id: str = PROJECT, **options: Any) -> LakeProject:
+    def lake(
+        self, root: Path, runs: Mapping[str, Any], project_id: str = PROJECT, partial: Sequence[str] = ()
+    ) -> LakeProject:
         """Write a lake beneath ``root``; called again with other rows it replaces runs."""
-        return make_lake(root / "lake", {project_id: dict(runs)}, **options).project(project_id)
+        broken = {(project_id, run_id): "a file never arrived" for run_id in partial}
+        return make_lake(root / "lake", {project_id: dict(runs)}, partial=broken).project(project_id)
 
     def one(self, place: Place, run_id: str, project_id: str = PROJECT) -> Held:
         held = place.held(project_id)[run_id]
@@ -389,17 +392,25 @@ class TargetContract:
             {
                 "R-1": born(
                     param("p", "int", 1),
-                    {"attribute_path": "f/a/model.bin", "attribute_type": "file", "file_bytes": b"\x00\x01"},
-                    {"attribute_path": "f/b/model.bin", "attribute_type": "file", "file_bytes": b"other"},
-                    {"attribute_path": "f/empty", "attribute_type": "file", "file_bytes": b""},
+                    file("f/a/model.bin", b"\x00\x01", "model.bin"),
+                    file("f/b/model.bin", b"other", "model.bin"),
+                    file("f/empty", b""),
+                    file("f/pic", b"\x89PNG\r\n\x1a\n", "pic.png"),
+                    file("f/pic.png", b"another", "pic.png"),
+                    *files("f/series", [b"zero", b"one"], steps=["0", "1.5"], extension="txt"),
+                    file_set("f/set", {"a/x.txt": b"x", "b/x.txt": b"y", "..%2f/#1": b"z"}),
                 )
             },
         )
         self.good(load(place, tmp_path))
-        files = self.one(place, "R-1").files
-        assert files["f/a/model.bin"] == {"": b"\x00\x01"}
-        assert files["f/b/model.bin"] == {"": b"other"}
-        assert files["f/empty"] == {"": b""}
+        held = self.one(place, "R-1").files
+        assert held["f/a/model.bin"] == {"": b"\x00\x01"}
+        assert held["f/b/model.bin"] == {"": b"other"}
+        assert held["f/empty"] == {"": b""}
+        assert held["f/pic"] == {"": b"\x89PNG\r\n\x1a\n"}
+        assert held["f/pic.png"] == {"": b"another"}
+        assert sorted(held["f/series"].values()) == [b"one", b"zero"]
+        assert sorted(held["f/set"].values()) == [b"x", b"y", b"z"]
 
     # -- the run itself
 
@@ -571,7 +582,7 @@ class TargetContract:
     # -- what goes wrong
 
     def test_partial_runs_are_withheld_unless_asked_for(self, place: Place, tmp_path: Path) -> None:
-        self.lake(tmp_path, {"whole": born(point("m", 0, 1.0)), "torn": born(point("m", 0, 2.0))}, partial={"torn"})
+        self.lake(tmp_path, {"whole": born(point("m", 0, 1.0)), "torn": born(point("m", 0, 2.0))}, partial=["torn"])
         report = self.good(load(place, tmp_path, partial_runs="withhold"))
         assert report.loaded == ["whole"]
         assert list(report.withheld) == ["torn"]

@@ -1,0 +1,282 @@
+"""Artifacts of one MLflow run: written one at a time through MLflow's own repositories, listed, and deleted.
+
+A local artifact directory is written to directly; anything else gets a temporary file for each artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from neptune_assets.errors import LakeError
+from neptune_assets.lake.layout import extension_of, format_step
+from neptune_assets.lake.reader import LakeRun
+from neptune_assets.lake.rows import microsteps
+from neptune_assets.schema import FILE_TYPES, AttributeType
+from neptune_assets.targets.mlflow import mapping
+from neptune_assets.targets.mlflow.names import distinct_paths
+from neptune_assets.targets.mlflow.points import SIDECAR
+from neptune_assets.targets.protocol import Dropped
+
+NAMES_FILE: Final = "neptune/names.json"
+MANIFEST_FILE: Final = "neptune/artifacts.json"
+SIDECAR_FILE: Final = "neptune/points_apart.parquet"
+
+_BLOCK: Final = 1 << 20
+
+
+class Artifacts:
+    """The artifact store of one run. ``written`` has size and sha256 of everything written through this object."""
+
+    def __init__(self, uri: str, tracking_uri: str) -> None:
+        self.uri = uri
+        self.written: dict[str, tuple[int, str]] = {}
+        self._repository: Any = get_artifact_repository(uri, tracking_uri=tracking_uri)
+        self._local = _local_path(uri)
+
+    def write(self, path: str, blocks: Iterable[bytes]) -> None:
+        """Write one artifact from blocks of bytes."""
+        if self._local is not None:
+            target = self._local / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.written[path] = _copy(blocks, target)
+            return
+        directory, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder:
+            file = Path(folder) / name
+            self.written[path] = _copy(blocks, file)
+            self._repository.log_artifact(str(file), directory or None)
+
+    def sizes(self) -> dict[str, int]:
+        """Return what is there: path -> bytes."""
+        if self._local is not None:
+            return {
+                file.relative_to(self._local).as_posix(): file.stat().st_size
+                for file in self._local.rglob("*")
+                if file.is_file()
+            }
+        return dict(self._list(None))
+
+    def sha256(self, path: str) -> str | None:
+        """Return the hash of one artifact where reading it is cheap (local), else None."""
+        if self._local is None:
+            return None
+        with (self._local / path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @staticmethod
+    def digest(data: bytes) -> str:
+        """Return the hash that :attr:`written` has for this content."""
+        return hashlib.sha256(data).hexdigest()
+
+    def read(self, path: str) -> bytes:
+        """Return a small artifact."""
+        if self._local is not None:
+            return (self._local / path).read_bytes()
+        with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder:
+            return Path(self._repository.download_artifacts(path, folder)).read_bytes()
+
+    def delete(self) -> None:
+        """Delete everything; nothing happens if nothing is there."""
+        if self._local is not None:
+            if self._local.exists():
+                shutil.rmtree(self._local)
+        elif self.sizes():
+            self._repository.delete_artifacts()
+
+    def children(self) -> list[str]:
+        """Return the names of the directories right below the root."""
+        if self._local is not None:
+            return sorted(item.name for item in self._local.iterdir() if item.is_dir()) if self._local.is_dir() else []
+        return sorted(item.path.rpartition("/")[2] for item in self._repository.list_artifacts() if item.is_dir)
+
+    def _list(self, path: str | None) -> Iterator[tuple[str, int]]:
+        for item in self._repository.list_artifacts(path):
+            if item.is_dir:
+                yield from self._list(item.path)
+            else:
+                yield item.path, item.file_size or 0
+
+
+def _local_path(uri: str) -> Path | None:
+    """Return the directory of a local artifact URI, or None."""
+    if not is_local_uri(uri):  # type: ignore[no-untyped-call]
+        return None
+    return Path(str(local_file_uri_to_path(uri)))  # type: ignore[no-untyped-call]
+
+
+def write_artifacts(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: Counts) -> None:
+    """Write everything of a run that becomes an artifact, except what the points still have to tell."""
+    for attribute, value in mapping.parameters(run) if plan.long_params else ():
+        path = plan.long_params.get(attribute)
+        if path is not None:
+            store.write(path, [mapping.param_text(attribute[1], value).encode("utf-8", errors="surrogatepass")])
+    for kinds, line in (
+        ([AttributeType.STRING_SERIES], _text_lines),
+        ([AttributeType.HISTOGRAM_SERIES], _histogram_lines),
+    ):
+        rows = (item for batch in run.batches(types=kinds) for item in line(batch))
+        for attribute_path, lines in groupby(rows, key=lambda item: item[0]):
+            counted = _Counted(text for _, text in lines)
+            store.write(plan.artifacts[(attribute_path, kinds[0])], counted)
+            counts.take(kinds[0], mapped=counted.items)
+    _write_files(run, plan, store, counts)
+    store.write(NAMES_FILE, [mapping.names_json(plan)])
+
+
+def write_sidecar(store: Artifacts, batches: list[pa.RecordBatch]) -> None:
+    """Write the points that MLflow cannot hold as they are."""
+    if batches:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_batches(batches, SIDECAR), sink, store_decimal_as_integer=True)
+        store.write(SIDECAR_FILE, [sink.getvalue().to_pybytes()])
+
+
+def write_manifest(store: Artifacts) -> str:
+    """Write the list of artifacts as the last of them; return its sha256."""
+    listing = {path: {"size": size, "sha256": sha} for path, (size, sha) in sorted(store.written.items())}
+    store.write(MANIFEST_FILE, [json.dumps(listing, ensure_ascii=False).encode()])
+    return store.written[MANIFEST_FILE][1]
+
+
+class Counts:
+    """Rows of one run by attribute type: read, and what became of them."""
+
+    def __init__(self) -> None:
+        self.rows_in: dict[str, int] = {}
+        self.written: dict[str, int] = {}
+        self.mapped: dict[str, int] = {}
+        self.dropped: dict[tuple[str, str], int] = {}
+
+    def take(self, kind: str, *, written: int = 0, mapped: int = 0, dropped: int = 0, reason: str = "") -> None:
+        """Count rows that were read and what became of them."""
+        self.rows_in[kind] = self.rows_in.get(kind, 0) + written + mapped + dropped
+        if written:
+            self.written[kind] = self.written.get(kind, 0) + written
+        if mapped:
+            self.mapped[kind] = self.mapped.get(kind, 0) + mapped
+        if dropped:
+            self.dropped[(kind, reason)] = self.dropped.get((kind, reason), 0) + dropped
+
+    def drops(self) -> list[Dropped]:
+        """Return what was dropped, sorted."""
+        return [Dropped(kind, reason, rows) for (kind, reason), rows in sorted(self.dropped.items())]
+
+
+class _Counted:
+    """Passes blocks on and counts them."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self.items = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in self._blocks:
+            self.items += 1
+            yield block
+
+
+def _copy(blocks: Iterable[bytes], target: Path) -> tuple[int, str]:
+    size, sha = 0, hashlib.sha256()
+    with target.open("wb") as stream:
+        for block in blocks:
+            stream.write(block)
+            sha.update(block)
+            size += len(block)
+    return size, sha.hexdigest()
+
+
+def _stamps(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
+    """Yield (attribute path, step, time) of each row, the last two as JSON."""
+    for path, step, moment in zip(
+        batch["attribute_path"].to_pylist(),
+        microsteps(batch["step"]).tolist(),
+        batch["timestamp"].to_pylist(),
+        strict=True,
+    ):
+        text = format_step(step).rstrip("0").rstrip(".")
+        yield path, text, "null" if moment is None else f'"{mapping.iso(moment)}"'
+
+
+def _text_lines(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
+    for (path, step, moment), value in zip(_stamps(batch), batch["string_value"].to_pylist(), strict=True):
+        text = json.dumps(value, ensure_ascii=False)
+        yield path, f'{{"step": {step}, "timestamp": {moment}, "value": {text}}}\n'.encode()
+
+
+def _histogram_lines(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
+    for (path, step, moment), value in zip(_stamps(batch), batch["histogram_value"].to_pylist(), strict=True):
+        body = json.dumps({name: _strict(part) for name, part in (value or {}).items()}, allow_nan=False)
+        yield path, f'{{"step": {step}, "timestamp": {moment}, "histogram": {body}}}\n'.encode()
+
+
+def _strict(value: Any) -> Any:
+    """JSON knows no infinities: they become the words that JavaScript and protocol buffers use."""
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and (value != value or value in {float("inf"), float("-inf")}):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _write_files(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: Counts) -> None:
+    for batch in run.batches(types=FILE_TYPES):
+        for path, kind, step, value in zip(
+            batch["attribute_path"].to_pylist(),
+            batch["attribute_type"].to_pylist(),
+            microsteps(batch["step"]).tolist(),
+            batch["file_value"].to_pylist(),
+            strict=True,
+        ):
+            reference = value and value["path"]
+            if not reference:
+                counts.take(kind, dropped=1, reason="the source had no file")
+                continue
+            base = plan.artifacts[(path, kind)]
+            members = _members(run, path, kind, step, reference, base)
+            missing = 0
+            for artifact, reference_path in members.items():
+                try:
+                    stream = run.open_file(reference_path)
+                except LakeError:
+                    if run.record.complete:
+                        raise
+                    missing += 1
+                    continue
+                with stream:
+                    store.write(artifact, _blocks(stream))
+            if missing:
+                counts.take(kind, dropped=1, reason="files are missing in the lake (the run is partial)")
+            elif kind == AttributeType.ARTIFACT:
+                counts.take(kind, mapped=1)
+            else:
+                counts.take(kind, written=1)
+
+
+def _members(run: LakeRun, path: str, kind: str, step: int, reference: str, base: str) -> dict[str, str]:
+    """Return artifact path -> path in the lake, for one row of a file type."""
+    if kind == AttributeType.FILE_SET:
+        records = [record for record in run.file_records(path) if record.attribute_type == kind]
+        names = distinct_paths({record.member or record.path: record.member or record.path for record in records})
+        return {f"{base}/{names[record.member or record.path]}": record.path for record in records}
+    if kind == AttributeType.FILE_SERIES:
+        extension = extension_of(reference)
+        return {f"{base}/{format_step(step)}{'.' if extension else ''}{extension}": reference}
+    return {base: reference}
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    while block := stream.read(_BLOCK):
+        yield block

@@ -1,0 +1,113 @@
+"""From settings to a tracking URI: which kind it is, where artifacts go, secrets from the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from neptune_assets.errors import SettingsError
+from neptune_assets.lake.storage import Storage
+from neptune_assets.settings import LakeSettings, MlflowTarget
+
+DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
+"""Dialects of tracking URIs that are databases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach one MLflow. ``uri`` may hold a password and is never shown; ``shown`` is for people."""
+
+    uri: str = field(repr=False)
+    shown: str
+    dialect: str | None
+    """A member of :data:`DATABASES`, or None for a tracking server."""
+    database_file: Path | None
+    artifact_root: str | None
+    """Directory or URL under which new experiments keep artifacts; None leaves it to the server."""
+
+    @property
+    def case_sensitive(self) -> bool:
+        """True if keys that differ only in case are surely two keys there."""
+        return self.dialect in {"sqlite", "postgresql"}
+
+
+def connection(settings: MlflowTarget, lake: LakeSettings) -> Connection:
+    """Resolve the settings. Raises SettingsError for a URI that cannot hold what a load writes."""
+    uri = settings.tracking_uri
+    if uri is None:
+        storage = Storage(lake.root, lake.storage)
+        if not storage.local:
+            raise SettingsError(
+                "targets.mlflow has no tracking_uri, and a SQLite file cannot lie beside a remote lake.",
+                hint="Set targets.mlflow.tracking_uri.",
+            )
+        uri = f"sqlite:///{storage.root}/mlflow.db"
+    scheme = uri.partition(":")[0]
+    dialect = scheme.partition("+")[0]
+    if dialect == "postgres":
+        dialect = "postgresql"
+    if dialect in DATABASES and "://" in uri:
+        return _database(uri, dialect, settings)
+    if scheme in {"http", "https"}:
+        _export_credentials(settings)
+        return Connection(uri.rstrip("/"), _without_user(uri), None, None, settings.artifact_root)
+    raise SettingsError(
+        f"targets.mlflow.tracking_uri {_without_user(uri)!r} is neither a database nor a server.",
+        hint="Use sqlite:///file.db, postgresql://..., or http(s)://...; directories (file:) would keep doubled points.",
+    )
+
+
+def _database(uri: str, dialect: str, settings: MlflowTarget) -> Connection:
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if settings.username_env is not None:
+        url = url.set(username=secret(settings.username_env, "username_env"))
+    if settings.password_env is not None:
+        url = url.set(password=secret(settings.password_env, "password_env"))
+    file: Path | None = None
+    root = settings.artifact_root
+    if dialect == "sqlite":
+        if not url.database or url.database == ":memory:":
+            raise SettingsError(
+                "targets.mlflow.tracking_uri is a SQLite database in memory, which nobody else would ever see.",
+                hint="Write sqlite:///relative/or//absolute/path/mlflow.db.",
+            )
+        file = Path(url.database).absolute()
+        root = root or f"{file.parent}/mlartifacts"
+    elif root is None:
+        raise SettingsError(
+            f"targets.mlflow.artifact_root is not set, and a {dialect} database does not say where artifacts go.",
+            hint="Set artifact_root to what the server was started with (--default-artifact-root).",
+        )
+    return Connection(url.render_as_string(hide_password=False), url.render_as_string(), dialect, file, root)
+
+
+def secret(variable: str, setting: str) -> str:
+    """Return the value of an environment variable. Raises SettingsError if it is not set."""
+    value = os.environ.get(variable)
+    if not value:
+        raise SettingsError(
+            f"Environment variable {variable}, which targets.mlflow.{setting} names, is not set.",
+            hint="Set it, or take it out of the settings.",
+        )
+    return value
+
+
+def _export_credentials(settings: MlflowTarget) -> None:
+    """Hand credentials to MLflow's client, which only takes them from its own environment variables."""
+    for setting, variable, name in (
+        ("username_env", settings.username_env, "MLFLOW_TRACKING_USERNAME"),
+        ("password_env", settings.password_env, "MLFLOW_TRACKING_PASSWORD"),
+        ("token_env", settings.token_env, "MLFLOW_TRACKING_TOKEN"),
+    ):
+        if variable is not None:
+            os.environ[name] = secret(variable, setting)
+
+
+def _without_user(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

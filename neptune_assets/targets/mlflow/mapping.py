@@ -1,0 +1,374 @@
+"""What a run of the lake becomes in MLflow: names, params, tags, times, steps. Reads the lake, writes nothing.
+
+| Neptune | MLflow |
+|-|-|
+| project | an experiment of that name; `naming: neptune-exporter`: one for each sys/name in it |
+| run id | run name, and the tag ``neptune.run_id`` |
+| int, float, string, bool | param: ``10``, ``0.1`` (shortest text of the double), as is, ``True`` |
+| datetime, string_set | param: ISO 8601 in UTC with milliseconds; a sorted JSON list |
+| float_series | metric; steps times a power of ten if they are not whole |
+| string_series, histogram_series | one JSON-lines artifact each |
+| file, file_series, file_set, artifact | artifacts |
+| sys/tags, sys/group_tags | besides the param, one tag each: ``neptune.tag.<tag>``, ``neptune.group_tag.<tag>`` |
+| sys/failed, sys/description, sys/owner | besides the param: status, ``mlflow.note.content``, ``mlflow.user`` |
+| sys/forking/parent and step | besides the param: ``neptune.parent``, ``neptune.fork_step``, ``mlflow.parentRunId`` |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+
+from neptune_assets.lake.layout import extension_of, format_step
+from neptune_assets.lake.reader import LakeRun
+from neptune_assets.lake.rows import NONE, microsteps
+from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.targets.mlflow import names
+from neptune_assets.targets.mlflow.points import smallest_multiplier
+from neptune_assets.targets.protocol import Plan
+
+VERSION: Final = 1
+"""Raised whenever the same run would be loaded differently, so that runs loaded before are loaded again."""
+
+MAX_PARAM: Final = 6_000
+MAX_TAG: Final = 5_000
+"""MLflow's newer servers take 8,000 characters; older ones refuse more than 5,000."""
+
+KEY: Final = "neptune_assets.key"
+PROJECT_KEY: Final = "neptune_assets.project_key"
+PARENT_KEY: Final = "neptune_assets.parent_key"
+DIGEST: Final = "neptune_assets.digest"
+MAPPING: Final = "neptune_assets.mapping"
+PROJECT: Final = "neptune.project"
+RUN_ID: Final = "neptune.run_id"
+PARENT_RUN: Final = "mlflow.parentRunId"
+
+Attribute = tuple[str, str]
+"""(attribute path, attribute type)."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_WRITTEN: Final = frozenset({AttributeType.INT, AttributeType.FLOAT, AttributeType.STRING, AttributeType.BOOL})
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowPlan(Plan):
+    """A plan with everything that loading needs besides the rows of series and the bytes of files."""
+
+    experiment: str = ""
+    run_name: str = ""
+    user: str | None = None
+    failed: bool = False
+    start: int = 0
+    """Milliseconds since 1970, as ``end``."""
+    end: int = 0
+    parent: str | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    long_params: Mapping[Attribute, str] = field(default_factory=dict)
+    """Attributes whose text is too long for a param -> artifact."""
+    param_keys: Mapping[Attribute, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metric_keys: Mapping[str, str] = field(default_factory=dict)
+    artifacts: Mapping[Attribute, str] = field(default_factory=dict)
+    """String and histogram series, files -> artifact; file series and sets -> the directory of their artifacts."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the parameter types by type."""
+    nulls: Mapping[str, int] = field(default_factory=dict)
+    """How many of them have no value."""
+
+
+def external_key(project_id: str, run_id: str) -> str:
+    """Return what a run is found by: a hash, so that no character of a name ever stands in a filter."""
+    return names.digest(f"{project_id}\0{run_id}", 16)
+
+
+def project_key(project_id: str) -> str:
+    """Return what the runs of a project are found by."""
+    return names.digest(project_id, 16)
+
+
+def milliseconds(moment: datetime) -> int:
+    """Return a moment as whole milliseconds since 1970, without going through a float."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def iso(moment: datetime) -> str:
+    """Return a moment as ISO 8601 in UTC with milliseconds."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def param_text(kind: str, value: Any) -> str:
+    """Return a parameter's value as the text that stands in MLflow."""
+    match kind:
+        case AttributeType.FLOAT:
+            return repr(float(value))
+        case AttributeType.DATETIME:
+            return iso(value)
+        case AttributeType.STRING_SET:
+            return json.dumps(sorted(value), ensure_ascii=False)
+        case _:
+            return str(value)
+
+
+def is_written(kind: str) -> bool:
+    """True if a param of MLflow is what this type is; False if it becomes text that stands for it."""
+    return kind in _WRITTEN
+
+
+def parameters(run: LakeRun) -> Iterator[tuple[Attribute, Any]]:
+    """Yield ((path, type), value) of all parameters of a run."""
+    for batch in run.batches(types=PARAMETER_TYPES):
+        columns = {name: batch[name] for name in {VALUE_COLUMN[kind] for kind in PARAMETER_TYPES}}
+        for row, (path, kind) in enumerate(
+            zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
+        ):
+            yield (path, kind), columns[VALUE_COLUMN[AttributeType(kind)]][row].as_py()
+
+
+def fits_param(text: str) -> bool:
+    """True if MLflow keeps this text as it is. Some databases refuse NUL."""
+    return len(text) <= MAX_PARAM and "\x00" not in text
+
+
+def tag_text(text: str) -> str:
+    """Return text that MLflow takes as a tag; what is longer is cut, NUL is replaced. The param has it whole."""
+    text = text.replace("\x00", "\ufffd")
+    return text if len(text) <= MAX_TAG else text[: MAX_TAG - 1] + "…"
+
+
+@dataclass
+class _Series:
+    """What one pass over steps and times tells of the series of a run."""
+
+    attributes: dict[Attribute, None] = field(default_factory=dict)
+    multiplier: int = 1
+    earliest: int | None = None
+    latest: int | None = None
+
+
+def make_plan(
+    run: LakeRun,
+    *,
+    naming: Literal["default", "neptune-exporter"],
+    prefix: str,
+    step_multiplier: int | None,
+    case_sensitive: bool,
+) -> MlflowPlan:
+    """Read the run once, series only by name, step and time, and decide on everything. Pure but for reading."""
+    values: dict[Attribute, str] = {}
+    sys: dict[str, Any] = {}
+    long: set[Attribute] = set()
+    rows: dict[str, int] = {}
+    nulls: dict[str, int] = {}
+    for attribute, value in parameters(run):
+        path, kind = attribute
+        rows[kind] = rows.get(kind, 0) + 1
+        if value is None:
+            nulls[kind] = nulls.get(kind, 0) + 1
+            continue
+        if path.startswith("sys/"):
+            sys[path] = value
+        text = param_text(kind, value)
+        if fits_param(text):
+            values[attribute] = text
+        else:
+            long.add(attribute)
+    series = _scan(run)
+    files = _file_attributes(run)
+
+    clean = names.clean_key if naming == "default" else names.exporter_key
+    fold = not case_sensitive
+    params = names.distinct_keys({a: a[0] for a in sorted({*values, *long})}, clean, fold_case=fold)
+    floats = sorted(path for path, kind in series.attributes if kind == AttributeType.FLOAT_SERIES)
+    metrics = names.distinct_keys({path: path for path in floats}, clean, fold_case=fold)
+    paths = names.distinct_paths(
+        {
+            **{a: f"params/{a[0]}.txt" for a in sorted(long)},
+            **{
+                a: _artifact_path(a) for a in sorted({*series.attributes, *files}) if a[1] != AttributeType.FLOAT_SERIES
+            },
+        }
+    )
+    long_params = {attribute: paths[attribute] for attribute in sorted(long)}
+    texts = {params[attribute]: text for attribute, text in values.items()}
+    texts.update({params[a]: f"(whole in artifact {path})" for a, path in long_params.items()})
+
+    start, end = _times(run, sys, series)
+    multiplier = step_multiplier or series.multiplier
+    notes = [
+        f"{len(long):,} params are too long for MLflow or hold NUL and are whole in artifacts under params/"
+    ] * bool(long)
+    if multiplier != 1:
+        notes.append(f"steps are multiplied by {multiplier:,}")
+    renamed = {path: key for path, key in metrics.items() if key != path}
+    for (path, kind), key in params.items():
+        if key != path:
+            renamed[path if path not in renamed else f"{path} ({kind})"] = key
+    if renamed:
+        notes.append(f"{len(renamed):,} names are not legal in MLflow and were changed; neptune/names.json has them")
+    run_name = str(sys.get("sys/custom_run_id") or run.run_id) if naming == "neptune-exporter" else run.run_id
+    run_name = run_name.replace("\x00", "\ufffd")
+    return MlflowPlan(
+        run_id=run.run_id,
+        names=renamed,
+        step_multiplier=multiplier,
+        notes=notes,
+        experiment=_experiment(run.project_id, sys.get("sys/name"), naming, prefix),
+        run_name=run_name if len(run_name) <= names.MAX_KEY else names.shorten(run_name, run.run_id, names.MAX_KEY),
+        user=str(sys["sys/owner"])[:250].replace("\x00", "\ufffd") if sys.get("sys/owner") else None,
+        failed=sys.get("sys/failed") is True,
+        start=start,
+        end=end,
+        parent=run.record.parent,
+        params=texts,
+        long_params=long_params,
+        param_keys=params,
+        tags=_tags(run, sys, multiplier),
+        metric_keys=metrics,
+        artifacts={a: path for a, path in paths.items() if a not in long},
+        rows=rows,
+        nulls=nulls,
+    )
+
+
+def names_json(plan: MlflowPlan) -> bytes:
+    """Return the whole reversible map of names: every attribute, its type, and where it stands in MLflow."""
+    entries: list[dict[str, str]] = []
+    for (path, kind), key in sorted(plan.param_keys.items()):
+        entry = {"attribute": path, "type": kind, "param": key}
+        if (path, kind) in plan.long_params:
+            entry["artifact"] = plan.long_params[(path, kind)]
+        entries.append(entry)
+    entries += [
+        {"attribute": path, "type": AttributeType.FLOAT_SERIES.value, "metric": key}
+        for path, key in sorted(plan.metric_keys.items())
+    ]
+    entries += [
+        {"attribute": path, "type": kind, "artifact": artifact}
+        for (path, kind), artifact in sorted(plan.artifacts.items())
+    ]
+    return json.dumps({"step_multiplier": plan.step_multiplier, "attributes": entries}, ensure_ascii=False).encode()
+
+
+def _scan(run: LakeRun) -> _Series:
+    result = _Series()
+    kinds = [AttributeType.FLOAT_SERIES, AttributeType.STRING_SERIES, AttributeType.HISTOGRAM_SERIES]
+    for batch in run.batches(types=kinds, columns=("attribute_path", "attribute_type", "step", "timestamp")):
+        if not batch.num_rows:
+            continue
+        paths, types = batch["attribute_path"].dictionary_encode(), batch["attribute_type"].dictionary_encode()
+        codes = paths.indices.to_numpy().astype(np.int64) * len(types.dictionary) + types.indices.to_numpy()
+        path_names, type_names = paths.dictionary.to_pylist(), types.dictionary.to_pylist()
+        for code in np.unique(codes).tolist():
+            result.attributes[(path_names[code // len(type_names)], type_names[code % len(type_names)])] = None
+        if AttributeType.FLOAT_SERIES in type_names:
+            micro = microsteps(batch["step"].filter(pc.equal(batch["attribute_type"], AttributeType.FLOAT_SERIES)))
+            result.multiplier = smallest_multiplier(micro[micro != NONE], result.multiplier)
+        limits = pc.min_max(batch["timestamp"])
+        if limits["min"].is_valid:
+            least, most = milliseconds(limits["min"].as_py()), milliseconds(limits["max"].as_py())
+            result.earliest = least if result.earliest is None else min(least, result.earliest)
+            result.latest = most if result.latest is None else max(most, result.latest)
+    return result
+
+
+def _file_attributes(run: LakeRun) -> dict[Attribute, str]:
+    """Return the file attributes and the extension, without dot, that the lake's file of each has."""
+    found: dict[Attribute, str] = {}
+    for batch in run.batches(types=FILE_TYPES, columns=("attribute_path", "attribute_type", "file_value")):
+        for path, kind, value in zip(
+            batch["attribute_path"].to_pylist(),
+            batch["attribute_type"].to_pylist(),
+            batch["file_value"].to_pylist(),
+            strict=True,
+        ):
+            found[(path, kind)] = extension_of((value or {}).get("path") or "")
+    return found
+
+
+def _artifact_path(attribute: Attribute, extension: str = "") -> str:
+    path, kind = attribute
+    if extension and names.split_extension(path)[1].lower() != f".{extension.lower()}":
+        path_with = f"{path}.{extension}"
+    else:
+        path_with = path
+    match kind:
+        case AttributeType.STRING_SERIES:
+            return f"series/{path}.jsonl"
+        case AttributeType.HISTOGRAM_SERIES:
+            return f"histograms/{path}.jsonl"
+        case AttributeType.FILE:
+            return f"files/{path_with}"
+        case AttributeType.FILE_SERIES:
+            return f"file_series/{path}"
+        case AttributeType.FILE_SET:
+            return f"file_sets/{path}"
+        case _:
+            return f"artifacts/{path_with}"
+
+
+def _times(run: LakeRun, sys: Mapping[str, Any], series: _Series) -> tuple[int, int]:
+    """Return start and end: creation, and the last point or else the last change."""
+    start: int | None = None
+    created = sys.get("sys/creation_time")
+    if isinstance(created, datetime):
+        start = milliseconds(created)
+    elif run.record.created_at is not None:
+        start = milliseconds(datetime.fromisoformat(run.record.created_at))
+    elif series.earliest is not None:
+        start = series.earliest
+    else:
+        start = milliseconds(datetime.fromisoformat(run.record.committed_at))
+    modified = sys.get("sys/modification_time")
+    end = series.latest
+    if end is None and isinstance(modified, datetime):
+        end = milliseconds(modified)
+    return max(start, 0), max(start, 0, end if end is not None else start)
+
+
+def _experiment(project_id: str, name: Any, naming: str, prefix: str) -> str:
+    if naming == "neptune-exporter":
+        whole = f"{project_id}/{name or 'Default'}"
+        whole = f"{prefix}/{whole}" if prefix else whole
+    else:
+        whole = f"{prefix}{project_id}"
+    whole = whole.replace("\x00", "\ufffd")
+    return whole if len(whole) <= names.MAX_KEY else names.shorten(whole, whole, names.MAX_KEY)
+
+
+def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, str]:
+    tags = {
+        KEY: external_key(run.project_id, run.run_id),
+        PROJECT_KEY: project_key(run.project_id),
+        PROJECT: tag_text(run.project_id),
+        RUN_ID: tag_text(run.run_id),
+        "neptune.step_multiplier": str(multiplier),
+    }
+    for tag, path in (
+        ("neptune.id", "sys/id"),
+        ("neptune.name", "sys/name"),
+        ("neptune.custom_run_id", "sys/custom_run_id"),
+    ):
+        if sys.get(path):
+            tags[tag] = tag_text(str(sys[path]))
+    if sys.get("sys/description"):
+        tags["mlflow.note.content"] = tag_text(str(sys["sys/description"]))
+    if not run.record.complete:
+        tags["neptune.partial"] = "True"
+    if run.record.parent is not None:
+        tags["neptune.parent"] = tag_text(run.record.parent)
+        tags[PARENT_KEY] = external_key(run.project_id, run.record.parent)
+        if run.record.fork_step is not None:
+            step = format_step(run.record.fork_step)
+            tags["neptune.fork_step"] = step.rstrip("0").rstrip(".")
+    wanted: dict[tuple[str, str], str] = {}
+    for prefix, path in (("neptune.tag.", "sys/tags"), ("neptune.group_tag.", "sys/group_tags")):
+        wanted.update({(path, value): prefix + value for value in sys.get(path) or ()})
+    for (_, value), key in names.distinct_keys(wanted, fold_case=True).items():
+        tags[key] = tag_text(value)
+    return tags

@@ -1,0 +1,136 @@
+"""Names that MLflow accepts, made so that no two attributes ever share one. Pure text, no I/O.
+
+A name stays as it is where MLflow allows it. Otherwise it is cleaned, and a short digest of the original is added only
+where two names would meet or one is too long. The whole map is stored with the run, so every name can be turned back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Final, TypeVar
+
+MAX_KEY: Final = 250
+"""Characters of a metric, param or tag key, and of a run's name."""
+
+MAX_PATH: Final = 400
+"""Characters of an artifact's path inside its run."""
+
+MAX_COMPONENT: Final = 120
+"""Bytes of one component of an artifact's path; file systems end at 255."""
+
+_SIZES: Final = (4, 8, 16, 32)
+
+_ILLEGAL: Final = re.compile(r"[^/\w.\- :]")
+_ILLEGAL_IN_FILES: Final = re.compile(r"[^\w.\- +=@,()]")
+_PEER: Final = re.compile(r"[^a-zA-Z0-9_\-.\s/]")
+
+K = TypeVar("K", bound=Hashable)
+
+
+def digest(text: str, size: int = 4) -> str:
+    """Return a hex digest of ``size`` bytes."""
+    return blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=size).hexdigest()
+
+
+def clean_key(path: str) -> str:
+    """Return a key that MLflow accepts; the same text if it does already.
+
+    MLflow allows word characters of any script, ``/ . - : _`` and spaces, and refuses keys that would be another path
+    once normalised (``a//b``, ``/a``, ``..``).
+    """
+    return "/".join("_" if part in {"", ".", ".."} else part for part in _ILLEGAL.sub("_", path).split("/"))
+
+
+def exporter_key(path: str) -> str:
+    """Return the key that neptune-exporter made of this path, as far as MLflow accepts it."""
+    return clean_key(_PEER.sub("_", path)[:MAX_KEY])
+
+
+def shorten(name: str, of: str, limit: int, size: int = 4) -> str:
+    """Return ``name`` with a digest of the original ``of`` at its end, at most ``limit`` characters long."""
+    tail = f"-{digest(of, size)}"
+    return name[: limit - len(tail)].rstrip("/ ") + tail
+
+
+def distinct_keys(
+    wanted: Mapping[K, str], clean: Callable[[str], str] = clean_key, *, fold_case: bool = False
+) -> dict[K, str]:
+    """Return a key for each item; no two are equal, nor equal but for case where ``fold_case`` says so.
+
+    An item whose own text is a legal key keeps it; those that would meet it get a digest.
+    """
+    fold = str.casefold if fold_case else str
+    cleaned = {item: clean(path) for item, path in wanted.items()}
+    result = {
+        item: name if len(name) <= MAX_KEY else shorten(name, wanted[item], MAX_KEY) for item, name in cleaned.items()
+    }
+    counts = Counter(fold(name) for name in result.values())
+    kept: set[str] = set()
+    crowded = []
+    for item, name in sorted(result.items(), key=lambda pair: (wanted[pair[0]] != pair[1], str(pair[0]))):
+        if counts[fold(name)] == 1 or (wanted[item] == name and fold(name) not in kept):
+            kept.add(fold(name))
+        else:
+            crowded.append(item)
+    for item in crowded:
+        tails = (shorten(result[item], repr(item), MAX_KEY, size) for size in _SIZES)
+        result[item] = _free(kept, fold, tails)
+    return result
+
+
+def distinct_paths(wanted: Mapping[K, str]) -> dict[K, str]:
+    """Return a relative artifact path for each item, legal on every storage.
+
+    No two are equal but for case, and none is the directory of another. Extensions stay at the end.
+    """
+    result = {item: _clean_path(path) for item, path in wanted.items()}
+    leaves = Counter(path.casefold() for path in result.values())
+    directories = {
+        "/".join(parts[:depth]).casefold()
+        for parts in (path.split("/") for path in result.values())
+        for depth in range(1, len(parts))
+    }
+    kept = {path.casefold() for path in result.values() if leaves[path.casefold()] == 1} | directories
+    for item, path in sorted(result.items(), key=lambda pair: str(pair[0])):
+        if leaves[path.casefold()] > 1 or path.casefold() in directories:
+            stem, extension = split_extension(path)
+            tails = (f"{stem}-{digest(repr(item), size)}{extension}" for size in _SIZES)
+            result[item] = _free(kept, str.casefold, tails)
+    return result
+
+
+def split_extension(path: str) -> tuple[str, str]:
+    """Split a file's path into stem and extension with its dot; the extension is empty if there is none."""
+    directory, slash, name = path.rpartition("/")
+    stem, dot, extension = name.rpartition(".")
+    if dot and stem and re.fullmatch(r"[A-Za-z0-9]{1,16}", extension):
+        return f"{directory}{slash}{stem}", f".{extension}"
+    return path, ""
+
+
+def _clean_path(path: str) -> str:
+    parts = []
+    for part in path.split("/"):
+        name = _ILLEGAL_IN_FILES.sub("_", part)
+        if name.strip(" .") == "" or name != name.strip(" ") or name.endswith("."):
+            name = name.strip(" .") + "_"
+        if len(name.encode()) > MAX_COMPONENT:
+            stem, extension = split_extension(name)
+            head = stem.encode()[: MAX_COMPONENT - 26].decode(errors="ignore")
+            name = f"{head}-{digest(part)}{extension}"
+        parts.append(name)
+    whole = "/".join(parts)
+    if len(whole) > MAX_PATH:
+        stem, extension = split_extension(whole)
+        whole = f"{stem[: MAX_PATH - 26].rstrip('/. ')}-{digest(path)}{extension}"
+    return whole
+
+
+def _free(kept: set[str], fold: Callable[[str], str], candidates: Iterable[str]) -> str:
+    """Return the first name that nobody has, and keep it."""
+    name = next(name for name in candidates if fold(name) not in kept)
+    kept.add(fold(name))
+    return name
