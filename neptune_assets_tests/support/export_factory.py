@@ -57,15 +57,12 @@ def parameter(path: str, kind: str, value: Any) -> Row:
 
 def point(path: str, step: float | str | Decimal, value: Any, at: datetime | None, kind: str = "float_series") -> Row:
     """A row of a series of floats, strings or histograms."""
-    column = {"float_series": "float_value", "string_series": "string_value", "histogram_series": "histogram_value"}[
-        kind
-    ]
     return {
         "attribute_path": path,
         "attribute_type": kind,
         "step": Decimal(str(step)).quantize(Decimal("1.000000")),
         "timestamp": at,
-        column: value,
+        kind.replace("series", "value"): value,
     }
 
 

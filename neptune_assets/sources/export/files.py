@@ -53,4 +53,5 @@ def resolve_files(root: Root, directory: str, reference: str) -> Sequence[Export
         )
     if not entry.is_directory:
         return [ExportFile(root, entry, entry.name)]
-    return [ExportFile(root, member, inside) for inside, member in root.walk(path)]
+    members = sorted(root.walk(path), key=lambda member: member[0])
+    return [ExportFile(root, member, inside) for inside, member in members]

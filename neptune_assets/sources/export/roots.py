@@ -132,7 +132,7 @@ class Root:
             raise self._unreachable(error) from error
 
     def walk(self, path: str) -> Iterator[tuple[str, Entry]]:
-        """Yield every file below a path from :meth:`locate` with its path inside, in sorted order.
+        """Yield every file below a path from :meth:`locate` with its path inside, in no particular order.
 
         Linked directories are not entered: each is yielded as one entry that leads out.
         """
