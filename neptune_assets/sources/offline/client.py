@@ -68,4 +68,7 @@ def find_client_recordings(root: Path, settings: OfflineSource) -> Iterator[Clie
                 recordings[key] = ClientRecording(key, executions, settings, finder, recordings)
             except OSError as error:
                 yield Refusal(folder_path, f"{folder_path} cannot be read: {error}.", settings.project)
-    yield from recordings.values()
+    for recording in list(recordings.values()):
+        for name in recording.keys:
+            recordings.setdefault(name, recording)
+        yield recording

@@ -65,6 +65,11 @@ class FileFinder:
         self._directories = tuple(directories)
         self._index: dict[str, list[str]] | None = None
 
+    @property
+    def directories(self) -> list[Path]:
+        """The directories that are searched, as absolute paths."""
+        return [Path(directory).absolute() for directory in self._directories]
+
     def find(self, recorded: str, beside: Path | None = None) -> Path:
         """Where the file recorded under an absolute path is now; ``beside`` is one more directory to look in.
 
@@ -176,10 +181,11 @@ class TrackedFile:
     path: Path
 
 
-def tracked_files(location: str, destination: str | None, base: Path | None) -> list[TrackedFile]:
+def tracked_files(location: str, destination: str | None, bases: Sequence[Path]) -> list[TrackedFile]:
     """Files behind one location of an artifact: a file, or all files below a folder.
 
-    Relative locations start at ``base``. Raises FileGoneError if there is nothing, or if it is not on this machine.
+    Relative locations start at the first of ``bases`` that has them. Raises FileGoneError if there is nothing, or if
+    it is not on this machine.
     """
     scheme = urlsplit(location).scheme
     if scheme not in {"", "file"}:
@@ -189,9 +195,9 @@ def tracked_files(location: str, destination: str | None, base: Path | None) -> 
         )
     place = Path(location.removeprefix("file://")).expanduser()
     if not place.is_absolute():
-        if base is None:
-            raise gone(location, "the directory it is relative to was not recorded")
-        place = base / place
+        place = next((base / place for base in bases if (base / place).exists()), place)
+        if not place.is_absolute():
+            raise gone(location, "it is not in the directory that holds .neptune")
     folder = place.is_dir()
     if not folder and not place.is_file():
         raise gone(str(place), "it is gone")

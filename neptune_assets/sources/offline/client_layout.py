@@ -29,6 +29,8 @@ class Execution:
     folder: Path
     log: Log
     started_at: datetime | None
+    recorded_as: ContainerKey | None = None
+    """What its metadata call the container: another one than the folder's name after `neptune sync` moved it."""
 
     @property
     def uploads(self) -> Path:
@@ -94,7 +96,7 @@ def execution_in(
             project,
         )
     try:
-        return key, Execution(path, log, _started_at(metadata, log))
+        return key, Execution(path, log, _started_at(metadata, log), _metadata_key(metadata))
     except OSError as error:
         return Refusal(path, f"{path} cannot be read: {error.strerror or error}.", project)
 

@@ -91,12 +91,13 @@ class SeriesPlan:
 class Plan:
     """The attributes of a container after its operations, points aside.
 
-    ``fault(message, path)`` is told of operations that make no sense; they are left out. ``attributes`` maps a path to
-    its values by type: plain values, a dict with the members of a string set as keys, or one of the classes above.
+    ``keys`` are the names the container goes by. ``fault(message, path)`` is told of operations that make no sense;
+    they are left out. ``attributes`` maps a path to its values by type: plain values, a dict with the members of a
+    string set as keys, or one of the classes above.
     """
 
-    def __init__(self, key: ContainerKey, fault: Callable[[str, str | None], None]) -> None:
-        self.key = key
+    def __init__(self, keys: frozenset[ContainerKey], fault: Callable[[str, str | None], None]) -> None:
+        self.keys = keys
         self.attributes: dict[str, dict[AttributeType, Any]] = {}
         self.configured: set[str] = set()
         """Float series with a configured range or unit, which the lake has no place for."""
@@ -200,7 +201,7 @@ class Plan:
             raise ValueError(f"attributes of type {operation['source_attr_name']!r} cannot be copied")
         container = (_text(operation["container_type"]), _text(operation["container_id"]))
         value: Any = Copied(container, source, kind, entry.at)
-        if container == self.key:
+        if container in self.keys:
             value = self.get(source, kind)
             if value is None:
                 raise ValueError(f"there is no {kind} {source!r} to copy at that point")

@@ -45,6 +45,7 @@ class ClientRecording:
         others: Mapping[ContainerKey, ClientRecording],
     ) -> None:
         self.key = key
+        self.keys = frozenset({key, *(item.recorded_as for item in executions if item.recorded_as is not None)})
         self._kind, self._container = key
         self._executions, self._copies = distinct(executions)
         self._settings = settings
@@ -146,7 +147,7 @@ class ClientRecording:
         waiting = sorted(
             range(len(wanted)), key=lambda number: (wanted[number].at is None, wanted[number].at or 0.0), reverse=True
         )
-        plan = Plan(self.key, _silent)
+        plan = Plan(self.keys, _silent)
 
         def answer() -> None:
             number = waiting.pop()
@@ -162,7 +163,7 @@ class ClientRecording:
             plan.apply(order, execution, entry)
         while waiting:
             answer()
-        return self._fetch(values, busy | {self.key})
+        return self._fetch(values, busy | self.keys)
 
     def _entries(self, state: RunState | None) -> Iterator[tuple[int, int, Entry]]:
         """All records in order, as (place from 1, number of the execution, record); flaws are told to ``state``."""
@@ -182,7 +183,7 @@ class ClientRecording:
             yield order, number, entry
 
     def _plan(self, state: RunState) -> Plan:
-        plan = Plan(self.key, _Fault(state))
+        plan = Plan(self.keys, _Fault(state))
         for order, execution, entry in self._entries(state):
             plan.apply(order, execution, entry)
         self._keep_collections(plan)
@@ -192,7 +193,7 @@ class ClientRecording:
             for kind, value in kinds.items()
             if isinstance(value, Copied)
         ]
-        fetched = self._fetch([value for _, _, value in copied], frozenset({self.key}))
+        fetched = self._fetch([value for _, _, value in copied], self.keys)
         for (path, kind, source), value in zip(copied, fetched, strict=True):
             if value is not None:
                 plan.attributes[path][kind] = value
@@ -293,7 +294,7 @@ class ClientRecording:
 
     def _collection(self, path: str, kind: AttributeType) -> Any:
         if self._collections is None:
-            plan = Plan(self.key, _silent)
+            plan = Plan(self.keys, _silent)
             for order, execution, entry in self._entries(None):
                 plan.apply(order, execution, entry)
             self._keep_collections(plan)

@@ -72,7 +72,9 @@ class References:
         missing: list[str] = []
         for execution, location, destination in tracked.entries:
             try:
-                found.extend(tracked_files(location, destination, self._executions[execution].base))
+                base = self._executions[execution].base
+                bases = [*([] if base is None else [base]), *self._finder.directories]
+                found.extend(tracked_files(location, destination, bases))
             except FileGoneError as error:
                 missing.append(str(error))
         return found, missing
