@@ -48,17 +48,18 @@ class Attributes:
         path_codes, kind_codes = paths.dictionary_encode(), kinds.dictionary_encode()
         width = max(1, len(kind_codes.dictionary))
         codes = path_codes.indices.to_numpy().astype(np.int64) * width + kind_codes.indices.to_numpy()
-        distinct, inverse = np.unique(codes, return_inverse=True)
+        # The codes are a small dense range: counting finds the distinct ones without sorting.
+        distinct = np.flatnonzero(np.bincount(codes))
         path_names, kind_names = path_codes.dictionary.to_pylist(), kind_codes.dictionary.to_pylist()
-        ids = np.empty(len(distinct), np.int32)
-        for place, code in enumerate(distinct.tolist()):
+        ids = np.empty(int(distinct[-1]) + 1 if len(distinct) else 0, np.int32)
+        for code in distinct.tolist():
             name = (path_names[code // width], kind_names[code % width])
             known = self._ids.get(name)
             if known is None:
                 known = self._ids[name] = len(self.names)
                 self.names.append(name)
-            ids[place] = known
-        return ids[inverse.reshape(-1)]
+            ids[code] = known
+        return ids.take(codes)
 
     def ranks(self) -> npt.NDArray[np.int32]:
         """Return, for every id, its place among all ids sorted by (path, type) in code point order."""
@@ -87,11 +88,16 @@ def pack(batch: pa.RecordBatch, attributes: Attributes) -> pa.RecordBatch:
 def unpack(
     rows: pa.RecordBatch, attributes: Attributes, project_id: str, run_id: str, *, encoded: bool = False
 ) -> pa.RecordBatch:
-    """Turn compact rows into rows in the lake's schema; ``encoded`` leaves the four name columns dictionary-encoded."""
+    """Turn compact rows, grouped by attribute, into rows in the lake's schema.
+
+    ``encoded`` leaves the four name columns dictionary-encoded.
+    """
     count = rows.num_rows
-    ids, inverse = np.unique(rows["attribute"].to_numpy(), return_inverse=True)
-    names = [attributes.names[place] for place in ids.tolist()]
-    indices = pa.array(inverse.reshape(-1).astype(np.int32))
+    ids = rows["attribute"].to_numpy()
+    starts = np.ones(count, np.bool_)
+    starts[1:] = ids[1:] != ids[:-1]
+    names = [attributes.names[place] for place in ids[starts].tolist()]
+    indices = pa.array(np.cumsum(starts, dtype=np.int32) - np.int32(1))
     constant = pa.array(np.zeros(count, np.int32))
     columns: dict[str, pa.Array] = {
         "project_id": pa.DictionaryArray.from_arrays(constant, pa.array([project_id], pa.string())),

@@ -44,7 +44,8 @@ class Staging:
         """Make the staging directory of a commit and note whose it is; returns the directory."""
         directory = self.directory(generation)
         self._storage.make_directory(directory)
-        self._storage.put(f"{directory}/{INTENT}", json.dumps({"run_id": run_id}).encode("ascii"))
+        # Not made durable: after a power cut without it, at worst some unreferenced files stay.
+        self._storage.put(f"{directory}/{INTENT}", json.dumps({"run_id": run_id}).encode("ascii"), durable=False)
         return directory
 
     def promote(self, record: RunRecord) -> None:
@@ -64,7 +65,7 @@ class Staging:
             self._storage.delete(f"{self._project}/{name}")
         for name in sorted(staged & wanted, key=_part_number, reverse=True):
             self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
-        self._storage.sync(self._project)
+        # No sync here: should a power cut undo these moves, the parts are in staging again and are moved again.
         self._storage.delete_tree(directory)
 
     def discard(self, generation: str) -> None:

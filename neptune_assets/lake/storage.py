@@ -106,17 +106,20 @@ class Storage:
         if self.local:
             Path(path).mkdir(parents=True, exist_ok=True)
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write a small file as a whole, replacing any: readers see the old one or the new one."""
+    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a small file as a whole, replacing any: readers see the old one or the new one.
+
+        ``durable`` waits until it would survive a power cut.
+        """
         if not self.local:
             self.filesystem.pipe_file(path, data)
             return
-        self._put_local(path, data, exclusive=False)
+        self._put_local(path, data, exclusive=False, durable=durable)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a small file as a whole only if there is none; False if there is one. Atomic against other writers."""
         if self.local:
-            return self._put_local(path, data, exclusive=True)
+            return self._put_local(path, data, exclusive=True, durable=True)
         try:
             self.filesystem.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -191,7 +194,7 @@ class Storage:
             place = place.parent
         return shutil.disk_usage(place).free
 
-    def _put_local(self, path: str, data: bytes, *, exclusive: bool) -> bool:
+    def _put_local(self, path: str, data: bytes, *, exclusive: bool, durable: bool) -> bool:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
@@ -199,7 +202,8 @@ class Storage:
             with temporary.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             if exclusive:
                 try:
                     # A link fails if the name is taken, and unlike O_EXCL never shows a half-written file.
@@ -210,7 +214,8 @@ class Storage:
                 temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_directory(str(target.parent))
+        if durable:
+            sync_directory(str(target.parent))
         return True
 
 
