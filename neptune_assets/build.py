@@ -28,10 +28,9 @@ from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 from neptune_assets.sources.registry import open_source
 
-# Partitioned check specs are a preview and data versions of outputs a beta feature of Dagster: known, wanted, and
-# tested here. A warning at every use would bury what a user must read.
-for _category in (dg.PreviewWarning, dg.BetaWarning):
-    warnings.filterwarnings("ignore", category=_category, module=r"neptune_assets\.")
+# Partitioned check specs are a preview feature of Dagster: known, wanted, and tested here. A warning at every one would
+# bury what a user must read.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning, module=r"neptune_assets\.")
 
 
 def discover_projects(settings: Settings) -> list[str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from neptune_assets.assets.context import Migration
 from neptune_assets.assets.metadata import arrow_column_schema, table
+from neptune_assets.assets.tables import TableStream
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.reader import Lake
@@ -66,11 +67,8 @@ def source_assets(migration: Migration) -> list[dg.AssetsDefinition]:
             metadata["problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))
         # What the source holds, not what the lake still lacks: only the former makes downstream data old.
         mark = hashlib.blake2b(repr(sorted((i.run_id, i.fingerprint) for i in infos)).encode(), digest_size=16)
-        yield dg.Output(
-            _reader(context.partition_key, infos, changes),
-            metadata=metadata,
-            data_version=dg.DataVersion(mark.hexdigest()),
-        )
+        rows = _reader(context.partition_key, infos, changes)
+        yield dg.Output(TableStream(rows, mark.hexdigest()), metadata=metadata)
 
     return [inventory]
 

@@ -8,6 +8,7 @@ import dagster as dg
 
 from neptune_assets.assets.context import Migration
 from neptune_assets.assets.metadata import arrow_column_schema
+from neptune_assets.assets.tables import TableStream
 from neptune_assets.automation import on_changed_data
 from neptune_assets.checks import check_projects
 from neptune_assets.failures import RETRY_POLICY, clear_failures
@@ -53,7 +54,7 @@ def summary_assets(migration: Migration) -> list[dg.AssetsDefinition]:
         with clear_failures(), summarize(runs, settings.summary, settings.lake) as scanned:
             for name in wanted:
                 # Each table is written before the next one is computed.
-                yield dg.Output(scanned.table(name), output_name=name, data_version=dg.DataVersion(runs.digest))
+                yield dg.Output(TableStream(scanned.table(name), runs.digest), output_name=name)
 
     return [summary]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +15,16 @@ from neptune_assets.settings import LakeSettings
 from neptune_assets.summary.writing import write_table
 
 
+@dataclass(frozen=True)
+class TableStream:
+    """What an asset of a small table hands to its IO manager: rows as a stream, and the version of their content."""
+
+    rows: pa.RecordBatchReader
+    data_version: str
+
+
 class ParquetTables(dg.IOManager):
-    """Stream a ``pa.RecordBatchReader`` into ``<lake>/<stage>/<table>/<project>.parquet``, atomically."""
+    """Stream a table into ``<lake>/<stage>/<table>/<project>.parquet``, atomically."""
 
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
@@ -24,12 +34,13 @@ class ParquetTables(dg.IOManager):
         *_, stage, name = key.path
         return f"{self._settings.root.rstrip('/')}/{stage}/{name}/{safe_name(project_id)}.parquet"
 
-    def handle_output(self, context: dg.OutputContext, obj: pa.RecordBatchReader) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: TableStream) -> None:
         """Write the rows as they come; nothing is held whole."""
         path = self.path(context.asset_key, context.partition_key)
         with clear_failures():
             storage = Storage(self._settings.root, self._settings.storage)
-            rows = write_table(obj, path, storage.filesystem, self._settings.scratch)
+            rows = write_table(obj.rows, path, storage.filesystem, self._settings.scratch)
+        context.step_context.set_data_version(context.asset_key, dg.DataVersion(obj.data_version))
         context.add_output_metadata({"dagster/uri": path, "dagster/partition_row_count": rows})
 
     def load_input(self, context: dg.InputContext) -> pa.RecordBatchReader:

@@ -8,6 +8,7 @@ import dagster as dg
 
 from neptune_assets.assets.context import Migration, RefreshConfig
 from neptune_assets.assets.metadata import arrow_column_schema, table
+from neptune_assets.assets.tables import TableStream
 from neptune_assets.automation import on_changed_data
 from neptune_assets.checks import check_load
 from neptune_assets.failures import RETRY_POLICY, clear_failures
@@ -83,9 +84,7 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
                 metadata=load_metadata(report),
                 allow_retries=report.transient,
             )
-        yield dg.Output(
-            receipts_reader(report), metadata=load_metadata(report), data_version=dg.DataVersion(runs.digest)
-        )
+        yield dg.Output(TableStream(receipts_reader(report), runs.digest), metadata=load_metadata(report))
         yield verdict
 
     return load
