@@ -16,7 +16,7 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.quoting import identifier, literal, parquet, plain_path
-from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows
+from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows, register_filesystems
 from neptune_assets.summary.writing import replacing, write_table
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def write_database(lake_settings: LakeSettings, summary_settings: SummarySetting
 
     A lake at a URL gives views onto that URL: build needs nothing more, but who opens the database needs DuckDB's
     httpfs extension and a secret for the store (``CREATE SECRET``). It must have ``summary.database``, a local path;
-    raises :class:`~neptune_assets.errors.SettingsError` otherwise, LakeError if the summary's files cannot be read.
+    raises :class:`~neptune_assets.errors.SettingsError` otherwise, or if DuckDB cannot use the path; LakeError if
+    Parquet files cannot be read.
     """
     storage = Storage(lake_settings.root, lake_settings.storage)
     layout = Layout(storage.root)
@@ -63,10 +64,20 @@ def write_database(lake_settings: LakeSettings, summary_settings: SummarySetting
             hint="Set summary.database to a local path for neptune.duckdb.",
         )
     path = Path(summary_settings.database or layout.database()).absolute()
+    if "?" in str(path):
+        raise SettingsError(
+            f"DuckDB cannot keep a database at {str(path)!r}: it takes what follows the question mark for options.",
+            hint="Set summary.database to a path without one; the lake may stay where it is.",
+        )
     with replacing(path) as temporary, duckdb.connect(str(temporary), config={"temp_directory": ""}) as con:
         con.execute("SET TimeZone = 'UTC'")
         if not storage.local:
             con.register_filesystem(storage.filesystem)
+        elif "\\" in layout.root:
+            raise SettingsError(
+                f"The lake's path {layout.root!r} holds a backslash, which DuckDB takes for a separator in patterns.",
+                hint="Move the lake to a path without one.",
+            )
         try:
             _create_views(con, storage, layout, lake_settings)
         except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
@@ -117,7 +128,9 @@ def _lake_sources(
     )
     lake = Lake(settings)
     for (project_id,) in in_place:
-        for rows in project_rows(lake.project(project_id)):
+        project = lake.project(project_id)
+        register_filesystems(con, project)
+        for rows in project_rows(project):
             if rows.repairs.in_place:
                 yield rows.sql(storage.url(empty_part))
 

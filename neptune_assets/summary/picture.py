@@ -52,7 +52,8 @@ def sample(summary: Summary, *, rows: int = 8) -> str:
     runs = summary.query(
         "SELECT r.run_id, r.name, r.lake_state, count(s.run_id), coalesce(sum(s.row_count), 0) FROM run_facts r "
         "LEFT JOIN series_facts s ON s.run_id = r.run_id AND s.attribute_type = 'float_series' "
-        "GROUP BY r.run_id, r.name, r.lake_state, r.created_at ORDER BY r.created_at DESC NULLS LAST, r.run_id LIMIT $1",
+        "GROUP BY r.run_id, r.name, r.lake_state, r.created_at "
+        "ORDER BY r.created_at DESC NULLS LAST, r.run_id LIMIT $1",
         [rows],
     )
     found = summary.query(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from importlib.resources import files
 from itertools import islice
@@ -20,12 +20,12 @@ import duckdb
 import pyarrow as pa
 
 from neptune_assets.errors import LakeError
-from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.parts import GENERATION
 from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.quoting import identifier, parquet, plain_path
-from neptune_assets.summary.rows import COLUMN_NAMES, project_rows
-from neptune_assets.summary.writing import is_local, write_table
+from neptune_assets.summary.rows import COLUMN_NAMES, project_rows, register_filesystems
+from neptune_assets.summary.writing import write_table
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
@@ -84,7 +84,8 @@ class Summary:
         try:
             self._con = connect(settings, self._scratch)
             try:
-                self._load_manifest(lake_settings.root)
+                register_filesystems(self._con, project)
+                self._load_manifest()
                 self._scan()
             except BaseException:
                 self._con.close()
@@ -132,14 +133,10 @@ class Summary:
         for rows in project_rows(self._project, run_ids):
             yield rows.sql(self._empty_part)
 
-    def _load_manifest(self, root: str) -> None:
-        filesystem = self._project.filesystem
-        if is_local(filesystem):
-            root = str(Path(root).absolute())
-        else:
-            self._con.register_filesystem(filesystem)
+    def _load_manifest(self) -> None:
         records = self._project.records()
-        files_root = Layout(root.rstrip("/")).files(self.project_id, self._project.scope)
+        lake = self._project.lake
+        files_root = lake.storage.url(lake.layout.files(self.project_id, self._project.scope))
 
         def manifest() -> Iterator[dict[str, Any]]:
             for record in records.values():
@@ -208,11 +205,16 @@ class Summary:
         self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {nothing}")
         for table, sql in scans.items():
             self._con.execute(f"CREATE TABLE {table} AS {sql}")
-        for rows in self.rows():
+        generations = {record.generation for record in self._project.records().values()}
+        for rows in project_rows(self._project):
             try:
-                self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {rows}")
+                self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {rows.sql(self._empty_part)}")
                 for table, sql in scans.items():
                     self._con.execute(f"INSERT INTO {table} {sql}")
+                if self.query("SELECT 1 FROM series_facts WHERE first_step <= -9e9 OR last_step >= 9e9 LIMIT 1"):
+                    self._con.execute(_sql("exact_ends"))
+                if not rows.repairs.in_place:
+                    self._check_generations(rows.parts, generations)
             except duckdb.OutOfMemoryException as error:
                 raise LakeError(
                     f"Summarizing {self.project_id} needs more memory than allowed: {error}",
@@ -225,6 +227,21 @@ class Summary:
                 ) from error
         self._check_rows()
         self._con.execute(f"CREATE TABLE run_facts AS {_sql('run_facts')}")
+
+    def _check_generations(self, parts: Sequence[str], expected: set[str]) -> None:
+        """Raise LakeError if a part that was read belongs to a commit that the manifest did not name."""
+        found = self._con.execute(
+            "SELECT file_name, decode(value) FROM parquet_kv_metadata($1) WHERE decode(key) = $2",
+            [[plain_path(part) for part in parts], GENERATION],
+        ).fetchall()
+        for name, generation in found:
+            if generation not in expected:
+                error = LakeError(
+                    f"{name} was materialized again while {self.project_id} was summarized.",
+                    hint="Wait until the lake asset is materialized, then materialize the summary.",
+                )
+                error.transient = True
+                raise error
 
     def _check_rows(self) -> None:
         """Raise LakeError if some run's parts do not hold the rows that the manifest names."""

@@ -1,7 +1,7 @@
 -- One row for the project. An empty project has one, too: zero runs is an answer.
 WITH counted AS (
     SELECT
-        count_if(attribute_type = 'float_series') AS metrics,
+        count(*) FILTER (attribute_type = 'float_series') AS metrics,
         coalesce(sum(row_count) FILTER (attribute_type = 'float_series'), 0) AS points,
         coalesce(sum(row_count), 0) AS row_count
     FROM series_facts
@@ -23,8 +23,8 @@ stored AS (
 SELECT
     (SELECT project_id FROM project) AS project_id,
     count(*) AS runs,
-    count_if(lake_state = 'complete') AS complete_runs,
-    count_if(lake_state <> 'complete') AS partial_runs,
+    count(*) FILTER (lake_state = 'complete') AS complete_runs,
+    count(*) FILTER (lake_state <> 'complete') AS partial_runs,
     count(vanished_at) AS vanished_runs,
     count(parent) AS forked_runs,
     (SELECT attributes FROM named) AS attributes,

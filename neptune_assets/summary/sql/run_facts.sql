@@ -32,7 +32,7 @@ SELECT
     coalesce(system.name, manifest.name) AS name,
     coalesce(system.created_at, manifest.created_at) AS created_at,
     -- An empty text is how some exports say "no parent".
-    coalesce(manifest.parent, nullif(system.parent, '')) AS parent,
+    coalesce(nullif(manifest.parent, ''), nullif(system.parent, '')) AS parent,
     coalesce(manifest.fork_step, system.fork_step) AS fork_step
 FROM manifest
 LEFT JOIN system ON system.run_id = manifest.run_id

@@ -3,7 +3,7 @@ WITH counted AS (
     SELECT
         run_id,
         count(*) AS attributes,
-        count_if(attribute_type = 'float_series') AS metrics,
+        count(*) FILTER (attribute_type = 'float_series') AS metrics,
         coalesce(sum(row_count) FILTER (attribute_type = 'float_series'), 0) AS points,
         sum(row_count) AS row_count
     FROM (
