@@ -161,9 +161,13 @@ class Projects:
 
     def _heading(self, parts: RunParts) -> Heading:
         key = (parts.prefix, parts.mark)
-        if key not in self._headings:
-            self._headings[key] = read_heading(self._root, parts)
-        return self._headings[key]
+        heading = self._headings.get(key)
+        if heading is None:
+            heading = read_heading(self._root, parts)
+            # What could not be read may have been a passing trouble of the network: it is tried again next time.
+            if not heading.unreadable:
+                self._headings[key] = heading
+        return heading
 
     def _looks_like_data(self, directory: str) -> bool:
         inside = [entry.name for entry in self._root.entries(directory) or [] if entry.is_directory]
