@@ -621,7 +621,25 @@ def test_a_copy_of_a_recording_counts_once(
     assert sum("is a copy of" in problem.message for problem in source.problems(PROJECT)) == 4
 
 
-def test_times_before_any_point_was_logged(everything: Path) -> None:
+def test_a_recording_that_vanishes_after_listing_ends_with_an_error(
+    everything: Path, copied: Callable[[Path, str], tuple[Path, Path]]
+) -> None:
+    folder, database = copied(everything, "everything")
+    source = _offline(folder)
+    source.runs(PROJECT)
+    shutil.rmtree(database.parent)
+    with pytest.raises(FileGoneError, match="cannot be read any more"):
+        source.files(PROJECT, "everything", "shared/my file.bin")
+    result = read(source, PROJECT, ["everything", "defaults"])
+    assert str(database) in result.ends["everything"].errors[0].message
+    assert result.ends["everything"].promised is None
+    assert result.ends["defaults"].errors == ()
+    source.projects()
+    gone = read(source, PROJECT, ["everything"]).ends["everything"]
+    assert "no recording of run 'everything'" in gone.errors[0].message
+
+
+def test_listing_tells_times_and_size(everything: Path) -> None:
     (info,) = [info for info in _offline(everything).runs(PROJECT) if info.run_id == "everything"]
     assert info.created_at == BASE
     assert info.modified_at is not None

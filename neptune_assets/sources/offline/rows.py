@@ -80,11 +80,16 @@ class RowBuilder:
         code = buffer.code(path)
         if code < 0:
             return
-        if not -_STEP_LIMIT < step < _STEP_LIMIT:
-            raise ValueError(f"step {step / MICROSTEPS} is out of range")
-        if time is not None and not -_TIME_LIMIT < time < _TIME_LIMIT:
-            raise ValueError(f"time {time} ms is out of range")
+        _check(step, time)
         if buffer.add(code, step, time, value):
+            self._close(buffer)
+
+    def float_points(self, paths: Sequence[str], step: int, time: int, values: Sequence[float]) -> None:
+        """Add one point to each of many float series, all at one step and time: several times as fast as one by one."""
+        attribute_type = AttributeType.FLOAT_SERIES
+        buffer = self._buffers.get(attribute_type) or self._open(attribute_type)
+        _check(step, time)
+        if buffer.extend(paths, step, time, values):
             self._close(buffer)
 
     def value(self, attribute_type: AttributeType, path: str, value: Any) -> None:
@@ -158,6 +163,21 @@ class _Buffer:
         self._times.append(_INT64_MIN if time is None else time)
         return len(self.codes) >= BATCH_ROWS or self._bytes >= BATCH_BYTES
 
+    def extend(self, paths: Sequence[str], step: int, time: int, values: Sequence[float]) -> bool:
+        """Add one float row for each path; True if the buffer is full."""
+        try:
+            codes = [self._numbers[path] for path in paths]
+        except KeyError:
+            codes = [self.code(path) for path in paths]
+        if -1 in codes:
+            values = [value for code, value in zip(codes, values, strict=True) if code >= 0]
+            codes = [code for code in codes if code >= 0]
+        self._values.extend(values)
+        self.codes.extend(codes)
+        self._steps.extend((step,) * len(codes))
+        self._times.extend((time,) * len(codes))
+        return len(self.codes) >= BATCH_ROWS
+
     def _measure(self, value: Any) -> int:
         """Bytes a value takes, roughly; raises ValueError if the column cannot hold it."""
         if self._column in {"string_value", "file_value"}:
@@ -204,6 +224,14 @@ class _Buffer:
         if self._column == "datetime_value":
             return pa.array(self._values, pa.int64()).cast(field.type)
         return pa.array(self._values, field.type)
+
+
+def _check(step: int, time: int | None) -> None:
+    """Raise ValueError for a step or a time that no row can hold."""
+    if not -_STEP_LIMIT < step < _STEP_LIMIT:
+        raise ValueError(f"step {step / MICROSTEPS} is out of range")
+    if time is not None and not -_TIME_LIMIT < time < _TIME_LIMIT:
+        raise ValueError(f"time {time} ms is out of range")
 
 
 def decimal_steps(micros: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:

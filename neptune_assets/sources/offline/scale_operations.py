@@ -105,34 +105,51 @@ class Operations:
         if not operation.HasField("step"):
             self._bad(sequence, f"points of {_some(append)} have no step")
             return
-        step = operation.step.whole * MICROSTEPS + operation.step.micro
+        where = operation.step
+        step = where.whole * MICROSTEPS + where.micro
         time = milliseconds(operation.timestamp) if operation.HasField("timestamp") else recorded
-        if operation.preview.is_preview:
+        if operation.HasField("preview") and operation.preview.is_preview:
             self._preview(append, step)
             return
-        point = self._state.rows.point
-        previews = self._previews
+        # Nearly all points are floats, and an operation holds many at one step: they are taken together.
+        paths: list[str] = []
+        floats: list[float] = []
         for path, value in append.items():
             kind = value.WhichOneof("value")
+            if kind == "float64":
+                paths.append(path)
+                floats.append(value.float64)
+            else:
+                self._point(sequence, path, kind, value, step, time)
+        if paths:
             try:
-                if kind == "float64":
-                    point(AttributeType.FLOAT_SERIES, path, step, time, value.float64)
-                elif kind == "string":
-                    point(AttributeType.STRING_SERIES, path, step, time, value.string)
-                elif kind == "histogram":
-                    point(AttributeType.HISTOGRAM_SERIES, path, step, time, _histogram(value.histogram))
-                elif kind == "file_ref":
-                    point(AttributeType.FILE_SERIES, path, step, time, value.file_ref.path)
-                elif kind == "int64":
-                    if abs(value.int64) > _EXACT_INT:
-                        self._state.repair("ints_rounded_in_series")
-                    point(AttributeType.FLOAT_SERIES, path, step, time, float(value.int64))
-                else:
-                    self._bad(sequence, f"{path!r} was appended {kind or 'nothing'}, which no series can hold", path)
-            except (ValueError, OverflowError) as error:
-                self._bad(sequence, f"a point of {path!r} cannot be kept: {error}", path)
-            if previews and path in previews and step >= previews[path][0]:
-                del previews[path]
+                self._state.rows.float_points(paths, step, time, floats)
+            except ValueError as error:
+                for path in paths:
+                    self._bad(sequence, f"a point of {path!r} cannot be kept: {error}", path)
+        if self._previews:
+            for path in append:
+                if path in self._previews and step >= self._previews[path][0]:
+                    del self._previews[path]
+
+    def _point(self, sequence: int, path: str, kind: str | None, value: Any, step: int, time: int) -> None:
+        """Add one point of a series that does not hold floats, or an int to one that does."""
+        point = self._state.rows.point
+        try:
+            if kind == "string":
+                point(AttributeType.STRING_SERIES, path, step, time, value.string)
+            elif kind == "histogram":
+                point(AttributeType.HISTOGRAM_SERIES, path, step, time, _histogram(value.histogram))
+            elif kind == "file_ref":
+                point(AttributeType.FILE_SERIES, path, step, time, value.file_ref.path)
+            elif kind == "int64":
+                if abs(value.int64) > _EXACT_INT:
+                    self._state.repair("ints_rounded_in_series")
+                point(AttributeType.FLOAT_SERIES, path, step, time, float(value.int64))
+            else:
+                self._bad(sequence, f"{path!r} was appended {kind or 'nothing'}, which no series can hold", path)
+        except ValueError as error:
+            self._bad(sequence, f"a point of {path!r} cannot be kept: {error}", path)
 
     def _preview(self, append: Any, step: int) -> None:
         for path, value in append.items():

@@ -108,7 +108,13 @@ class Offline:
         key = (project_id, scope, run_id)
         for member in [key, *(parent for parent, _ in _ancestry(index, key))]:
             for recording in reversed(index.runs.get(member, ())):
-                found = recording.files(reference)
+                try:
+                    found = recording.files(reference)
+                except OSError as error:
+                    raise FileGoneError(
+                        f"{recording.path} cannot be read any more: {error}.",
+                        hint="Put the recording back, or list the runs again.",
+                    ) from error
                 if found is not None:
                     return found
         raise FileGoneError(
