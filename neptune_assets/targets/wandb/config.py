@@ -1,0 +1,180 @@
+"""Where offline runs are staged, and the marker that says a staged run is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from neptune_assets.errors import SettingsError, TargetError
+from neptune_assets.lake.layout import safe_name
+from neptune_assets.settings import LakeSettings, WandbTarget
+
+MARKER: Final = "neptune_assets.json"
+SYNCED: Final = "synced.json"
+PROJECT: Final = "project.json"
+FORMAT: Final = 1
+"""Raised when the same run would be staged differently; runs staged in an older format are staged anew."""
+
+
+def staging_root(settings: WandbTarget, lake: LakeSettings) -> Path:
+    """Return the directory of staged runs. Raises SettingsError if it is left out and the lake is not local."""
+    if settings.staging is not None:
+        return Path(settings.staging).expanduser().absolute()
+    root = lake.root.removeprefix("file://")
+    if "://" in root:
+        raise SettingsError(
+            f"The lake at {lake.root} is not local, and W&B runs are staged on a local disk.",
+            hint="Set targets.wandb.staging to a local directory.",
+        )
+    return Path(root).expanduser().absolute() / "wandb"
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Written last into a staged run: whose it is and what was staged. A directory without it is partial."""
+
+    project_id: str
+    run_id: str
+    digest: str
+    wandb_run: str
+    wandb_project: str
+    entity: str
+    naming: str
+    history_rows: int
+    receipt: dict[str, Any]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What was last sent to W&B, and where; ``confirmed`` once W&B was asked and had all of it."""
+
+    digest: str
+    history_rows: int
+    wandb_project: str
+    entity: str
+    base_url: str
+    confirmed: bool
+
+    @classmethod
+    def of(cls, marker: Marker, base_url: str, *, confirmed: bool) -> Synced:
+        """Return what is remembered of uploading this staged run."""
+        return cls(marker.digest, marker.history_rows, marker.wandb_project, marker.entity, base_url, confirmed)
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Server, entity and project."""
+        return self.base_url, self.entity, self.wandb_project
+
+
+class StagedProject:
+    """The staged runs of one Neptune project: ``<root>/<S(project)>/offline-run-<time>-<id>/``."""
+
+    def __init__(self, root: Path, project_id: str) -> None:
+        self.root = root
+        self.path = root / safe_name(project_id)
+        self._scratch = root / ".staging"
+
+    def directories(self, wandb_run: str) -> list[Path]:
+        """Return the directories of one W&B run; there should be one at most."""
+        if not self.path.is_dir():
+            return []
+        return sorted(self.path.glob(f"offline-run-*-{wandb_run}"))
+
+    def all(self) -> Iterator[Path]:
+        """Yield every staged run's directory in a fixed order."""
+        if self.path.is_dir():
+            yield from sorted(self.path.glob("offline-run-*"))
+
+    def new(self) -> Path:
+        """Return an empty directory to stage a run in, on the same file system and out of ``wandb sync``'s sight."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="run-", dir=self._scratch))
+
+    def publish(self, staged: Path, name: str, wandb_run: str) -> Path:
+        """Put a staged directory in the place of whatever was there for this run; return where it is now.
+
+        Between the two renames there is neither, and the next load stages the run again; there is never a mix.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        target = self.path / name
+        for old in self.directories(wandb_run):
+            self.discard(old)
+        staged.rename(target)
+        _sync_directory(self.path)
+        return target
+
+    def discard(self, directory: Path) -> None:
+        """Remove a directory so that it is gone at once, however long deleting takes."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        away = Path(tempfile.mkdtemp(prefix="old-", dir=self._scratch))
+        directory.rename(away / directory.name)
+        shutil.rmtree(away)
+
+
+def directory_name(wandb_run: str, start_ms: int | None) -> str:
+    """Return the name ``wandb sync`` knows offline runs by: when the run started, and its id."""
+    moment = datetime.fromtimestamp((start_ms or 0) / 1000, tz=UTC)
+    return f"offline-run-{moment:%Y%m%d_%H%M%S}-{wandb_run}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file as a whole or not at all; it is on disk once this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_marker(directory: Path, marker: Marker | Synced) -> None:
+    """Write a marker into a run's directory."""
+    write_json(directory / (MARKER if isinstance(marker, Marker) else SYNCED), asdict(marker))
+
+
+def read_marker(directory: Path) -> Marker | None:
+    """Return the marker of a staged run; None if staging did not finish or an older version of ours did it."""
+    data = _read_json(directory / MARKER)
+    if data is None or data.get("format") != FORMAT:
+        return None
+    try:
+        return Marker(**data)
+    except TypeError:
+        return None
+
+
+def read_synced(directory: Path) -> Synced | None:
+    """Return what W&B confirmed for this run; None if it never did."""
+    data = _read_json(directory / SYNCED)
+    try:
+        return None if data is None else Synced(**data)
+    except TypeError as error:
+        raise TargetError(
+            f"{directory / SYNCED} is not a file of ours.", hint="Delete it to have the run uploaded again."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

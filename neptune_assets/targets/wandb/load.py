@@ -1,0 +1,273 @@
+"""The Weights & Biases target: stage a run offline, verify it, and upload it where a key is configured."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neptune_assets.errors import TargetError
+from neptune_assets.settings import LakeSettings
+from neptune_assets.settings import WandbTarget as WandbSettings
+from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Verdict
+from neptune_assets.targets.wandb.client import WandbClient
+from neptune_assets.targets.wandb.config import (
+    PROJECT,
+    Marker,
+    StagedProject,
+    Synced,
+    directory_name,
+    read_marker,
+    read_synced,
+    staging_root,
+    write_json,
+    write_marker,
+)
+from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of, survey
+from neptune_assets.targets.wandb.naming import project_name, run_key
+from neptune_assets.targets.wandb.records import history_fields
+from neptune_assets.targets.wandb.staging import Place, RunStage, start_of
+from neptune_assets.targets.wandb.upload import carry_over, upload
+from neptune_assets.targets.wandb.verify import differences
+
+if TYPE_CHECKING:
+    from neptune_assets.lake.reader import LakeRun
+
+
+class WandbTarget:
+    """W&B as a :class:`~neptune_assets.targets.protocol.Target`.
+
+    A run is staged as a directory that ``wandb sync`` accepts and put in its place as a whole. Without an API key that
+    is all; with one it is then uploaded, and the run has its digest only once W&B has confirmed it.
+    """
+
+    name = "wandb"
+
+    def __init__(self, settings: WandbSettings, lake: LakeSettings) -> None:
+        self._settings, self._lake = settings, lake
+        self._root = staging_root(settings, lake)
+        self._client = WandbClient(settings) if settings.api_key_env is not None else None
+        self._layouts: dict[tuple[str, str, str], Layout] = {}
+        self._projects: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Raise TargetError if runs cannot be staged (disk, wandb's version) or the server refuses the key."""
+        history_fields()
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(
+                f"Runs cannot be staged in {self._root}: {error.strerror}.",
+                hint="Set targets.wandb.staging to a directory that can be written.",
+            ) from error
+        if self._client is not None:
+            self._client.check()
+
+    def plan(self, run: LakeRun) -> Plan:
+        """Say what loading the run will do. Writes nothing."""
+        return plan_of(run.run_id, self._layout(run))
+
+    def find(self, project_id: str, run_id: str) -> TargetRun | None:
+        """Find a run by its key; its digest is None if staging or upload did not finish. Raises if there are two."""
+        wandb_run = run_key(project_id, run_id)
+        found = StagedProject(self._root, project_id).directories(wandb_run)
+        if len(found) > 1:
+            raise TargetError(
+                f"Run {run_id} is staged twice: {', '.join(str(path) for path in found)}.",
+                hint="Delete one of the two directories.",
+            )
+        return None if not found else self._target_run(project_id, run_id, found[0])
+
+    def replace(self, run: LakeRun, plan: Plan) -> Receipt:
+        """Stage exactly this run, and upload it where a key is configured."""
+        if plan.run_id != run.run_id:
+            raise TargetError(f"The plan is for run {plan.run_id}, not {run.run_id}.", hint="Make a plan for this run.")
+        directory, marker = self._staged(run)
+        if directory is None or marker is None:
+            directory, marker = self._stage(run, plan)
+        if self._client is not None and not self._is_synced(directory, marker):
+            self._upload(run, directory, marker)
+        return _receipt(marker)
+
+    def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
+        """Read the staged run back and compare every value with the lake; ask W&B too where runs are uploaded."""
+        found = StagedProject(self._root, run.project_id).directories(receipt.target_id)
+        if len(found) != 1:
+            return Verdict(run.run_id, (f"{len(found)} staged runs where there should be one",))
+        marker = read_marker(found[0])
+        if marker is None or marker.digest != receipt.digest or receipt.digest != run.record.digest:
+            return Verdict(run.run_id, ("the staged run is not of the digest that was loaded",))
+        said, content = differences(run, self._layout(run), found[0], receipt.target_id)
+        if content.rows != marker.history_rows:
+            said.append(f"{content.rows} history rows where {marker.history_rows} were staged")
+        if self._client is not None and not said:
+            said.extend(self._client.differences(marker))
+        return Verdict(run.run_id, tuple(said))
+
+    def remove(self, project_id: str, run_id: str) -> None:
+        """Remove the staged run. Raises TargetError if it was uploaded: W&B never lets its id be used again."""
+        project = StagedProject(self._root, project_id)
+        for directory in project.directories(run_key(project_id, run_id)):
+            if read_synced(directory) is not None:
+                raise TargetError(
+                    f"Run {run_id} is uploaded to W&B, which never takes a deleted run's id again.",
+                    hint=f"Delete it in W&B's page if that is meant, then the directory {directory}.",
+                )
+            project.discard(directory)
+
+    def runs(self, project_id: str) -> Iterator[TargetRun]:
+        """Yield every staged run of the project."""
+        for directory in StagedProject(self._root, project_id).all():
+            marker = read_marker(directory)
+            if marker is not None and marker.project_id == project_id:
+                yield self._target_run(project_id, marker.run_id, directory)
+
+    def close(self) -> None:
+        """Forget what was read of runs."""
+        self._layouts.clear()
+
+    # -- what stands where
+
+    def _layout(self, run: LakeRun) -> Layout:
+        key = (run.project_id, run.run_id, run.record.digest)
+        if key not in self._layouts:
+            self._layouts = {key: layout(survey(run), self._settings.naming)}
+        return self._layouts[key]
+
+    def _project(self, project_id: str) -> str:
+        """Return the W&B project; once runs are staged under a name it stays, whatever projects come later."""
+        if project_id not in self._projects:
+            inputs = {
+                "project_id": project_id,
+                "prefix": self._settings.project_prefix,
+                "naming": self._settings.naming,
+            }
+            path = StagedProject(self._root, project_id).path / PROJECT
+            kept = _kept(path)
+            if kept is not None and {name: kept.get(name) for name in inputs} == inputs:
+                self._projects[project_id] = str(kept["wandb_project"])
+            else:
+                from neptune_assets.lake.reader import Lake
+
+                name = project_name(
+                    project_id, Lake(self._lake).projects(), self._settings.naming, self._settings.project_prefix
+                )
+                self._projects[project_id] = name
+        return self._projects[project_id]
+
+    def _keep_project(self, project_id: str) -> None:
+        project = StagedProject(self._root, project_id)
+        value = {
+            "project_id": project_id,
+            "prefix": self._settings.project_prefix,
+            "naming": self._settings.naming,
+            "wandb_project": self._project(project_id),
+        }
+        if _kept(project.path / PROJECT) != value:
+            project.path.mkdir(parents=True, exist_ok=True)
+            write_json(project.path / PROJECT, value)
+
+    def _current(self, marker: Marker | None) -> bool:
+        """True if a staged run is whole and named as it would be named now."""
+        return (
+            marker is not None
+            and marker.naming == self._settings.naming
+            and marker.entity == (self._settings.entity or "")
+            and marker.wandb_project == self._project(marker.project_id)
+        )
+
+    def _target_run(self, project_id: str, run_id: str, directory: Path) -> TargetRun:
+        marker = read_marker(directory)
+        whole = marker is not None and self._current(marker)
+        if whole and marker is not None and self._client is not None:
+            whole = self._is_synced(directory, marker)
+        digest = marker.digest if whole and marker is not None else None
+        return TargetRun(project_id, run_id, run_key(project_id, run_id), digest)
+
+    def _is_synced(self, directory: Path, marker: Marker) -> bool:
+        synced = read_synced(directory)
+        return synced is not None and synced == self._synced(marker)
+
+    def _synced(self, marker: Marker) -> Synced:
+        assert self._client is not None  # noqa: S101 (only asked where a key is configured)
+        return Synced.of(marker, self._client.base_url, confirmed=True)
+
+    # -- writing
+
+    def _staged(self, run: LakeRun) -> tuple[Path | None, Marker | None]:
+        """Return the run as staged before, if it only has yet to be uploaded."""
+        if self._client is None:
+            return None, None
+        found = StagedProject(self._root, run.project_id).directories(run_key(run.project_id, run.run_id))
+        marker = read_marker(found[0]) if len(found) == 1 else None
+        if marker is None or not self._current(marker) or marker.digest != run.record.digest:
+            return None, None
+        if self._is_synced(found[0], marker):
+            return None, None
+        return found[0], marker
+
+    def _stage(self, run: LakeRun, plan: Plan) -> tuple[Path, Marker]:
+        project = StagedProject(self._root, run.project_id)
+        wandb_run = run_key(run.project_id, run.run_id)
+        place = Place(self._settings.entity or "", self._project(run.project_id), wandb_run)
+        self._keep_project(run.project_id)
+        directory = project.new()
+        try:
+            account = RunStage(run, self._layout(run), place, directory, self._lake).build()
+            receipt = Receipt(
+                project_id=run.project_id,
+                run_id=run.run_id,
+                target_id=wandb_run,
+                digest=run.record.digest,
+                rows_in=account.rows_in,
+                written={kind: rows for kind, rows in account.written.items() if rows},
+                mapped={kind: rows for kind, rows in account.mapped.items() if rows},
+                dropped=account.drops(),
+                notes=(*plan.notes, *account.notes),
+                bytes_written=account.bytes,
+                checks={"history_rows": str(account.history_rows), "wandb_project": place.project},
+            )
+            marker = Marker(
+                project_id=run.project_id,
+                run_id=run.run_id,
+                digest=run.record.digest,
+                wandb_run=wandb_run,
+                wandb_project=place.project,
+                entity=place.entity,
+                naming=self._settings.naming,
+                history_rows=account.history_rows,
+                receipt=asdict(receipt),
+            )
+            for earlier in project.directories(wandb_run):
+                carry_over(earlier, directory)
+            write_marker(directory, marker)
+            return project.publish(directory, directory_name(wandb_run, start_of(run, {})), wandb_run), marker
+        finally:
+            if directory.exists():
+                shutil.rmtree(directory)
+
+    def _upload(self, run: LakeRun, directory: Path, marker: Marker) -> None:
+        assert self._client is not None  # noqa: S101 (only called where a key is configured)
+        said, _ = differences(run, self._layout(run), directory, marker.wandb_run)
+        if said:
+            raise TargetError(f"Run {run.run_id} is not staged as the lake has it: {said[0]}.", hint="Load it again.")
+        upload(self._client, StagedProject(self._root, run.project_id), directory, marker)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    import json
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _receipt(marker: Marker) -> Receipt:
+    data = dict(marker.receipt)
+    data["dropped"] = tuple(item if isinstance(item, Dropped) else Dropped(**item) for item in data["dropped"])
+    data["notes"] = tuple(data["notes"])
+    return Receipt(**data)

@@ -1,0 +1,256 @@
+"""What one run becomes in W&B: names of keys, how steps are counted, and the nested config. Writes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.targets.protocol import Plan
+from neptune_assets.targets.wandb.columns import codes, microsteps, present
+from neptune_assets.targets.wandb.naming import MAX_KEY, Naming, clean_key, digest_of, distinct
+from neptune_assets.targets.wandb.records import number_text
+
+if TYPE_CHECKING:
+    from neptune_assets.lake.reader import LakeRun
+
+AXIS: Final = "neptune_step"
+"""Key of the exact step where W&B's own whole steps cannot hold it."""
+MAX_EXACT: Final = 2**53
+"""Whole numbers up to here are exact wherever JSON is read with 64-bit floats."""
+LINE_BYTES: Final = 9 << 20
+"""W&B skips lines of the history near 10 MiB; rows stay below this."""
+_CONFIG_RESERVED: Final = frozenset({"_wandb", "wandb_version", "neptune_assets"})
+_KEYED: Final = SERIES_TYPES | {AttributeType.FILE}
+
+Attribute = tuple[str, str]
+"""Path and type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepping:
+    """How Neptune's steps become ``_step``: multiplied to whole numbers, or counted (``ordinal``) in exact order."""
+
+    multiplier: int = 1
+    ordinal: bool = False
+    fractional: bool = False
+
+    @property
+    def axis(self) -> bool:
+        """True if rows carry the exact step in a key of its own, which is then the x axis of every metric."""
+        return self.ordinal or self.fractional
+
+    @property
+    def unit(self) -> int:
+        """Micro-steps in one ``_step``."""
+        return MICROSTEPS // self.multiplier
+
+
+@dataclass(slots=True)
+class Survey:
+    """What reading the names, types and steps of a run found, without its values."""
+
+    rows: Counter[Attribute] = field(default_factory=Counter)
+    places: int = 0
+    lowest: int = 0
+    highest: int = 0
+    stepless: Counter[str] = field(default_factory=Counter)
+
+    def of(self, types: Iterable[AttributeType]) -> list[Attribute]:
+        """Return the attributes of these types, sorted."""
+        wanted = {str(item) for item in types}
+        return sorted(key for key in self.rows if key[1] in wanted)
+
+    def by_type(self) -> dict[str, int]:
+        """Return the rows of each attribute type."""
+        counts: Counter[str] = Counter()
+        for (_, kind), rows in self.rows.items():
+            counts[kind] += rows
+        return dict(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything of one run goes."""
+
+    keys: Mapping[Attribute, str]
+    """History keys of series and of single files that are media."""
+    config: Mapping[Attribute, tuple[str, ...]]
+    """Path inside the nested config for every parameter."""
+    stepping: Stepping
+    survey: Survey
+
+    def names(self) -> dict[str, str]:
+        """Return {attribute path: name in W&B} where the two differ; ``path (type)`` where a path has two types."""
+        paths = Counter(path for path, _ in self.survey.rows)
+        result: dict[str, str] = {}
+        for attribute, name in [
+            *self.keys.items(),
+            *((item, "/".join(parts)) for item, parts in self.config.items()),
+        ]:
+            path, kind = attribute
+            if name != path:
+                result[path if paths[path] == 1 else f"{path} ({kind})"] = name
+        return dict(sorted(result.items()))
+
+
+def survey(run: LakeRun) -> Survey:
+    """Read names, types and steps of a run; memory grows with its attributes, not with its points."""
+    found = Survey()
+    lowest: list[int] = []
+    highest: list[int] = []
+    series = {str(item) for item in SERIES_TYPES}
+    for batch in run.batches(columns=["attribute_path", "attribute_type", "step"]):
+        paths, path_names = codes(batch.column("attribute_path"))
+        kinds, kind_names = codes(batch.column("attribute_type"))
+        pair, counts = np.unique(paths * len(kind_names) + kinds, return_counts=True)
+        for code, count in zip(pair.tolist(), counts.tolist(), strict=True):
+            path, kind = divmod(code, len(kind_names))
+            found.rows[path_names[path], kind_names[kind]] += count
+        stepped = np.isin(kinds, [number for number, name in enumerate(kind_names) if name in series])
+        if not stepped.any():
+            continue
+        valid = present(batch.column("step"))
+        for number, name in enumerate(kind_names):
+            missing = int(np.count_nonzero(stepped & ~valid & (kinds == number)))
+            if missing:
+                found.stepless[name] += missing
+        steps = microsteps(batch.column("step"))[stepped & valid]
+        if steps.size:
+            lowest.append(int(steps.min()))
+            highest.append(int(steps.max()))
+            while found.places < 6 and (steps % 10 ** (6 - found.places)).any():
+                found.places += 1
+    if lowest:
+        found.lowest, found.highest = min(lowest), max(highest)
+    return found
+
+
+def stepping(found: Survey) -> Stepping:
+    """Choose how steps are counted, so that no two steps meet and no row of the history becomes too long for W&B."""
+    multiplier = 10**found.places
+    widths = {str(AttributeType.FLOAT_SERIES): 64, str(AttributeType.HISTOGRAM_SERIES): 28_000}
+    widest = sum(2 * len(path.encode("utf-8", "replace")) + widths.get(kind, 2_000) for path, kind in found.of(_KEYED))
+    if found.lowest < 0 or found.highest * multiplier // MICROSTEPS >= MAX_EXACT or widest > LINE_BYTES:
+        return Stepping(ordinal=True, fractional=found.places > 0)
+    return Stepping(multiplier=multiplier, fractional=found.places > 0)
+
+
+def layout(found: Survey, naming: Naming) -> Layout:
+    """Give every attribute its place. Names depend on the run's attributes alone: a second load makes the same."""
+    clean = clean_key(naming)
+    paths = Counter(path for path, _ in found.rows)
+
+    def source(attribute: Attribute) -> str:
+        path, kind = attribute
+        return path if paths[path] == 1 else f"{path}\n{kind}"
+
+    keyed = {item: (clean(item[0]), source(item)) for item in found.of(_KEYED)}
+    parameters = found.of(PARAMETER_TYPES)
+    if naming == "neptune-exporter":
+        flat = distinct({item: (clean(item[0]), source(item)) for item in parameters}, MAX_KEY, _CONFIG_RESERVED)
+        places: dict[Attribute, tuple[str, ...]] = {item: (name,) for item, name in flat.items()}
+    else:
+        places = _nested(parameters, source)
+    return Layout(distinct(keyed), places, stepping(found), found)
+
+
+def _nested(parameters: list[Attribute], source: Any) -> dict[Attribute, tuple[str, ...]]:
+    """Give parameters their place in the nested config; a value that would be a branch as well is renamed."""
+    branches = {
+        path[:position] for path, _ in parameters for position, character in enumerate(path) if character == "/"
+    }
+    wanted: dict[Attribute, tuple[str, str]] = {}
+    for item in parameters:
+        path = item[0]
+        head, _, rest = path.partition("/")
+        if head in _CONFIG_RESERVED:
+            path = f"{head}-{digest_of(head)}" + (f"/{rest}" if rest else "")
+        elif path in branches:
+            path = f"{path}-{digest_of(path)}"
+        wanted[item] = (path, source(item))
+    names = distinct(wanted, limit=1 << 30, reserved={"", *branches})
+    return {item: tuple(name.split("/")) if all(name.split("/")) else (name,) for item, name in names.items()}
+
+
+def plan_of(run_id: str, placed: Layout) -> Plan:
+    """Say what loading the run will do, as far as names, types and steps tell."""
+    found, steps = placed.survey, placed.stepping
+    notes: list[str] = []
+    if steps.ordinal:
+        notes.append(
+            f"_step counts the rows of the history, because W&B's whole steps cannot hold this run's; {AXIS} is exact."
+        )
+    elif steps.axis:
+        notes.append(f"_step is the step times {steps.multiplier}; {AXIS} holds the step itself and is the x axis.")
+    if max(abs(found.lowest), abs(found.highest)) >= MAX_EXACT:
+        notes.append(f"Some steps have more digits than a 64-bit float; {AXIS} has them all in the run file.")
+    for kind, rows in sorted(found.stepless.items()):
+        notes.append(f"{rows} rows of {kind} have no step; they are kept in neptune_assets/series.parquet.")
+    return Plan(run_id=run_id, names=placed.names(), step_multiplier=steps.multiplier, notes=tuple(notes))
+
+
+@dataclass(slots=True)
+class Parameters:
+    """Parameters of a run as W&B takes them."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    system: dict[str, Any] = field(default_factory=dict)
+    """Values of ``sys/`` attributes, by path."""
+    written: Counter[str] = field(default_factory=Counter)
+    mapped: Counter[str] = field(default_factory=Counter)
+    null: Counter[str] = field(default_factory=Counter)
+    beyond: int = 0
+    """Whole numbers above 2**53, which browsers round."""
+
+
+def parameters(run: LakeRun, placed: Layout) -> Parameters:
+    """Read the parameters of a run into the nested config."""
+    result = Parameters()
+    columns = ["attribute_path", "attribute_type", *sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES})]
+    for batch in run.batches(types=PARAMETER_TYPES, columns=columns):
+        for row in batch.to_pylist():
+            path, kind = row["attribute_path"], row["attribute_type"]
+            value = row[VALUE_COLUMN[AttributeType(kind)]]
+            if value is None:
+                result.null[kind] += 1
+                continue
+            kept, exact = _json_value(kind, value)
+            (result.written if exact else result.mapped)[kind] += 1
+            if kind == "int" and abs(value) > MAX_EXACT:
+                result.beyond += 1
+            if path.startswith("sys/"):
+                result.system[path] = value
+            *branches, leaf = placed.config[path, kind]
+            place = result.config
+            for branch in branches:
+                place = place.setdefault(branch, {})
+            place[leaf] = kept
+    return result
+
+
+def _json_value(kind: str, value: Any) -> tuple[Any, bool]:
+    """Return a parameter as JSON holds it, and whether it is still of its own type."""
+    if kind == "float":
+        text = number_text(value)
+        return (value, True) if text[-1].isdigit() else (text, False)
+    if kind == "datetime":
+        return iso_time(value), False
+    if kind == "string_set":
+        return list(value), True
+    return value, True
+
+
+def iso_time(value: datetime) -> str:
+    """Return an aware UTC time with milliseconds, as ``2025-06-30T12:00:00.000Z``."""
+    return value.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def file_attributes(found: Survey) -> list[Attribute]:
+    """Return the attributes that have files, sorted."""
+    return found.of(FILE_TYPES)

@@ -1,0 +1,192 @@
+"""A local HTTP server that answers the calls of W&B's own client: GraphQL, file_stream, and uploads by PUT.
+
+Real client, local stub: what the client sends is kept as it came, so that tests can compare it with what was logged.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+
+@dataclass
+class StubRun:
+    entity: str
+    project: str
+    name: str
+    upserts: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[int, str] = field(default_factory=dict)
+    """Line number -> line, as the server keeps them: a line sent again for the same number replaces the old one."""
+    summary: str = "{}"
+    files: dict[str, bytes] = field(default_factory=dict)
+    exit_code: int | None = None
+    history_requests: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for _, line in sorted(self.history.items())]
+
+    def config(self) -> dict[str, Any]:
+        last = [upsert["config"] for upsert in self.upserts if upsert.get("config")][-1]
+        return {key: value["value"] for key, value in json.loads(last).items()}
+
+
+class WandbStub:
+    """``with WandbStub() as stub:`` ``stub.url`` is the base URL; ``stub.runs`` what arrived."""
+
+    def __init__(self, key: str = "0" * 40) -> None:
+        self.key = key
+        self.runs: dict[str, StubRun] = {}
+        self.unknown: list[str] = []
+        self.fail_history = False
+        self.refuse_upsert: str | None = None
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    data = b""
+                    while size := int(self.rfile.readline(), 16):
+                        data += self.rfile.read(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
+                else:
+                    data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    import gzip
+
+                    data = gzip.decompress(data)
+                return data
+
+            def _answer(self, value: Any, status: int = 200) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_POST(self) -> None:
+                body = self._body()
+                token = base64.b64encode(f"api:{stub.key}".encode()).decode()
+                if self.headers.get("Authorization") != f"Basic {token}":
+                    self._answer({"errors": [{"message": "permission denied"}]}, 401)
+                elif self.path == "/graphql":
+                    request = json.loads(body)
+                    with stub.lock:
+                        self._answer(stub.graphql(request["query"], request.get("variables") or {}))
+                elif match := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", self.path):
+                    with stub.lock:
+                        if stub.fail_history:
+                            self._answer({"error": "no"}, 400)
+                        else:
+                            stub.stream(unquote(match[3]), json.loads(body))
+                            self._answer({"limits": {}})
+                else:
+                    stub.unknown.append(self.path)
+                    self._answer({}, 404)
+
+            def do_PUT(self) -> None:
+                body = self._body()
+                match = re.fullmatch(r"/put/([^/]+)/(.+)", self.path)
+                assert match
+                with stub.lock:
+                    stub.runs[match[1]].files[unquote(match[2])] = body
+                self._answer({})
+
+            def do_GET(self) -> None:
+                stub.unknown.append(f"GET {self.path}")
+                self._answer({}, 404)
+
+        self.lock = threading.Lock()
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                if not isinstance(sys.exc_info()[1], ConnectionError):
+                    super().handle_error(request, client_address)
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> WandbStub:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+    def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        match = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        operation = match[1] if match else ""
+        if operation == "Viewer":
+            return {"data": {"viewer": {"id": "u", "entity": "stub", "flags": "{}", "teams": {"edges": []}}}}
+        if operation == "UpsertBucket":
+            if self.refuse_upsert is not None:
+                return {"errors": [{"message": self.refuse_upsert}]}
+            entity, project = variables.get("entity") or "stub", variables.get("project") or "uncategorized"
+            run = self.runs.setdefault(variables["name"], StubRun(entity, project, variables["name"]))
+            fresh = not run.upserts
+            run.upserts.append(variables)
+            bucket = {
+                "id": f"id-{run.name}",
+                "name": run.name,
+                "displayName": variables.get("displayName") or run.name,
+                "description": None,
+                "config": variables.get("config"),
+                "sweepName": None,
+                "project": {"id": "p", "name": run.project, "entity": {"id": "e", "name": run.entity}},
+                "historyLineCount": len(run.history),
+            }
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": fresh}}}
+        if operation == "RunResumeStatus":
+            return {"data": {"model": None}}
+        if operation == "CreateRunFiles":
+            name = variables["run"]
+            files = [
+                {"name": file, "uploadUrl": f"{self.url}/put/{name}/{file}"} for file in variables.get("files") or []
+            ]
+            return {
+                "data": {
+                    "createRunFiles": {
+                        "runID": f"id-{name}",
+                        "uploadHeaders": [],
+                        "files": files,
+                    }
+                }
+            }
+        if operation == "NeptuneAssetsRun":
+            run = self.runs.get(variables["run"])
+            if run is None or run.project != variables["project"]:
+                return {"data": {"project": {"run": None}}}
+            facts = {"id": run.name, "historyLineCount": len(run.history), "summaryMetrics": run.summary}
+            return {"data": {"project": {"run": facts}}}
+        self.unknown.append(operation)
+        return {"errors": [{"message": f"the stub does not know {operation}"}]}
+
+    def stream(self, name: str, body: dict[str, Any]) -> None:
+        run = self.runs[name]
+        for file, chunk in (body.get("files") or {}).items():
+            if file == "wandb-history.jsonl":
+                run.history_requests += 1
+                for number, line in enumerate(chunk["content"]):
+                    run.history[chunk["offset"] + number] = line
+            elif file == "wandb-summary.json":
+                run.summary = chunk["content"][-1]
+        if body.get("complete"):
+            run.exit_code = body.get("exitcode")
