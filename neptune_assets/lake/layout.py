@@ -87,7 +87,8 @@ def member_paths(members: Iterable[str]) -> dict[str, str]:
     for member, parts in plain.items():
         key = "/".join(parts).casefold()
         if leaves[key] > 1 or key in directories:
-            parts[-1] = safe_name(member)
+            # With a slash at its end, the text is that of no component, so its name is nobody else's.
+            parts[-1] = safe_name(f"{member}/")
         result[member] = "/".join(parts)
     return result
 

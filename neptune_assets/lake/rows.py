@@ -59,7 +59,8 @@ class Attributes:
                 known = self._ids[name] = len(self.names)
                 self.names.append(name)
             ids[code] = known
-        return ids.take(codes)
+        of_rows: npt.NDArray[np.int32] = ids[codes]
+        return of_rows
 
     def ranks(self) -> npt.NDArray[np.int32]:
         """Return, for every id, its place among all ids sorted by (path, type) in code point order."""

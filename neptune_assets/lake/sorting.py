@@ -197,40 +197,44 @@ class _Stretch:
         self._ranks = ranks
         self._next = 0
         self._rows: pa.RecordBatch | None = None
+        self._keys: list[npt.NDArray[Any]] = []
+        self._start = 0
 
     def load(self) -> bool:
         """Make sure that there are rows; False at the end."""
-        while self._rows is None or self._rows.num_rows == 0:
+        while self._rows is None or self._start == self._rows.num_rows:
             if self._next >= self._reader.num_record_batches:
                 return False
-            self._rows = self._reader.get_batch(self._next)
+            rows = self._reader.get_batch(self._next)
+            self._keys = [self._ranks[rows["attribute"].to_numpy()], rows["step"].to_numpy(), rows["time"].to_numpy()]
+            self._rows, self._start = rows, 0
             self._next += 1
         return True
 
     def last_key(self) -> tuple[int, int, int]:
-        rows = self._current()
-        last = rows.num_rows - 1
-        rank = self._ranks[rows["attribute"][last].as_py()]
-        return int(rank), rows["step"][last].as_py(), rows["time"][last].as_py()
+        """Return (rank, step, time) of the block's last row."""
+        rank, step, time = (int(keys[-1]) for keys in self._keys)
+        return rank, step, time
 
     def take_up_to(self, bound: tuple[int, int, int], *, inclusive: bool) -> pa.RecordBatch | None:
         """Give away the rows whose key is below ``bound``, or at most ``bound``."""
-        rows = self._current()
-        rank = self._ranks[rows["attribute"].to_numpy()]
-        step, time = rows["step"].to_numpy(), rows["time"].to_numpy()
-        in_time = time <= bound[2] if inclusive else time < bound[2]
-        within = (rank < bound[0]) | ((rank == bound[0]) & ((step < bound[1]) | ((step == bound[1]) & in_time)))
-        count = int(np.count_nonzero(within))
-        self._rows = rows.slice(count) if count < rows.num_rows else None
-        return rows.slice(0, count) if count else None
+        assert self._rows is not None  # noqa: S101 - load() returned True
+        start, end = self._start, self._rows.num_rows
+        for place, (keys, value) in enumerate(zip(self._keys, bound, strict=True)):
+            # Rows before ``low`` are below the bound; those up to ``end`` share its key so far.
+            low = start + int(np.searchsorted(keys[start:end], value, side="left"))
+            high = start + int(np.searchsorted(keys[start:end], value, side="right"))
+            start, end = low, high
+            if place == len(bound) - 1 and inclusive:
+                start = high
+        taken = self._rows.slice(self._start, start - self._start)
+        self._start = start
+        return taken if taken.num_rows else None
 
     def close(self) -> None:
-        self._rows = None
+        """Let go of the file."""
+        self._rows, self._keys = None, []
         self._file.close()
-
-    def _current(self) -> pa.RecordBatch:
-        assert self._rows is not None  # noqa: S101 - load() returned True
-        return self._rows
 
 
 def _is_sorted(rank: npt.NDArray[np.int32], step: npt.NDArray[np.int64], time: npt.NDArray[np.int64]) -> bool:
