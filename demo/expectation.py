@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,15 @@ def compare(root: Path, expected: Path) -> Comparison:
 
 
 _TABLES = {
-    "runs": "SELECT * REPLACE (fork_step::DOUBLE AS fork_step) FROM read_parquet($1)",
-    "metrics": "SELECT *, first_step::DOUBLE AS step FROM read_parquet($1)",
-    "params": "SELECT * REPLACE (datetime_value::TIMESTAMPTZ::VARCHAR AS datetime_value) FROM read_parquet($1)",
+    "runs": "SELECT run_id, name, parent, fork_step::DOUBLE fork_step, tags, group_tags, failed FROM read_parquet($1)",
+    "metrics": "SELECT * EXCLUDE (first_time, last_time), first_step::DOUBLE AS step FROM read_parquet($1)",
+    "params": "SELECT * REPLACE (epoch_ms(datetime_value) AS datetime_value) FROM read_parquet($1)",
     "files": "SELECT run_id, attribute_path, attribute_type, step::DOUBLE AS step, sha256 FROM read_parquet($1)",
 }
 
 
 def _rows(sql: str, path: Path) -> list[Json]:
-    with duckdb.connect(":memory:", config={"TimeZone": "UTC"}) as connection:
+    with duckdb.connect(":memory:") as connection:
         relation = connection.execute(sql, [str(path)])
         names = [column[0] for column in relation.description or []]
         return [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
@@ -77,7 +77,7 @@ def _stored_id(key: str, run_ids: set[str]) -> str | None:
     """Runs of neptune-scale keep their id; offline runs of neptune-client are known by part of their container id."""
     if key in run_ids:
         return key
-    return next((run_id for run_id in run_ids if run_id.removeprefix("OFFLINE-") in key), None)
+    return next((run_id for run_id in run_ids if run_id.removeprefix("OFFLINE-") in key.replace("-", "")), None)
 
 
 def _compare_run(what: str, run: Json, row: Json, result: Comparison) -> None:
@@ -104,7 +104,7 @@ def _compare_metrics(what: str, logged: Mapping[str, Json], rows: list[Json], re
         if (mean is None) != (row["mean_value"] is None) or (mean is not None and not _close(mean, row["mean_value"])):
             result.problems.append(f"{what}: the mean of {path} is {row['mean_value']}, logged was {mean}.")
         if metric["first_step"] is not None:
-            pairs["step"] = (row["step"], metric["first_step"])
+            pairs["step"] = (row["step"], float(metric["first_step"]))
         for column, (found, wanted) in pairs.items():
             if repr(found) != repr(wanted):
                 result.problems.append(f"{what}: {column} of {path} is {found!r}, logged was {wanted!r}.")
@@ -134,7 +134,7 @@ def _compare_values(what: str, logged: Mapping[str, Any], rows: list[Json], resu
         if isinstance(value, list):
             found = sorted(found)
         elif row["attribute_type"] == "datetime":
-            found, value = _moment(found), _moment(value)
+            value = round(datetime.fromisoformat(value).timestamp() * 1000)
         elif row["attribute_type"] == "float":
             value = _number(value)
         if repr(found) != repr(value):
@@ -166,8 +166,3 @@ def _number(value: Any) -> Any:
 
 def _close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-300)
-
-
-def _moment(text: str) -> str:
-    """The digits of a time in UTC, however it is punctuated."""
-    return re.sub(r"\D", "", text.partition("+")[0])

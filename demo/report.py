@@ -94,6 +94,8 @@ def _table(projects: Sequence[ProjectEvidence], targets: Sequence[str], comparis
     table = Table([*names, "all"] if 1 < len(names) <= MAX_COLUMNS else ["all"] if len(names) > 1 else names)
     table.add("source", "runs listed", [project.listed for project in projects])
     table.add("source", "size of the recordings", [project.source_bytes for project in projects], "bytes")
+    logged = [comparison.by_project.get(project.project_id, 0) for project in projects]
+    table.add("source", "metric points logged", logged)
     table.add("lake", "runs complete", [project.complete for project in projects])
     table.add("lake", "runs partial", [len(project.records) - project.complete for project in projects])
     table.add("lake", "rows, counted in Parquet", [project.total_rows for project in projects])
@@ -102,10 +104,8 @@ def _table(projects: Sequence[ProjectEvidence], targets: Sequence[str], comparis
     table.add("lake", "files, hashed again", [project.files for project in projects])
     table.add("lake", "size of the files", [project.file_bytes for project in projects], "bytes")
     table.add("lake", "size of the Parquet", [project.parquet_bytes for project in projects], "bytes")
-    for name in sorted({name for project in projects for name in project.summary}):
-        table.add("summary", f"rows of {name}", [project.summary.get(name, 0) for project in projects])
-    logged = [comparison.by_project.get(project.project_id, 0) for project in projects]
-    table.add("logged", "points as the scripts counted", logged)
+    table.add("summary", "tables", [len(project.summary) for project in projects])
+    table.add("summary", "rows", [sum(project.summary.values()) for project in projects])
     for target in targets:
         held = [project.targets.get(target, TargetEvidence()) for project in projects]
         table.add(target, "rows given", [item.rows_in for item in held])
