@@ -1,4 +1,4 @@
-"""Recordings of neptune-scale: one ``run_operations.sqlite3`` each, format v5.
+"""A recording of neptune-scale: one ``run_operations.sqlite3``, replayed into the state of its run.
 
 Decisions. A recording of a live process is read as it is at that moment, with a note. Where a server has already taken
 the first operations, the client deleted them here: what is left is read, and the run is partial. ``sys/id`` was the
@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -23,22 +22,20 @@ from neptune_assets.errors import SourceError
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.recorded_files import RecordedFile, base_name, candidates
-from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
-from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_in_place, open_snapshot, writer
-from neptune_assets.sources.offline.scale_operations import Operations, messages, milliseconds, moment
+from neptune_assets.sources.offline.recordings import Fork
+from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_snapshot, writer
+from neptune_assets.sources.offline.scale_operations import Operations, moment
 from neptune_assets.sources.offline.state import MAX_ISSUES, RunState
 from neptune_assets.sources.protocol import SourceFile
 
-DATABASE: Final = "run_operations.sqlite3"
-FORMAT: Final = "v5"
-_CREATE: Final = 1
+CREATE: Final = 1
 _UPDATE: Final = 0
 _READER: Final = "scale-1"
 """Part of every fingerprint: raise it when the same recording would be read differently."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Identity:
+class Identity:
     """What a database says of itself without being read: enough to list it."""
 
     version: str
@@ -56,7 +53,7 @@ class ScaleRecording:
 
     scope = Scope.RUNS
 
-    def __init__(self, path: Path, identity: _Identity, facts: FileFacts, settings: OfflineSource) -> None:
+    def __init__(self, path: Path, identity: Identity, facts: FileFacts, settings: OfflineSource) -> None:
         self.path = path
         self.project_id = identity.project_id
         self.run_id = identity.run_id
@@ -154,7 +151,7 @@ class ScaleRecording:
                 operations.update(sequence, blob, recorded)
                 if rows.ready:
                     yield from rows.drain()
-            elif kind == _CREATE:
+            elif kind == CREATE:
                 operations.create(sequence, blob)
             else:
                 state.error(f"Operation {sequence}: its kind {kind!r} is unknown. It is left out, the others are kept.")
@@ -202,111 +199,6 @@ class _Snapshot:
             f"{self._path} cannot be read to its end: {error}.",
             hint="If there is another copy of this folder, use that; otherwise try SQLite's `.recover` on a copy.",
         )
-
-
-def find_scale_recordings(root: Path, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:
-    """Find every recording of neptune-scale at or below ``root``; what cannot be used comes as a Refusal."""
-    if root.is_file():
-        found = _recognise(root, settings)
-        if found is not None:
-            yield found
-        return
-    for folder in walk(root):
-        if isinstance(folder, Refusal):
-            yield folder
-            continue
-        yield from _in_folder(folder, settings)
-
-
-def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:
-    for name in folder.files:
-        if name.endswith(".sqlite3"):
-            found = _recognise(folder.path / name, settings)
-            if found is not None:
-                yield found
-
-
-def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal | None:
-    """Tell what a database is; None for databases that are none of Neptune's."""
-    sure = path.name == DATABASE
-    try:
-        facts = file_facts(path)
-        identity = _identify(path, path.stat().st_ino, facts, sure or path.parent.name == ".neptune")
-    except (sqlite3.Error, OSError, SourceError) as error:
-        if not sure:
-            return None
-        reason = error.message if isinstance(error, SourceError) else f"{path} cannot be read: {error}."
-        return Refusal(path, f"{reason} If there is another copy of this recording, use that.")
-    if identity is None:
-        if not sure:
-            return None
-        return Refusal(path, f"{path} names no run: neptune-scale stopped before it recorded anything. Delete it.")
-    if identity.version != FORMAT:
-        return Refusal(
-            path,
-            f"{path} has format {identity.version!r}, and only {FORMAT!r} is understood. It was recorded by an older "
-            "or newer neptune-scale: sync it with the neptune-scale release that recorded it, or look for a newer "
-            "neptune_assets.",
-            identity.project_id or None,
-        )
-    if not identity.project_id or not identity.run_id:
-        return Refusal(path, f"{path} names no project or no run in its metadata. It is damaged; use another copy.")
-    return ScaleRecording(path, identity, facts, settings)
-
-
-@lru_cache(maxsize=65_536)
-def _identify(path: Path, inode: int, facts: FileFacts, copy: bool) -> _Identity | None:
-    """Read what a database says of itself; cached for as long as its files stay the same.
-
-    ``copy`` allows copying it if ``-wal`` holds what is wanted; the database alone is asked first.
-    """
-    try:
-        with open_in_place(path) as connection:
-            identity = _read_identity(connection)
-    except sqlite3.Error:
-        if facts.lone:
-            raise
-        identity = None
-    if identity is None and not facts.lone and copy:
-        with open_snapshot(path) as connection:
-            identity = _read_identity(connection)
-    return identity
-
-
-def _read_identity(connection: sqlite3.Connection) -> _Identity | None:
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not {"metadata", "run_operations"} <= tables:
-        return _Identity("unknown", "", "", None, None, None) if "run_operations" in tables else None
-    columns = {row[1] for row in connection.execute("PRAGMA table_info(metadata)")}
-    if not {"version", "project", "run_id"} <= columns:
-        return _Identity("unknown", "", "", None, None, None)
-    row = connection.execute("SELECT version, project, run_id FROM metadata ORDER BY id LIMIT 1").fetchone()
-    if row is None:
-        return None
-    version, project, run = map(str, row)
-    if version != FORMAT:
-        return _Identity(version, project, run, None, None, None)
-    first = connection.execute(
-        "SELECT timestamp, operation_type, operation FROM run_operations ORDER BY sequence_id LIMIT 1"
-    ).fetchone()
-    if first is None or not isinstance(first[0], int):
-        return _Identity(version, project, run, None, None, None)
-    created: int | None = None
-    fork: Fork | None = None
-    sequences = connection.execute("SELECT min(sequence_id), max(sequence_id) FROM run_operations").fetchone()
-    if first[1] == _CREATE:
-        create_class, _, garbage = messages()
-        try:
-            create = create_class.FromString(first[2])
-        except (garbage, TypeError):
-            # Replaying reports it; listing goes on without what it would have told.
-            return _Identity(version, project, run, None, first[0], None, sequences)
-        if create.HasField("creation_time"):
-            created = milliseconds(create.creation_time)
-        if create.HasField("fork_point"):
-            point = create.fork_point
-            fork = Fork(point.parent_project or project, point.parent_run_id, create.inherit_configs, first[0])
-    return _Identity(version, project, run, created, first[0], fork, sequences)
 
 
 def _read_uploads(connection: sqlite3.Connection) -> dict[str, tuple[str, int]]:

@@ -22,15 +22,14 @@ from neptune_assets.partitions import validate_project_key
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters, OfflineSource
 from neptune_assets.sources.filters import Selection
+from neptune_assets.sources.offline.inheritance import RunKey, ancestry, inherits, orphaned, take_over
 from neptune_assets.sources.offline.recordings import Recording, Refusal
-from neptune_assets.sources.offline.scale import ScaleRecording, find_scale_recordings
+from neptune_assets.sources.offline.scale import ScaleRecording
+from neptune_assets.sources.offline.scale_discovery import find_scale_recordings
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 
-_INHERITED_SYS: Final = frozenset({"sys/tags", "sys/group_tags", "sys/description"})
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
-
-RunKey = tuple[str, Scope, str]
 
 
 @dataclass(slots=True)
@@ -106,7 +105,7 @@ class Offline:
         index = self._found()
         self._known(index, project_id)
         key = (project_id, scope, run_id)
-        for member in [key, *(parent for parent, _ in _ancestry(index, key))]:
+        for member in [key, *(parent for parent, _ in ancestry(index.runs, key))]:
             for recording in reversed(index.runs.get(member, ())):
                 try:
                     found = recording.files(reference)
@@ -204,8 +203,8 @@ class Offline:
     def _info(self, index: _Index, key: RunKey) -> RunInfo:
         recordings = index.runs[key]
         marks = [_fingerprint(recording) for recording in recordings]
-        if _inherits(recordings) is not None:
-            for parent, _ in _ancestry(index, key):
+        if inherits(recordings) is not None:
+            for parent, _ in ancestry(index.runs, key):
                 marks.append(f"parent {parent}")
                 marks.extend(_fingerprint(recording) for recording in index.runs.get(parent, ()))
         return RunInfo(
@@ -222,13 +221,13 @@ class Offline:
             state.whole = False
             state.error(f"There is no recording of run {key[2]!r} in {key[0]} any more. List the runs again.")
             return
-        if _inherits(recordings) is not None:
-            _take_over(index, key, state)
+        if inherits(recordings) is not None:
+            take_over(index.runs, key, state)
         else:
             fork = next((item.fork for item in recordings if item.fork is not None), None)
             if fork is not None and (fork.parent_project, Scope.RUNS, fork.parent_run_id) not in index.runs:
                 parent = (fork.parent_project, Scope.RUNS, fork.parent_run_id)
-                state.note(_orphaned(parent, "The series it continues are not here."))
+                state.note(orphaned(parent, "The series it continues are not here."))
         for recording in recordings:
             try:
                 yield from recording.replay(state)
@@ -253,52 +252,3 @@ def _fingerprint(recording: Recording) -> str:
         return recording.fingerprint()
     except OSError as error:
         return f"unreadable: {error.errno}"
-
-
-def _inherits(recordings: Sequence[Recording]) -> tuple[RunKey, int] | None:
-    """Parent and fork time (epoch ms) of a run that takes over its parent's values."""
-    for recording in recordings:
-        fork = recording.fork
-        if fork is not None:
-            return ((fork.parent_project, Scope.RUNS, fork.parent_run_id), fork.at) if fork.inherits else None
-    return None
-
-
-def _ancestry(index: _Index, key: RunKey) -> list[tuple[RunKey, int]]:
-    """Ancestors a run inherits from, nearest first, each with the time up to which; a loop ends where it closes."""
-    chain: list[tuple[RunKey, int]] = []
-    seen = {key}
-    step = _inherits(index.runs.get(key, ()))
-    while step is not None and step[0] not in seen:
-        seen.add(step[0])
-        chain.append(step)
-        step = _inherits(index.runs.get(step[0], ()))
-    return chain
-
-
-def _take_over(index: _Index, key: RunKey, state: RunState) -> None:
-    """Give ``state`` what its ancestors had at the moment of each fork, the farthest first."""
-    heir = RunState(key[0], key[2], lambda path, kind: False)
-    for ancestor, until in reversed(_ancestry(index, key)):
-        if ancestor not in index.runs:
-            state.note(_orphaned(ancestor, "What the run inherited from it is not known."))
-        for recording in index.runs.get(ancestor, ()):
-            if not isinstance(recording, ScaleRecording):
-                continue
-            try:
-                recording.inherit(heir, until)
-            except (NeptuneAssetsError, OSError) as error:
-                state.whole = False
-                state.error(f"What the run inherited from {ancestor[2]!r} cannot be read: {error}")
-    for path, kinds in heir.snapshot().items():
-        if path.startswith("sys/") and path not in _INHERITED_SYS:
-            continue
-        for kind, value in kinds.items():
-            state.assign(path, kind, value)
-    damaged = len(heir.end().errors)
-    if damaged:
-        state.note(f"{damaged} operations of runs it inherits from cannot be read; inherited values may be missing.")
-
-
-def _orphaned(ancestor: RunKey, consequence: str) -> str:
-    return f"Its ancestor {ancestor[2]!r} in {ancestor[0]} is not among the recordings. {consequence}"
