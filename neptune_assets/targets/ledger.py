@@ -68,6 +68,7 @@ class Ledger:
         self._what = f"{project_id} into {target}"
         self._entries: dict[str, Entry] | None = None
         self._saved = time.monotonic()
+        self._torn = False
 
     @property
     def path(self) -> str:
@@ -96,7 +97,9 @@ class Ledger:
         if entries is None:
             entries = self._entries = {}
         entries[entry.run_id] = entry
-        if self._storage.local:
+        if self._torn:
+            self.save()
+        elif self._storage.local:
             with storage_errors(self._storage, "Writing the ledger"):
                 Path(self._path).parent.mkdir(parents=True, exist_ok=True)
                 with Path(self._path).open("ab") as stream:
@@ -114,6 +117,7 @@ class Ledger:
         data = b"".join(_line(entry) for _, entry in sorted((self._entries or {}).items()))
         with storage_errors(self._storage, "Writing the ledger"):
             self._storage.put(self._path, data)
+        self._torn = False
         self._saved = time.monotonic()
 
     @contextmanager
@@ -137,6 +141,7 @@ class Ledger:
                 entry = Entry.from_json(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError):
                 if number == len(lines) - 1:
+                    self._torn = True
                     break
                 return None
             entries[entry.run_id] = entry

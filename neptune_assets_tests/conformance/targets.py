@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pytest
-from neptune_assets.lake.reader import Lake, LakeProject
 
+from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
@@ -519,8 +519,8 @@ class TargetContract:
         ledger = tmp_path / "lake" / "targets"
         removed = list(ledger.rglob("*.jsonl"))
         assert removed
-        for file in removed:
-            file.write_bytes(b"\x00 not json\n{")
+        for item in removed:
+            item.write_bytes(b"\x00 not json\n{")
         state = place.state()
         report = self.good(load(place, tmp_path))
         assert report.loaded == []

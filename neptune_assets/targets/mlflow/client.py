@@ -156,8 +156,10 @@ def _is_transient(error: BaseException) -> bool:
             | TimeoutError,
         ):
             return not _is_outdated(current)
-        if isinstance(current, MlflowException) and int(current.get_http_status_code()) in _TRANSIENT_STATUS  # type: ignore[no-untyped-call]:
-            return True
+        if isinstance(current, MlflowException):
+            status: int = current.get_http_status_code()  # type: ignore[no-untyped-call]
+            if status in _TRANSIENT_STATUS:
+                return True
         current = current.__cause__ or current.__context__
     text = str(error)
     return "Max retries exceeded" in text or "Connection refused" in text or "database is locked" in text

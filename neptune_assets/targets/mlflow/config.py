@@ -55,7 +55,7 @@ def connection(settings: MlflowTarget, lake: LakeSettings) -> Connection:
         return Connection(uri.rstrip("/"), _without_user(uri), None, None, settings.artifact_root)
     raise SettingsError(
         f"targets.mlflow.tracking_uri {_without_user(uri)!r} is neither a database nor a server.",
-        hint="Use sqlite:///file.db, postgresql://..., or http(s)://...; directories (file:) would keep doubled points.",
+        hint="Use sqlite:///file.db, postgresql://..., or http(s)://...; directories would keep points doubled.",
     )
 
 
