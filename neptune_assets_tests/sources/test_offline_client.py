@@ -518,6 +518,47 @@ def test_garbage_in_the_middle_makes_the_run_partial(offline: Path, garbage: byt
     assert read.end.promised is None
 
 
+def test_garbage_inside_the_values_of_a_record(offline: Path) -> None:
+    execution = write_log(offline / NAME, *[floats("m", float(n)) for n in range(3)])
+    write_log(offline / NAME, op("ClearFloatLog", "n"), floats("n", 5.0), first=4)
+    log = execution / "data-1.log"
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"step"', b"\0step\0")
+    log.write_bytes(b"".join(lines))
+    read = read_one(offline)
+    assert [value for _, value in read.points("m")] == [0.0, 2.0]
+    assert any(str(log) in message and f" {len(lines[0])} " in message for message in read.errors)
+    assert any("2 to 2" in message for message in read.errors)
+    assert read.points("n") == [(Decimal(0), 5.0)]
+    assert len(read.errors) == 2
+    assert read.end.promised is None
+
+
+def test_records_on_one_line(offline: Path) -> None:
+    execution = write_log(offline / NAME, *[floats("m", float(n)) for n in range(3)], op("AssignInt", "x", value=1))
+    log = execution / "data-1.log"
+    log.write_bytes(log.read_bytes().replace(b"\n", b""))
+    read = read_one(offline)
+    assert [value for _, value in read.points("m")] == [0.0, 1.0, 2.0]
+    assert read.value("x") == 1
+    assert read.errors == []
+
+
+def test_paths_of_all_kinds(offline: Path) -> None:
+    names = ['a"b', "back\\slash", "☃", '[x], "y', "tab\t", '], "values": [', "nul\0"]
+    segments = [[name, "s"] for name in names]
+    write_log(
+        offline / NAME,
+        *[{**floats("x", float(number)), "path": path} for number, path in enumerate(segments)],
+        {**floats("x", 1.0), "path": [1, 2]},
+        {**floats("x", 1.0), "path": []},
+    )
+    read = read_one(offline)
+    for number, path in enumerate(segments):
+        assert read.points("/".join(path)) == [(Decimal(0), float(number))]
+    assert len(read.errors) == 2
+
+
 def test_gap_names_the_range(offline: Path) -> None:
     write_log(offline / NAME, floats("m", 1.0))
     execution = write_log(offline / NAME, floats("m", 2.0), first=7)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
@@ -17,6 +18,10 @@ from neptune_assets.sources.offline.client_log import Entry
 
 ContainerKey = tuple[str, str]
 """Type and uuid of a container, as in the names of its folders."""
+
+Order = tuple[float, int, int]
+"""Place of an operation among all of its container: time, number of the execution, version. It stays what it is if
+operations before it turn out to be unreadable."""
 
 SERIES: Final = {
     "LogFloats": AttributeType.FLOAT_SERIES,
@@ -81,9 +86,9 @@ class Copied:
 
 @dataclass(slots=True)
 class SeriesPlan:
-    """A series: the points of operations after the ``since``-th count."""
+    """A series: the points of operations at the place ``first`` and behind it count."""
 
-    since: int
+    first: Order
     described: int = 0
     """Images that have a name or a description."""
 
@@ -108,8 +113,8 @@ class Plan:
         """The value of an attribute now, or None."""
         return self.attributes.get(path, {}).get(kind)
 
-    def apply(self, order: int, execution: int, entry: Entry) -> None:
-        """Apply one operation; ``order`` is its place among all operations of the container, from 1."""
+    def apply(self, order: Order, execution: int, entry: Entry) -> None:
+        """Apply one operation; ``order`` is its place among all operations of the container."""
         if self.first_at is None:
             self.first_at = entry.at
         operation = entry.operation
@@ -132,11 +137,11 @@ class Plan:
                 path,
             )
 
-    def _apply(self, kind: str, path: str, operation: dict[str, Any], order: int, execution: int, entry: Entry) -> bool:
+    def _apply(
+        self, kind: str, path: str, operation: dict[str, Any], order: Order, execution: int, entry: Entry
+    ) -> bool:
         if kind in SERIES:
-            if not isinstance(operation["values"], list):
-                raise TypeError("its values are no list")
-            series: SeriesPlan = self._attribute(path, SERIES[kind], lambda: SeriesPlan(order - 1))
+            series: SeriesPlan = self._attribute(path, SERIES[kind], lambda: SeriesPlan(order))
             if kind == "LogImages":
                 series.described += sum(map(_described, operation["values"]))
         elif kind in _ASSIGN:
@@ -144,7 +149,7 @@ class Plan:
             self.attributes.setdefault(path, {})[attribute_type] = convert(operation["value"])
         elif kind in _CLEAR_SERIES:
             # The series stays, empty, and its points count from here.
-            self.attributes.setdefault(path, {})[_CLEAR_SERIES[kind]] = SeriesPlan(since=order)
+            self.attributes.setdefault(path, {})[_CLEAR_SERIES[kind]] = SeriesPlan(order)
         elif kind == "ConfigFloatSeries":
             if any(operation.get(name) is not None for name in ("min", "max", "unit")):
                 self.configured.add(path)
@@ -231,7 +236,7 @@ class Points:
         self._last: dict[tuple[str, AttributeType], int] = {}
         self.numbered = 0
 
-    def apply(self, order: int, execution: int, entry: Entry) -> None:
+    def apply(self, order: Order, execution: int, entry: Entry) -> None:
         """Hand on the points of one operation, if it has any that count."""
         operation = entry.operation
         kind = SERIES.get(operation.get("type", ""))
@@ -240,7 +245,10 @@ class Points:
             return
         series = self._plan.get(path, kind)
         values = operation.get("values")
-        if not isinstance(series, SeriesPlan) or order <= series.since or not isinstance(values, list):
+        if not isinstance(series, SeriesPlan) or order < series.first:
+            return
+        if not isinstance(values, list):
+            self._fault(f"Operation {entry.version} on {path!r} has no list of values. It is left out.", path)
             return
         key = (path, kind)
         last = self._last.get(key, -MICROSTEPS)
@@ -272,9 +280,17 @@ class Points:
 def path_of(operation: dict[str, Any]) -> str | None:
     """The attribute's path, its segments joined with slashes; None if the operation has none."""
     segments = operation.get("path")
-    if not isinstance(segments, list) or not all(isinstance(segment, str) for segment in segments):
+    if not isinstance(segments, list):
         return None
-    return "/".join(segment for segment in segments if segment) or None
+    try:
+        return _joined(tuple(segments))
+    except TypeError:
+        return None
+
+
+@lru_cache(maxsize=10_000)
+def _joined(segments: tuple[str, ...]) -> str | None:
+    return "/".join(filter(None, segments)) or None
 
 
 def micro_steps(step: float) -> int:

@@ -21,6 +21,7 @@ from neptune_assets.sources.offline.client_log import Entry
 from neptune_assets.sources.offline.client_operations import (
     ContainerKey,
     Copied,
+    Order,
     Plan,
     Points,
     SeriesPlan,
@@ -112,12 +113,13 @@ class ClientRecording:
         """Read the log twice: first for attributes, then for points (see the module client_operations)."""
         for copy in self._copies:
             state.note(f"{copy} is a copy of an execution that is read from {self.path.parent}; it is left out.")
-        plan = self._plan(state)
+        flaws = _Flaws(state)
+        plan = self._plan(state, flaws)
         self._assign(plan, state)
         if not any(isinstance(value, SeriesPlan) for kinds in plan.attributes.values() for value in kinds.values()):
             return
         points = Points(plan, state.rows.point, self._references.image, _Fault(state))
-        for order, execution, entry in self._entries(None):
+        for order, execution, entry in self._entries(flaws):
             points.apply(order, execution, entry)
             if state.rows.ready:
                 yield from state.rows.drain()
@@ -154,7 +156,7 @@ class ClientRecording:
             value = plan.get(wanted[number].path, wanted[number].kind)
             values[number] = value
 
-        for order, execution, entry in self._entries(None):
+        for order, execution, entry in self._entries(None, skim=True):
             while waiting and entry.at is not None:
                 limit = wanted[waiting[-1]].at
                 if limit is None or entry.at <= limit:
@@ -165,26 +167,26 @@ class ClientRecording:
             answer()
         return self._fetch(values, busy | self.keys)
 
-    def _entries(self, state: RunState | None) -> Iterator[tuple[int, int, Entry]]:
-        """All records in order, as (place from 1, number of the execution, record); flaws are told to ``state``."""
-        flaws = None if state is None else _Flaws(state)
+    def _entries(self, flaws: _Flaws | None, *, skim: bool = False) -> Iterator[tuple[Order, int, Entry]]:
+        """All records in order, as (place, number of the execution, record)."""
+        if len(self._executions) == 1:
+            for entry in self._executions[0].log.entries(flaws, skim=skim):
+                yield (0.0, 0, entry.version), 0, entry
+            return
 
-        def timed(number: int) -> Iterator[tuple[float, int, Entry]]:
+        def timed(number: int) -> Iterator[tuple[Order, int, Entry]]:
             start = self._executions[number].started_at
             latest = start.timestamp() if start is not None else 0.0
-            for entry in self._executions[number].log.entries(flaws):
+            for entry in self._executions[number].log.entries(flaws, skim=skim):
                 # A clock may step back; the order inside one log is the order of its versions all the same.
                 latest = max(latest, entry.at) if entry.at is not None else latest
-                yield latest, number, entry
+                yield (latest, number, entry.version), number, entry
 
-        streams = [timed(number) for number in range(len(self._executions))]
-        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda item: item[:2])
-        for order, (_, number, entry) in enumerate(merged, start=1):
-            yield order, number, entry
+        yield from heapq.merge(*map(timed, range(len(self._executions))), key=lambda item: item[0])
 
-    def _plan(self, state: RunState) -> Plan:
+    def _plan(self, state: RunState, flaws: _Flaws) -> Plan:
         plan = Plan(self.keys, _Fault(state))
-        for order, execution, entry in self._entries(state):
+        for order, execution, entry in self._entries(flaws, skim=True):
             plan.apply(order, execution, entry)
         self._keep_collections(plan)
         copied = [
@@ -225,9 +227,6 @@ class ClientRecording:
     def _assign(self, plan: Plan, state: RunState) -> None:
         """Put a plan's attributes into the state, points aside, and tell what the lake has no place for."""
         for path, kinds in plan.attributes.items():
-            if len(kinds) > 1:
-                names = " and ".join(sorted(str(kind) for kind in kinds))
-                state.note(f"{path!r} was recorded as {names}; both are kept.", path)
             for kind, value in kinds.items():
                 if isinstance(value, SeriesPlan):
                     if value.described:
@@ -295,26 +294,34 @@ class ClientRecording:
     def _collection(self, path: str, kind: AttributeType) -> Any:
         if self._collections is None:
             plan = Plan(self.keys, _silent)
-            for order, execution, entry in self._entries(None):
+            for order, execution, entry in self._entries(None, skim=True):
                 plan.apply(order, execution, entry)
             self._keep_collections(plan)
         return (self._collections or {}).get((path, kind))
 
 
 class _Flaws:
-    """Tells a run what is wrong with a log."""
+    """Tells a run what is wrong with a log, every flaw once although the log is read twice."""
 
     def __init__(self, state: RunState) -> None:
         self._state = state
+        self._told: set[str] = set()
+
+    def _new(self, message: str) -> bool:
+        new = message not in self._told
+        self._told.add(message)
+        return new
 
     def lost(self, message: str) -> None:
         """Missing operations make the run partial, and nobody knows what it should hold."""
         self._state.whole = False
-        self._state.error(message)
+        if self._new(message):
+            self._state.error(message)
 
     def noted(self, message: str) -> None:
         """Report without making the run partial."""
-        self._state.note(message)
+        if self._new(message):
+            self._state.note(message)
 
 
 class _Fault:
