@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from neptune_assets.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "demo").rglob("*.md")])
+MADE_BY_USE = ("data/", "dagster_home/storage", "dagster_home/history", "neptune_assets/defs/<", "demo/__pycache__")
+TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
+SETTING_ROW = re.compile(r"^\| `(?P<name>[a-z_.]+)` \| ?(?P<default>.*?) ?\| (?P<meaning>.*) \|$", re.MULTILINE)
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def _settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", field
+        inner = _model(field.annotation)
+        if inner is not None:
+            yield from _settings(inner, f"{prefix}{name}.")
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in {typing.Union, types.UnionType} else ()
+    for option in options or (annotation,):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _documented() -> dict[str, tuple[str, str]]:
+    section = TEXT[README].partition("\n## Settings\n")[2].partition("\n## ")[0]
+    return {match["name"]: (match["default"], match["meaning"]) for match in SETTING_ROW.finditer(section)}
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "" if _model(field.annotation) else "required"
+    value = field.default
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, list):
+        return f"`{', '.join(map(str, value))}`"
+    return "" if field.default_factory is not None or value in {None, ""} else f"`{value}`"
+
+
+@cache
+def _definitions() -> dg.Definitions:
+    from neptune_assets.definitions import defs
+
+    return defs()
+
+
+@cache
+def _asset_keys() -> frozenset[str]:
+    return frozenset(key.to_user_string() for key in _definitions().resolve_asset_graph().get_all_asset_keys())
+
+
+def _make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", makefile, re.MULTILINE))
+
+
+def _slug(heading: str) -> str:
+    plain = re.sub(r"[`*_]|\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip())
+    return re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {_slug(heading) for heading in headings}
+
+
+def _spans(text: str) -> Iterator[str]:
+    for block in FENCE.findall(text):
+        yield from block.split()
+    yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def _paths(text: str) -> Iterator[str]:
+    """Words in code that begin with a folder of the repository and go on below it."""
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    folders |= {"docs", "demo", "dagster_home", "neptune_assets", "neptune_assets_tests"}
+    for span in _spans(text):
+        for word in re.findall(r"(?<![\w./<>$-])[\w.-]+(?:/[\w.<>*-]+)+/?", span):
+            if word.partition("/")[0] in folders:
+                yield word
+
+
+def test_the_readme_has_a_row_for_every_setting() -> None:
+    missing = [name for name, _ in _settings() if name not in _documented()]
+    assert not missing, f"README.md, Settings: no row for {', '.join(missing)}"
+
+
+def test_every_row_of_the_readme_is_a_setting() -> None:
+    known = {name for name, _ in _settings()}
+    assert _documented()
+    assert not (wrong := sorted(set(_documented()) - known)), f"README.md, Settings: there is no {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize(("name", "field"), list(_settings()), ids=[name for name, _ in _settings()])
+def test_a_setting_is_described_as_it_is(name: str, field: FieldInfo) -> None:
+    assert field.description, f"{name} has no description in neptune_assets/settings.py"
+    row = _documented().get(name)
+    assert row is not None, f"README.md, Settings: no row for {name}"
+    assert row == (_default(field), field.description), f"README.md, Settings: the row of {name} is out of date"
+
+
+def test_the_readme_names_every_asset() -> None:
+    names = {f"<name>/{key.partition('/')[2]}" for key in _asset_keys()}
+    assert len(names) > 5
+    missing = sorted(name for name in names if f"`{name}`" not in TEXT[README])
+    assert not missing, f"README.md, Assets: not named: {', '.join(missing)}"
+
+
+def test_every_asset_the_readme_names_is_there() -> None:
+    known = {key.partition("/")[2] for key in _asset_keys()}
+    named = set(re.findall(r"`<name>/([a-z_/]+)`", TEXT[README]))
+    assert named
+    assert not (wrong := sorted(named - known)), f"README.md: there is no asset <name>/{', <name>/'.join(wrong)}"
+
+
+def test_the_readme_names_every_check() -> None:
+    keys = _definitions().resolve_asset_graph().asset_check_keys
+    missing = sorted({key.name for key in keys if f"`{key.name}`" not in TEXT[README]})
+    assert keys
+    assert not missing, f"README.md, Assets: checks not named: {', '.join(missing)}"
+
+
+def test_the_readme_names_every_schedule_and_sensor() -> None:
+    repository = _definitions().get_repository_def()
+    names = [item.name for item in [*repository.schedule_defs, *repository.sensor_defs]]
+    migrations = {key.partition("/")[0] for key in _asset_keys()}
+    missing = []
+    for name in names:
+        migration = next(migration for migration in migrations if name.startswith(f"{migration}_"))
+        general = f"<name>{name.removeprefix(migration)}"
+        if f"`{general}`" not in TEXT[README]:
+            missing.append(general)
+    assert names
+    assert not missing, f"README.md: not named: {', '.join(missing)}"
+
+
+def test_the_readme_names_every_make_target() -> None:
+    missing = sorted(target for target in _make_targets() if not re.search(rf"\bmake {target}\b(?!-)", TEXT[README]))
+    assert not missing, f"README.md: not named: make {', make '.join(missing)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_make_target_that_a_page_names_exists(page: Path) -> None:
+    named = {m for span in _commands(TEXT[page]) for m in re.findall(r"\bmake ([a-z][a-z0-9-]*)", span)}
+    wrong = sorted(named - _make_targets())
+    assert not wrong, f"{page.name}: the Makefile has no {', '.join(wrong)}"
+
+
+def _commands(text: str) -> Iterator[str]:
+    for block in FENCE.findall(text):
+        yield from (line.partition("#")[0] for line in block.splitlines())
+    yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    wrong = []
+    for link in re.findall(r"\]\(<?([^)>\s]+)>?(?: \"[^\"]*\")?\)", FENCE.sub("", TEXT[page])):
+        if re.match(r"[a-z][a-z0-9+.-]*:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.is_relative_to(ROOT) or not target.exists():
+            wrong.append(f"{link} (no such file)")
+        elif anchor and target.suffix == ".md" and anchor not in _anchors(target):
+            wrong.append(f"{link} (no such heading)")
+    assert not wrong, f"{page.name}: broken links: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_path_that_a_page_names_exists(page: Path) -> None:
+    projects = set(json.loads((ROOT / "demo" / "recordings" / "expected.json").read_text(encoding="utf-8")))
+    wrong = []
+    for path in sorted(set(_paths(TEXT[page]))):
+        is_file = (ROOT / path).exists() or ("*" in path and any(ROOT.glob(path)))
+        is_asset = any(fnmatchcase(key, path) for key in _asset_keys())
+        if not (is_file or is_asset or path in projects or path.startswith(MADE_BY_USE)):
+            wrong.append(path)
+    assert not wrong, f"{page.name}: there is no {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_page_holds_a_placeholder(page: Path) -> None:
+    assert not (found := re.findall(r"@@\w+@@|\bTODO\b|\bFIXME\b|\bXXX\b", TEXT[page])), f"{page.name}: {found}"
+
+
+def test_the_changelog_names_the_version() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version is not None
+    assert re.search(rf"^## \[?{re.escape(version[1])}\b", TEXT[ROOT / "CHANGELOG.md"], re.MULTILINE)
+
+
+def test_the_changelog_is_written_in_whole_sentences() -> None:
+    blocks = re.split(r"\n\s*\n|\n(?=[-*] )", FENCE.sub("", TEXT[ROOT / "CHANGELOG.md"]))
+    entries = [block.strip() for block in blocks if block.strip() and not block.lstrip().startswith("#")]
+    assert entries
+    wrong = [entry for entry in entries if not re.search(r"[.!?:][)*`\"]*$", entry)]
+    assert not wrong, f"CHANGELOG.md: no whole sentence: {wrong}"
