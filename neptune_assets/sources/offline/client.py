@@ -32,6 +32,8 @@ def find_client_recordings(root: Path, settings: OfflineSource) -> Iterator[Clie
     Gives a Refusal for what cannot be read: a layout from the future, a log without a name, a container that is no
     run or model, and every container if ``settings.project`` is left out.
     """
+    if root.is_file():  # recordings of this client are folders
+        return
     containers: dict[ContainerKey, list[Execution]] = defaultdict(list)
     for folder in walk(root):
         if isinstance(folder, Refusal):

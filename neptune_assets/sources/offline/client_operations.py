@@ -106,7 +106,6 @@ class Plan:
         self.attributes: dict[str, dict[AttributeType, Any]] = {}
         self.configured: set[str] = set()
         """Float series with a configured range or unit, which the lake has no place for."""
-        self.first_at: float | None = None
         self._fault = fault
 
     def get(self, path: str, kind: AttributeType) -> Any:
@@ -115,8 +114,6 @@ class Plan:
 
     def apply(self, order: Order, execution: int, entry: Entry) -> None:
         """Apply one operation; ``order`` is its place among all operations of the container."""
-        if self.first_at is None:
-            self.first_at = entry.at
         operation = entry.operation
         kind = operation.get("type")
         path = path_of(operation)
