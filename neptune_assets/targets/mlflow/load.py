@@ -199,7 +199,8 @@ class MlflowTarget:
                     run_uuid=run_uuid,
                     experiment_id=int(experiment_id),
                     name=plan.run_name,
-                    user_id=plan.user,
+                    # MLflow cannot read a run back that has no user; this is the word its own client uses.
+                    user_id=plan.user or "unknown",
                     status="FAILED" if plan.failed else "FINISHED",
                     start_time=plan.start,
                     end_time=plan.end,

@@ -41,7 +41,9 @@ def clean_key(path: str) -> str:
     MLflow allows word characters of any script, ``/ . - : _`` and spaces, and refuses keys that would be another path
     once normalised (``a//b``, ``/a``, ``..``).
     """
-    return "/".join("_" if part in {"", ".", ".."} else part for part in _ILLEGAL.sub("_", path).split("/"))
+    key = "/".join("_" if part in {"", ".", ".."} else part for part in _ILLEGAL.sub("_", path).split("/"))
+    # MLflow takes anything that begins with two dots for a path that leaves its directory.
+    return f"_{key[1:]}" if key.startswith("..") else key
 
 
 def exporter_key(path: str) -> str:

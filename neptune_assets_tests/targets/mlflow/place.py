@@ -109,7 +109,7 @@ class MlflowPlace:
                     held.files[path] = {file.relative_to(base).as_posix(): file.read_bytes() for file in members}
                 case _:
                     whole = item.get("artifact")
-                    held.params[path] = (folder / whole).read_bytes().decode() if whole else params[item["param"]]
+                    held.params[path] = (folder / whole).read_bytes().decode() if whole else params.get(item["param"])
         return held
 
     def folder(self, uri: str) -> Path:
