@@ -1,4 +1,4 @@
-"""Reads ``.wandb`` files without any of our own code: LevelDB's log format by hand, wandb's protobuf classes for the rest."""
+"""Reads ``.wandb`` files without any of our own code: LevelDB's log by hand, wandb's protobuf classes for the rest."""
 
 from __future__ import annotations
 

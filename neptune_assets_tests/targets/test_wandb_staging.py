@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import platform
 import socket
 import wave
@@ -206,7 +205,7 @@ def test_nothing_of_this_machine_is_in_the_run(tmp_path: Path) -> None:
         False,
     )
     data = staged.log.read_bytes()
-    for mine in (socket.gethostname(), platform.platform(), str(tmp_path), os.getcwd()):
+    for mine in (socket.gethostname(), platform.platform(), str(tmp_path), str(Path.cwd())):
         if len(mine) > 3:
             assert mine.encode() not in data
     names = {path.name for path in staged.directory.rglob("*") if path.is_file()}
@@ -334,7 +333,7 @@ def test_media_are_native_and_other_files_are_files(tmp_path: Path) -> None:
     assert where["notpicture", None, None] == "neptune/notpicture.png"
     assert where["source", None, "sub/b.py"] == "neptune/source/sub/b.py"
     assert staged.file(where["source", None, "sub/c.png"]) == pictures[0]
-    assert {path for path in where.values()} <= set(staged.found.files)
+    assert set(where.values()) <= set(staged.found.files)
     assert staged.receipt.written["file_set"] == 1
     assert "notpicture" not in last
 

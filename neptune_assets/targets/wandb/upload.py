@@ -1,9 +1,9 @@
 """Uploading a staged run exactly once.
 
-``wandb sync`` appends: it asks the server how many history rows the run has and sends all of the file behind them. So what
-the server has already is looked up first, and only the rows it lacks are put into the file that is synced. Hashes of the
-rows that were sent are kept beside the staged run; if what W&B holds is not the beginning of the run as it is now,
-uploading is refused, because W&B can neither change nor remove rows.
+``wandb sync`` appends: it asks the server how many history rows the run has and sends all of the file behind them. So
+what the server has already is looked up first, and only the rows it lacks are put into the file that is synced. Hashes
+of the rows that were sent are kept beside the staged run; if what W&B holds is not the beginning of the run as it is
+now, uploading is refused, because W&B can neither change nor remove rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def row_hashes(log: Path) -> Hashes:
 
 
 def carry_over(old: Path, new: Path) -> None:
-    """Take what is known of earlier uploads along when a run is staged anew; it is not confirmed for the new content."""
+    """Take what is known of earlier uploads along when a run is staged anew."""
     synced = read_synced(old)
     if synced is not None:
         write_marker(new, synced)
