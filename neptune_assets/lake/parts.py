@@ -19,6 +19,7 @@ from neptune_assets.schema import SCHEMA
 GENERATION: Final = "neptune_assets.generation"
 RUN_ID: Final = "neptune_assets.run_id"
 
+MIB: Final = 1 << 20
 ROW_GROUP_ROWS: Final = 131_072
 """Rows of a row group: enough to compress well, few enough to write, read and prune with little memory."""
 ROW_GROUP_BYTES: Final = 32 << 20
@@ -48,7 +49,7 @@ class PartWriter:
         self._run_id = run_id
         self._generation = generation
         self._attributes = attributes
-        self._limit = part_mb * 1_048_576
+        self._limit = part_mb * MIB
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._held_bytes = 0

@@ -48,8 +48,11 @@ class Staging:
         self._storage.put(f"{directory}/{INTENT}", json.dumps({"run_id": run_id}).encode("ascii"), durable=False)
         return directory
 
-    def promote(self, record: RunRecord) -> None:
-        """Move the parts of a committed generation to their final names. May be repeated after any interruption."""
+    def promote(self, record: RunRecord, *, sweep: bool = True) -> None:
+        """Move the parts of a committed generation to their final names, then remove what it replaced.
+
+        May be repeated after any interruption. ``sweep`` False: no old files can be there.
+        """
         directory = self.directory(record.generation)
         staged = {name for name in self._storage.names(directory) if parse_part_name(name)}
         wanted = {part.name for part in record.parts}
@@ -65,6 +68,9 @@ class Staging:
             self._storage.delete(f"{self._project}/{name}")
         for name in sorted(staged & wanted, key=_part_number, reverse=True):
             self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
+        if sweep:
+            self.sweep_files(record.run_id, record)
+        # Last, because until it is gone the next writer does all of this again.
         # No sync here: should a power cut undo these moves, the parts are in staging again and are moved again.
         self._storage.delete_tree(directory)
 
@@ -73,8 +79,17 @@ class Staging:
         self._storage.delete_tree(self.directory(generation))
         self._storage.delete_tree(self._files_staging)
 
-    def remove_parts(self, run_id: str) -> None:
-        """Remove all final parts of a run, part_0 first: it is read in place from now on."""
+    def tidy(self) -> None:
+        """Remove empty staging directories."""
+        for directory in (self._root, self._files_staging):
+            self._storage.prune(directory)
+
+    def remove_copy(self, run_id: str) -> None:
+        """Remove all files and final parts of a run: it is read in place from now on.
+
+        Parts go last: as long as one is there, :meth:`recover` does this again.
+        """
+        self.sweep_files(run_id, None)
         prefix = safe_name(run_id)
         names = [n for n in self._storage.names(self._project) if (p := parse_part_name(n)) and p[0] == prefix]
         for name in sorted(names, key=_part_number):
@@ -103,13 +118,19 @@ class Staging:
             record = committed.get(generation)
             if record is not None:
                 self.promote(record)
-                self.sweep_files(record.run_id, record)
                 finished.append(record.run_id)
                 continue
             run_id = self._intent(generation)
             if run_id is not None:
                 self.sweep_files(run_id, manifest.records.get(run_id))
             self._storage.delete_tree(self.directory(generation))
+        in_place = {
+            safe_name(run_id): run_id for run_id, record in manifest.records.items() if record.in_place is not None
+        }
+        if in_place:
+            copied = {parsed[0] for name in self._storage.names(self._project) if (parsed := parse_part_name(name))}
+            for prefix in sorted(copied & in_place.keys()):
+                self.remove_copy(in_place[prefix])
         return finished
 
     def present(self, manifest: Manifest) -> tuple[set[str], list[str]]:

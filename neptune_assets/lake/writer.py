@@ -54,12 +54,16 @@ class LakeWriter:
         A run that cannot be read stays as it is and is reported. Raises LakeBusyError if another writer works on the
         project, LakeError if the lake cannot be written (finished runs stay), SourceError if the source is broken.
         """
+        started = time.monotonic()
+        infos = {info.run_id: info for info in self._source.runs(project_id, self._scope)}
         storage = Storage(self._settings.root, self._settings.storage)
         with storage_errors(storage, f"Writing {project_id!r} into the lake"):
             layout = Layout(storage.root)
             with project_lock(storage, layout.manifest(project_id, self._scope), project_id) as lock:
                 work = _ProjectWrite(self._settings, self._source, self._scope, project_id, storage, layout, lock)
-                return work.run(full_refresh, progress)
+                report = work.run(infos, full_refresh, progress)
+        report.seconds = time.monotonic() - started
+        return report
 
 
 class _ProjectWrite:
@@ -90,10 +94,9 @@ class _ProjectWrite:
         self._full_refresh = False
         self._started = time.monotonic()
 
-    def run(self, full_refresh: bool, progress: ProgressCall | None) -> WriteReport:
+    def run(self, infos: dict[str, RunInfo], full_refresh: bool, progress: ProgressCall | None) -> WriteReport:
         """Do all of it and return the report."""
         self._full_refresh = full_refresh
-        infos = {info.run_id: info for info in self._source.runs(self._project_id, self._scope)}
         existing = self._store.read()
         self._manifest = existing or self._manifest
         self._report.recovered = self._staging.recover(self._manifest)
@@ -261,11 +264,9 @@ class _ProjectWrite:
             raise
         if not kept:
             if record.in_place is None:
-                self._staging.promote(record)
-            else:
-                self._staging.remove_parts(record.run_id)
-            if record.files or (old is not None and old.files):
-                self._staging.sweep_files(record.run_id, record)
+                self._staging.promote(record, sweep=bool(record.files or (old is not None and old.files)))
+            elif old is not None and old.in_place is None:
+                self._staging.remove_copy(record.run_id)
             self._present.update(part.name for part in record.parts)
         self._note(record, kept)
 
@@ -310,7 +311,7 @@ class _ProjectWrite:
                 )
             )
         report.problems = problems
-        report.seconds = time.monotonic() - self._started
+        self._staging.tidy()
         return report
 
     def _in_place(self, run_id: str) -> InPlaceRun | None:
