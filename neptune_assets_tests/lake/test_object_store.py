@@ -1,0 +1,185 @@
+"""The lake on s3://, against moto's HTTP server (an emulator): real s3fs and botocore over loopback."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from neptune_assets.errors import LakeBusyError, SettingsError
+from neptune_assets.lake.lock import project_lock
+from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.storage import Storage
+from neptune_assets.lake.writer import LakeWriter
+from neptune_assets.settings import LakeSettings, StorageSettings
+from neptune_assets_tests.support.lake_factory import file, file_set, make_source, metric, params, texts, write_lake
+
+P = "ws/proj"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def storage_settings(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
+    monkeypatch.setenv("LAKE_KEY", "testing")
+    monkeypatch.setenv("LAKE_SECRET", "testing")
+    return StorageSettings(options={"endpoint_url": endpoint}, secrets_env={"key": "LAKE_KEY", "secret": "LAKE_SECRET"})
+
+
+@pytest.fixture
+def root(storage_settings: StorageSettings, request: pytest.FixtureRequest) -> str:
+    bucket = f"lake-{abs(hash(request.node.name)) % 10**9}"
+    Storage(f"s3://{bucket}", storage_settings).filesystem.mkdir(bucket)
+    return f"s3://{bucket}/some/place"
+
+
+def rows(version: int) -> list[dict[str, Any]]:
+    return [
+        *params({"lr": 0.1, "v": version}),
+        *metric("m", [float(version)] * 100),
+        *texts("log", ["a\0b"]),
+        file("f", f"content {version}".encode(), "f.txt"),
+        file_set("set", {"a/b": b"1", "../c": b"2"}),
+    ]
+
+
+def test_a_lake_in_a_bucket_is_written_read_and_brought_up_to_date(
+    root: str, storage_settings: StorageSettings
+) -> None:
+    settings = LakeSettings(root=root, storage=storage_settings)
+    write_lake(settings, make_source({P: {"a": rows(1), "b": rows(1)}}))
+    lake = Lake(settings)
+    assert lake.projects() == [P]
+    project = lake.project(P)
+    assert list(project.records()) == ["a", "b"]
+    for run in project.runs():
+        assert sum(batch.num_rows for batch in run.batches()) == 105
+        assert run.content_digest() == run.record.digest
+        for item, content in ((run.file_records("f")[0], b"content 1"), (run.file_records("set")[0], b"2")):
+            with run.open_file(item.path) as stream:
+                assert stream.read() in {content, b"1"}
+    (part,) = project.parts()["a"]
+    assert part.startswith(f"{root}/data/")
+    assert project.filesystem.size(part) > 0
+    report = write_lake(settings, make_source({P: {"a": rows(2), "b": rows(1)}}))[P]
+    assert (report.changed, report.skipped) == (["a"], ["b"])
+    changed = Lake(settings).project(P).run("a")
+    assert changed.content_digest() == changed.record.digest
+    with changed.open_file(changed.file_records("f")[0].path) as stream:
+        assert stream.read() == b"content 2"
+    paths = Storage(root, storage_settings).walk(Storage(root, storage_settings).root)
+    assert not [path for path in paths if ".staging" in path or "lease" in path]
+    assert len([path for path in paths if path.endswith(".parquet")]) == 2
+    assert len([path for path in paths if path.endswith(".txt")]) == 2
+
+
+def test_the_digest_is_the_same_as_on_a_local_disk(
+    root: str, storage_settings: StorageSettings, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = make_source({P: {"a": rows(1)}})
+    there = write_lake(LakeSettings(root=root, storage=storage_settings), source)[P]
+    here = write_lake(LakeSettings(root=str(tmp_path_factory.mktemp("lake"))), source)[P]
+    assert there.digest == here.digest
+
+
+def test_creating_is_exclusive(root: str, storage_settings: StorageSettings) -> None:
+    storage = Storage(root, storage_settings)
+    path = f"{storage.root}/once"
+    assert storage.create(path, b"1")
+    assert not storage.create(path, b"2")
+    assert storage.read(path) == b"1"
+    storage.put(path, b"3")
+    assert storage.read(path) == b"3"
+    storage.delete(path)
+    storage.delete(path)
+    assert storage.names(storage.root) == []
+
+
+def test_listings_are_fresh(root: str, storage_settings: StorageSettings) -> None:
+    one, two = Storage(root, storage_settings), Storage(root, storage_settings)
+    assert one.names(one.root) == []
+    two.put(f"{two.root}/x", b"")
+    assert one.names(one.root) == ["x"]
+    assert one.exists(f"{one.root}/x")
+    two.delete(f"{two.root}/x")
+    assert one.names(one.root) == []
+
+
+def test_a_lease_is_renewed_refused_and_freed(root: str, storage_settings: StorageSettings) -> None:
+    storage = Storage(root, storage_settings)
+    place = f"{storage.root}/.manifest"
+    with project_lock(storage, place, P, lease_seconds=2) as lock:
+        (name,) = storage.names(place)
+        first = json.loads(storage.read(f"{place}/{name}"))["expires_at"]
+        time.sleep(3)
+        lock.check()
+        assert json.loads(storage.read(f"{place}/{name}"))["expires_at"] > first
+        with pytest.raises(LakeBusyError, match="since 20"), project_lock(storage, place, P, lease_seconds=2):
+            pass
+    assert storage.names(place) == []
+
+
+def test_an_expired_lease_is_taken_over_and_its_old_holder_notices(
+    root: str, storage_settings: StorageSettings
+) -> None:
+    storage = Storage(root, storage_settings)
+    place = f"{storage.root}/.manifest"
+    dead = {"pid": 1, "host": "gone", "since": "2025-01-01", "token": "x", "expires_at": time.time() - 1}
+    storage.put(f"{place}/lease-000004.json", json.dumps(dead).encode())
+    with project_lock(storage, place, P, lease_seconds=2) as lock:
+        assert storage.names(place) == ["lease-000005.json"]
+        # Somebody takes over, as after a pause of this process that outlasted the lease.
+        storage.delete(f"{place}/lease-000005.json")
+        storage.put(f"{place}/lease-000006.json", b"{}")
+        time.sleep(1.5)
+        with pytest.raises(LakeBusyError, match="was lost"):
+            lock.check()
+    assert storage.names(place) == ["lease-000006.json"]
+
+
+def test_an_interrupted_commit_in_a_bucket_is_finished(
+    root: str, storage_settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = LakeSettings(root=root, storage=storage_settings)
+    write_lake(settings, make_source({P: {"a": rows(1)}}))
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "move", killed)
+        with pytest.raises(KilledError):
+            LakeWriter(settings, make_source({P: {"a": rows(2)}})).write_project(P)
+    run = Lake(settings).project(P).run("a")
+    (part,) = Lake(settings).project(P).parts()["a"]
+    assert ".staging" in part
+    assert run.content_digest() == run.record.digest
+    assert {row for batch in run.batches(columns=["float_value"]) for row in batch["float_value"].to_pylist()} >= {2.0}
+    report = write_lake(settings, make_source({P: {"a": rows(2)}}))[P]
+    assert report.recovered == ["a"]
+    assert report.skipped == ["a"]
+    (part,) = Lake(settings).project(P).parts()["a"]
+    assert ".staging" not in part
+
+
+def test_a_missing_secret_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LAKE_KEY", raising=False)
+    settings = StorageSettings(options={"endpoint_url": endpoint}, secrets_env={"key": "LAKE_KEY"})
+    with pytest.raises(SettingsError, match="LAKE_KEY"):
+        Storage("s3://bucket/x", settings)
+    with pytest.raises(SettingsError, match="cannot be opened"):
+        Storage("nosuchprotocol://x")
