@@ -42,7 +42,7 @@ def backfill_schedule(
         if not keys:
             yield dg.SkipReason("No projects known yet: run `dg utils refresh-defs-state`.")
         for key in keys:
-            yield dg.RunRequest(partition_key=key)
+            yield dg.RunRequest(partition_key=key, run_key=f"{context.scheduled_execution_time.isoformat()} {key}")
 
     return dg.ScheduleDefinition(
         name=name,

@@ -55,13 +55,11 @@ def build_defs(
     targets = target_assets(migration)
     database = database_asset(migration)
     partitioned = [*source_and_lake, *summary, *targets]
-    migrate = _job(
-        f"{prefix}_migrate", partitioned, migration, "One project through every stage: source, lake, summary, targets."
-    )
+    migrate = _job(f"{prefix}_migrate", partitioned, "One project through every stage: source, lake, summary, targets.")
     jobs = [
         migrate,
-        _job(f"{prefix}_lake", source_and_lake, migration, "One project from the source into the lake, no further."),
-        _job(f"{prefix}_database", [database], None, "Build neptune.duckdb anew and check every project."),
+        _job(f"{prefix}_lake", source_and_lake, "One project from the source into the lake, no further."),
+        _job(f"{prefix}_database", [database], "Build neptune.duckdb anew and check every project."),
     ]
 
     def watch() -> dict[str, str]:
@@ -102,12 +100,9 @@ def project_mark(source: Source, project_id: str) -> str:
     return hashlib.blake2b(repr(marks).encode(), digest_size=16).hexdigest()
 
 
-def _job(
-    name: str, assets: Sequence[dg.AssetsDefinition], migration: Migration | None, description: str
-) -> dg.UnresolvedAssetJobDefinition:
+def _job(name: str, assets: Sequence[dg.AssetsDefinition], description: str) -> dg.UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(*assets),
-        partitions_def=migration.partitions if migration is not None else None,
         description=description,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import WriteReport
@@ -69,13 +70,22 @@ def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings)
     if report.problems:
         rows = [(issue.attribute_path or "", issue.message) for issue in report.problems]
         metadata["source_problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))
-    latest = project.only(_latest(records))
-    with summarize(latest, settings.summary, settings.lake) as scanned:
-        metadata["sample"] = dg.MetadataValue.md(sample(scanned))
-        picture = curves(scanned) if project.scope is Scope.RUNS else None
-    if picture is not None:
-        metadata["curves"] = dg.MetadataValue.md(markdown_image(picture))
+    metadata.update(_sights(project, settings))
     return metadata
+
+
+def _sights(project: LakeProject, settings: Settings) -> dict[str, Any]:
+    latest = project.only(_latest(project.records()))
+    try:
+        with summarize(latest, settings.summary, settings.lake) as scanned:
+            sights = {"sample": dg.MetadataValue.md(sample(scanned))}
+            picture = curves(scanned) if project.scope is Scope.RUNS else None
+    except LakeError as error:
+        # The check `schema` looks at every part and fails; what is only for show must not hide its verdict.
+        return {"sample": dg.MetadataValue.md(escape(str(error), 1_000))}
+    if picture is not None:
+        sights["curves"] = dg.MetadataValue.md(markdown_image(picture))
+    return sights
 
 
 def _latest(records: Mapping[str, RunRecord]) -> list[str]:

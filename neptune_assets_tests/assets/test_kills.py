@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from neptune_assets.lake.reader import Lake
 
 from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
 
 PROJECT = "bench/project"
