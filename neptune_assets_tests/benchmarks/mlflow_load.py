@@ -35,6 +35,8 @@ def small_lake(root: Path, runs: int, series: int, points: int) -> None:
     """Write a lake of one project with metrics and a few params."""
     rows = {
         f"run-{number:04d}": [
+            # neptune-exporter passes over runs that have no sys/ attributes.
+            *params({"sys/custom_run_id": f"run-{number:04d}", "sys/name": "bench"}),
             *params({f"p/{place}": place / 7 for place in range(60)}),
             *(
                 row
