@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from neptune_assets.lake.layout import part_name
 from neptune_assets.lake.records import PartRecord
 from neptune_assets.lake.rows import Attributes, concat, unpack
+from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 
 GENERATION: Final = "neptune_assets.generation"
@@ -130,6 +131,12 @@ def part_generation(metadata: pq.FileMetaData) -> str | None:
     """Return which commit a part belongs to; None for a part that is not of this lake."""
     value = (metadata.metadata or {}).get(GENERATION.encode())
     return None if value is None else value.decode()
+
+
+def open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
+    """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError."""
+    source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
+    return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False)
 
 
 def _no_rows() -> pa.RecordBatch:

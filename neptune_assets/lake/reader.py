@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from neptune_assets.errors import LakeError, UnknownProjectError, UnsafePathError
 from neptune_assets.lake.digest import RunDigest, digest_of_project
+from neptune_assets.lake.in_place import AGAIN, rows_in_place, storage_in_place
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
-from neptune_assets.lake.parts import part_generation
+from neptune_assets.lake.parts import open_parquet, part_generation
 from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
-from neptune_assets.lake.repair import conform, repair_batch
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
-from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA, AttributeType, Scope
-from neptune_assets.settings import LakeSettings, StorageSettings
+from neptune_assets.settings import LakeSettings
 
 _READ_ROWS: Final = 65_536
 
@@ -184,13 +182,13 @@ class LakeRun:
                 yield batch
         except pa.ArrowException as error:
             raise LakeError(
-                f"A Parquet part of run {self.run_id!r} of {self.project_id!r} cannot be read: {error}.", hint=_AGAIN
+                f"A Parquet part of run {self.run_id!r} of {self.project_id!r} cannot be read: {error}.", hint=AGAIN
             ) from error
         if rows != expected:
             raise LakeError(
                 f"Run {self.run_id!r} of {self.project_id!r} holds {rows:,} rows where the manifest says {expected:,}: "
                 "its parts changed since they were recorded.",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
 
     def open_file(self, path: str) -> BinaryIO:
@@ -249,7 +247,7 @@ class LakeRun:
         found: str | None = None
         for place in (final, staged, final):
             try:
-                file = _parquet(storage, place)
+                file = open_parquet(storage, place)
             except FileNotFoundError:
                 continue
             found = part_generation(file.metadata)
@@ -265,38 +263,21 @@ class LakeRun:
             error.transient = True
             raise error
         what = "is missing" if found is None else f"is of another commit ({found})"
-        raise LakeError(f"Part {storage.url(final)} of run {self.run_id!r} {what}.", hint=_AGAIN)
+        raise LakeError(f"Part {storage.url(final)} of run {self.run_id!r} {what}.", hint=AGAIN)
 
     def _batches_in_place(
         self, kinds: list[str] | None, wanted: list[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
         settings = self.project.lake.settings
-        lost = {issue.attribute_path for issue in self.record.errors}
-        kept = {(item.attribute_path, item.step) for item in self.record.files}
-        with RunSorter(settings.rows_in_memory, settings.sort_memory_mb, settings.scratch) as sorter:
-            for part in self.record.parts:
-                storage = self._storage_in_place(part.name)
-                if storage.size(storage.root) != part.bytes:
-                    raise LakeError(
-                        f"Part {part.name} of run {self.run_id!r} is gone or changed since it was recorded.",
-                        hint=_AGAIN,
-                    )
-                with _parquet(storage, storage.root) as file:
-                    for batch in file.iter_batches(batch_size=_READ_ROWS):
-                        rows = conform(batch, self.project_id, self.run_id)
-                        if kinds is not None:
-                            rows = rows.filter(pc.is_in(rows["attribute_type"], pa.array(kinds)))
-                        sorter.add(repair_batch(rows, self.record.repairs))
-            for compact in sorter.sorted_rows():
-                rows = unpack(compact, sorter.attributes, self.project_id, self.run_id)
-                rows = _without_lost_files(rows, compact, lost, kept)
-                yield from pieces(rows.select(wanted), batch_rows, settings.sort_memory_mb << 20)
+        for compact, attributes in rows_in_place(self.record, self.project_id, settings, kinds):
+            rows = unpack(compact, attributes, self.project_id, self.run_id)
+            yield from pieces(rows.select(wanted), batch_rows, settings.sort_memory_mb << 20)
 
     def _open_in_place(self, path: str, normal: str) -> BinaryIO:
         root = self.record.in_place or ""
         if not root:
-            raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=_AGAIN)
-        storage = self._storage_in_place(root)
+            raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=AGAIN)
+        storage = storage_in_place(root, self.project.lake.settings)
         candidates = [f"{storage.root}/{item}" for item in dict.fromkeys((path, normal))]
         return self._open(storage, storage.root, candidates, path)
 
@@ -315,22 +296,6 @@ class LakeRun:
             f"File {path!r} of run {self.run_id!r} is not in {storage.url(root)}.",
             hint="Materialize the project's lake asset with full_refresh to fetch it again.",
         )
-
-    def _storage_in_place(self, place: str) -> Storage:
-        """Reach an export: with the lake's own options if it lies on the same kind of storage."""
-        settings = self.project.lake.settings
-        protocol = settings.root.partition("://")[0] if "://" in settings.root else ""
-        same = protocol and place.startswith(f"{protocol}://")
-        return Storage(place, settings.storage if same else StorageSettings())
-
-
-_AGAIN: Final = "Materialize the project's lake asset with full_refresh to write the run anew."
-
-
-def _parquet(storage: Storage, path: str) -> pq.ParquetFile:
-    """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError."""
-    source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
-    return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False)
 
 
 def _row_groups(file: pq.ParquetFile, kinds: list[str] | None) -> list[int]:
@@ -351,20 +316,3 @@ def _row_groups(file: pq.ParquetFile, kinds: list[str] | None) -> list[int]:
         ):
             chosen.append(group)
     return chosen
-
-
-def _without_lost_files(
-    rows: pa.RecordBatch, compact: pa.RecordBatch, lost: set[str | None], kept: set[tuple[str, int | None]]
-) -> pa.RecordBatch:
-    """Make the path of a file null where hashing found no file, as copying into the lake would have done."""
-    column = rows.schema.get_field_index("file_value")
-    values = rows.column(column)
-    if not lost or values.null_count == len(values):
-        return rows
-    paths = values.to_pylist()
-    for place in np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)).tolist():
-        path = rows["attribute_path"][place].as_py()
-        step = None if rows["step"][place].as_py() is None else compact["step"][place].as_py()
-        if path in lost and (path, step) not in kept:
-            paths[place] = {"path": None}
-    return rows.set_column(column, SCHEMA.field("file_value"), pa.array(paths, values.type))

@@ -17,6 +17,7 @@ from neptune_assets.schema import (
     FILE_TYPES,
     PARAMETER_TYPES,
     SCHEMA,
+    SERIES_TYPES,
     TIME_TYPE,
     VALUE_COLUMN,
     AttributeType,
@@ -34,12 +35,23 @@ TIMEZONE_SHIFT_MS: Final = "timezone_shift_ms"
 TIMEZONE: Final = "timezone="
 """Prefix of a name that ends in an IANA zone: series timestamps are that zone's local time; the value counts them."""
 
+FOREIGN_ROWS: Final = "foreign_rows"
+"""Rows dropped because their project_id or run_id is not the run's. Reading in place always leaves them out."""
+
+UNUSABLE_ROWS: Final = "unusable_rows"
+"""Rows dropped because their type is unknown, they have no path, or they are points of a series without a step."""
+
+LOST_FILES: Final = "lost_files"
+"""Points of a file series dropped because they name no file."""
+
 DUPLICATE_ROWS: Final = "duplicate_rows"
 """Rows dropped because a later one has the same attribute (and step); done by sorting, in the lake."""
 
 NOT_COUNTS: Final = frozenset({TIMEZONE_SHIFT_MS})
 """Names in a ``repairs`` mapping that must not be added up."""
 
+_KNOWN: Final = pa.array([str(kind) for kind in AttributeType])
+_SERIES: Final = pa.array([str(kind) for kind in SERIES_TYPES])
 _PHANTOM_TYPES: Final = pa.array(
     sorted(str(kind) for kind in PARAMETER_TYPES | FILE_TYPES - {AttributeType.FILE_SERIES})
 )
@@ -89,6 +101,32 @@ def drop_phantom_rows(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
     return (batch.filter(pc.invert(phantom)), dropped) if dropped else (batch, 0)
 
 
+def own_rows(batch: pa.RecordBatch, project_id: str, run_id: str) -> pa.RecordBatch:
+    """Keep the rows of one run of one project."""
+    own = pc.and_(pc.equal(batch["run_id"], run_id), pc.equal(batch["project_id"], project_id))
+    own = pc.fill_null(own, False)
+    return batch if pc.all(own).as_py() else batch.filter(own)
+
+
+def drop_unusable_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Drop rows of unknown type, without path, and points of a series without a step."""
+    kinds = batch["attribute_type"]
+    known = pc.and_(pc.is_in(kinds, _KNOWN), pc.is_valid(batch["attribute_path"]))
+    usable = pc.and_not(known, pc.and_(pc.is_in(kinds, _SERIES), pc.is_null(batch["step"])))
+    return batch if pc.all(usable).as_py() else batch.filter(usable)
+
+
+def drop_empty_points(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Drop points of a float series without value (NaN is one), and points of a file series that name no file."""
+    kinds = batch["attribute_type"]
+    no_file = pc.is_null(pc.struct_field(batch["file_value"], "path"))
+    empty = pc.or_(
+        pc.and_(pc.equal(kinds, str(AttributeType.FILE_SERIES)), no_file),
+        pc.and_(pc.equal(kinds, str(AttributeType.FLOAT_SERIES)), pc.is_null(batch["float_value"])),
+    )
+    return batch.filter(pc.invert(empty)) if pc.any(empty).as_py() else batch
+
+
 def restore_nan(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
     """Make the null value of a float series point that has a timestamp NaN. Returns the batch and how many."""
     lost = pc.and_(
@@ -121,10 +159,14 @@ def localize_timestamps(batch: pa.RecordBatch, zone: str) -> pa.RecordBatch:
 
 def repair_batch(batch: pa.RecordBatch, repairs: Mapping[str, int]) -> pa.RecordBatch:
     """Make the repairs that a run's record names. Duplicates are resolved later, by sorting."""
+    if repairs.get(UNUSABLE_ROWS):
+        batch = drop_unusable_rows(batch)
     if repairs.get(PHANTOM_ROWS):
         batch, _ = drop_phantom_rows(batch)
     if repairs.get(NAN_VALUES):
         batch, _ = restore_nan(batch)
+    if repairs.get(PHANTOM_ROWS) or repairs.get(LOST_FILES):
+        batch = drop_empty_points(batch)
     batch = shift_timestamps(batch, repairs.get(TIMEZONE_SHIFT_MS, 0))
     for name in repairs:
         if name.startswith(TIMEZONE):

@@ -133,14 +133,14 @@ class Staging:
                 self.remove_copy(in_place[prefix])
         return finished
 
-    def present(self, manifest: Manifest) -> tuple[set[str], list[str]]:
-        """Return the names of all final parts, and which of them this lake wrote but no record names.
+    def present(self, manifest: Manifest) -> tuple[dict[str, int], list[str]]:
+        """Return all final parts with their sizes, and those of them that this lake wrote but no record names.
 
         Raises LakeError if there are parts of somebody else: nothing of theirs is ever touched.
         """
-        names = [name for name in self._storage.names(self._project) if parse_part_name(name)]
+        sizes = {name: size for name, size in self._storage.sizes(self._project).items() if parse_part_name(name)}
         known = {part.name for record in manifest.records.values() if record.in_place is None for part in record.parts}
-        strays = [name for name in names if name not in known]
+        strays = sorted(name for name in sizes if name not in known)
         foreign = [name for name in strays if not self._ours(name)]
         if foreign:
             raise LakeError(
@@ -149,7 +149,7 @@ class Staging:
                 hint="Set lake.root to an empty place (source.export.mode in_place reads an export where it lies), "
                 "or move these parts away.",
             )
-        return set(names), strays
+        return sizes, strays
 
     def _generations(self) -> list[str]:
         if self._storage.local:

@@ -78,6 +78,20 @@ class Storage:
         names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries if str(entry).rstrip("/") != directory}
         return sorted(name for name in names if name)
 
+    def sizes(self, directory: str) -> dict[str, int]:
+        """Return the files in a directory with their sizes, by one listing; empty if there is no such directory."""
+        if self.local:
+            try:
+                with os.scandir(directory) as entries:
+                    return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        try:
+            found = self.filesystem.ls(directory, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        return {str(e["name"]).rsplit("/", 1)[-1]: int(e["size"]) for e in found if e["type"] == "file"}
+
     def walk(self, directory: str) -> list[str]:
         """Return all files below a directory, with full paths; an empty list if there is none."""
         if self.local:

@@ -17,10 +17,11 @@ from neptune_assets.errors import LakeError, NeptuneAssetsError, SourceError
 from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
+from neptune_assets.lake.in_place import digest_in_place
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import ProjectLock, project_lock
 from neptune_assets.lake.manifest import Manifest, ManifestStore
-from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.records import IssueRecord, RunRecord
 from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
 from neptune_assets.lake.sorting import RunSorter
@@ -34,6 +35,12 @@ __all__ = ["LakeWriter", "Progress", "RunIssue", "WriteReport"]
 
 _GIVE_UP_AFTER: Final = 3
 """Runs in a row whose reading breaks off before the source counts as broken altogether."""
+
+COPIED_INSTEAD: Final = (
+    "This run was copied into the lake although it was to be read in place: the export's parts as they lie, with the "
+    "repairs a reader can make, do not give the rows that were wanted (filters on attributes, or damaged parts)."
+)
+"""Note of a run that could not stay in place."""
 
 ProgressCall = Callable[[Progress], None]
 
@@ -90,7 +97,8 @@ class _ProjectWrite:
         self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch)
         self._report = WriteReport(project_id)
         self._manifest = Manifest(project_id)
-        self._present: set[str] = set()
+        self._present: dict[str, int] = {}
+        self._copied_instead: set[str] = set()
         self._full_refresh = False
         self._started = time.monotonic()
 
@@ -130,13 +138,20 @@ class _ProjectWrite:
         return todo
 
     def _is_current(self, record: RunRecord, info: RunInfo) -> bool:
-        """True if the record was made from what the source has now, and its parts are still there."""
+        """True if the record was made from what the source has now, and its parts are still there and whole."""
         if record.fingerprint != info.fingerprint or record.source != self._source.kind:
             return False
         in_place = self._in_place(record.run_id)
         if in_place is not None:
-            return record.in_place == in_place.files_root
-        return record.in_place is None and all(part.name in self._present for part in record.parts)
+            if record.in_place is not None:
+                return record.in_place == in_place.files_root
+            if all(note.message != COPIED_INSTEAD for note in record.notes):
+                return False
+        return record.in_place is None and self._holds(record)
+
+    def _holds(self, record: RunRecord) -> bool:
+        """True if the run's parts lie in the lake with the sizes they were written with."""
+        return all(self._present.get(part.name) == part.bytes for part in record.parts)
 
     def _mark_vanished(self, infos: dict[str, RunInfo]) -> None:
         moment = now()
@@ -159,13 +174,16 @@ class _ProjectWrite:
         remaining = dict.fromkeys(todo)
         failures = 0
         while remaining:
-            ended = len(remaining)
+            asked, copied = len(remaining), set(self._copied_instead)
             failure = self._read_once(infos, remaining, tracker)
             if failure is None:
-                for run_id in remaining:
+                # What is left was not returned, or has to be read once more to be copied.
+                for run_id in sorted(remaining.keys() - (self._copied_instead - copied)):
                     self._fail(run_id, "The source returned nothing for this run.")
-                return
-            failures = failures + 1 if len(remaining) == ended - 1 else 1
+                    remaining.pop(run_id)
+                    tracker.done(run_id)
+                continue
+            failures = failures + 1 if len(remaining) == asked - 1 else 1
             if failures >= _GIVE_UP_AFTER:
                 if isinstance(failure, NeptuneAssetsError):
                     raise failure
@@ -183,9 +201,7 @@ class _ProjectWrite:
                 if chunk.run_id not in remaining:
                     continue
                 if current is not None and current.run_id != chunk.run_id:
-                    self._finish(infos, current, None)
-                    remaining.pop(current.run_id)
-                    tracker.done(current.run_id)
+                    self._end(infos, current, None, remaining, tracker)
                     current = None
                 if current is None:
                     current = _Reading(chunk.run_id, self._settings)
@@ -193,15 +209,11 @@ class _ProjectWrite:
                     current.add(chunk.batch)
                     tracker.tick(current.rows)
                 else:
-                    self._finish(infos, current, chunk)
-                    remaining.pop(chunk.run_id)
-                    tracker.done(chunk.run_id)
+                    self._end(infos, current, chunk, remaining, tracker)
                     current = None
             if chunks.error is None:
                 if current is not None:
-                    self._finish(infos, current, None)
-                    remaining.pop(current.run_id)
-                    tracker.done(current.run_id)
+                    self._end(infos, current, None, remaining, tracker)
                 return None
             broken = current.run_id if current is not None else next(iter(remaining))
             self._fail(broken, f"Reading broke off: {chunks.error}")
@@ -212,36 +224,67 @@ class _ProjectWrite:
             if current is not None:
                 current.close()
 
-    def _finish(self, infos: dict[str, RunInfo], reading: _Reading, end: RunEnd | None) -> None:
-        """Build and commit one run that was read; a run with rows that cannot be understood fails alone."""
+    def _end(
+        self,
+        infos: dict[str, RunInfo],
+        reading: _Reading,
+        end: RunEnd | None,
+        remaining: dict[str, None],
+        tracker: _Tracker,
+    ) -> None:
+        if self._finish(infos, reading, end):
+            remaining.pop(reading.run_id)
+            tracker.done(reading.run_id)
+        else:
+            self._copied_instead.add(reading.run_id)
+
+    def _finish(self, infos: dict[str, RunInfo], reading: _Reading, end: RunEnd | None) -> bool:
+        """Build and commit one run that was read; a run with rows that cannot be understood fails alone.
+
+        False if it was to stay in place but has to be copied, which takes reading it again.
+        """
         run_id = reading.run_id
+        in_place = self._in_place(run_id)
         builder = RunBuilder(
             self._project_id,
             infos[run_id],
             self._storage,
             self._staging,
             self._files,
-            part_mb=self._settings.part_mb,
-            scratch=self._settings.scratch,
+            settings=self._settings,
             source_kind=self._source.kind,
         )
         try:
             if reading.error is not None:
                 self._fail(run_id, f"Its rows cannot be understood: {reading.error}")
-                return
-            record = builder.build(reading.sorter, end, self._in_place(run_id))
+                return True
+            record = builder.build(reading.sorter, end, in_place)
         except (ValueError, pa.ArrowException) as error:
             if isinstance(error, OSError):
                 raise
+            if in_place is not None:
+                return False
             self._staging.discard(builder.generation)
             self._fail(run_id, f"Its rows cannot be understood: {error}")
-            return
+            return True
         except BaseException:
             self._staging.discard(builder.generation)
             raise
         finally:
             reading.close()
+        if in_place is not None and not self._reads_the_same(record):
+            return False
+        if run_id in self._copied_instead:
+            record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
         self._commit(record)
+        return True
+
+    def _reads_the_same(self, record: RunRecord) -> bool:
+        """True if reading a run in place, without its source, gives the rows that the source gave."""
+        try:
+            return digest_in_place(record, self._project_id, self._settings) == record.digest
+        except (LakeError, ValueError, pa.ArrowException):
+            return False
 
     def _commit(self, record: RunRecord) -> None:
         old = self._manifest.records.get(record.run_id)
@@ -250,7 +293,7 @@ class _ProjectWrite:
             old is not None
             and not self._full_refresh
             and same_content(old, record)
-            and (old.in_place is not None or all(part.name in self._present for part in old.parts))
+            and (old.in_place is not None or self._holds(old))
         )
         if old is not None and kept and record.in_place is None:
             record = keep_parts(old, record)
@@ -267,7 +310,7 @@ class _ProjectWrite:
                 self._staging.promote(record, sweep=bool(record.files or (old is not None and old.files)))
             elif old is not None and old.in_place is None:
                 self._staging.remove_copy(record.run_id)
-            self._present.update(part.name for part in record.parts)
+            self._present.update((part.name, part.bytes) for part in record.parts)
         self._note(record, kept)
 
     def _note(self, record: RunRecord, kept: bool) -> None:
@@ -316,6 +359,8 @@ class _ProjectWrite:
 
     def _in_place(self, run_id: str) -> InPlaceRun | None:
         """Ask the source, if it knows the question, whether a run stays where it is."""
+        if run_id in self._copied_instead:
+            return None
         ask: Callable[[str, str, Scope], InPlaceRun | None] | None = getattr(self._source, "in_place", None)
         return None if ask is None else ask(self._project_id, run_id, self._scope)
 
