@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from neptune_assets.lake.digest import RunDigest
 from neptune_assets.lake.files import FileStore
-from neptune_assets.lake.parts import PartWriter
+from neptune_assets.lake.in_place import storage_in_place
+from neptune_assets.lake.parts import PartWriter, open_parquet
 from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.repair import DUPLICATE_ROWS
 from neptune_assets.lake.rows import NONE, Attributes
@@ -26,6 +27,7 @@ from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS
+from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo
 
 _FILE_TYPES: Final = frozenset(str(kind) for kind in FILE_TYPES)
@@ -49,8 +51,7 @@ class RunBuilder:
         staging: Staging,
         files: FileStore,
         *,
-        part_mb: int,
-        scratch: str | None,
+        settings: LakeSettings,
         source_kind: str,
     ) -> None:
         self._project_id = project_id
@@ -58,8 +59,8 @@ class RunBuilder:
         self._storage = storage
         self._staging = staging
         self._files = files
-        self._part_mb = part_mb
-        self._scratch = scratch
+        self._settings = settings
+        self._scratch = settings.scratch
         self._source_kind = source_kind
         self.generation = uuid.uuid4().hex
         self._records: list[FileRecord] = []
@@ -89,7 +90,7 @@ class RunBuilder:
                 local = tempfile.mkdtemp(prefix="neptune_assets-parts-", dir=self._scratch)
                 cleanup.callback(shutil.rmtree, local)
             writer = PartWriter(
-                local, self._project_id, self._info.run_id, self.generation, sorter.attributes, self._part_mb
+                local, self._project_id, self._info.run_id, self.generation, sorter.attributes, self._settings.part_mb
             )
             try:
                 for rows in sorter.sorted_rows():
@@ -154,15 +155,12 @@ class RunBuilder:
             if len(places) and column >= 0:
                 self._facts[fact] = rows.column(column)[int(places[-1])].as_py()
 
-    @staticmethod
-    def _parts_in_place(in_place: InPlaceRun) -> list[PartRecord]:
-        import pyarrow.parquet as pq
-
+    def _parts_in_place(self, in_place: InPlaceRun) -> list[PartRecord]:
         parts = []
         for path in in_place.parts:
-            place = Storage(path)
-            with place.open(place.root) as stream:
-                rows = pq.read_metadata(stream).num_rows
+            place = storage_in_place(path, self._settings)
+            with open_parquet(place, place.root) as file:
+                rows = file.metadata.num_rows
             parts.append(PartRecord(name=place.url(place.root), rows=rows, bytes=place.size(place.root) or 0))
         return parts
 

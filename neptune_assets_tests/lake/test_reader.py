@@ -244,6 +244,55 @@ def test_in_place_nothing_is_copied_and_reading_gives_the_same_as_a_copy(tmp_pat
         one.open_file("..\\..\\secret")
 
 
+@pytest.mark.parametrize("repairs", [{"phantom_rows": 1}, {**REPAIRS, "unknown_repair": 3}])
+def test_a_run_that_reading_in_place_would_change_is_copied_instead(tmp_path: Path, repairs: dict[str, int]) -> None:
+    class Filtered(ForeignExport):
+        def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Any:
+            for chunk in super().read(project_id, run_ids, scope):
+                if isinstance(chunk, RunRows):
+                    keep = pa.array([path != "p" for path in chunk.batch["attribute_path"].to_pylist()])
+                    yield RunRows(chunk.run_id, chunk.batch.filter(keep))
+                else:
+                    yield chunk
+
+    whole = [row for row in FOREIGN if row["attribute_path"] != "gone"]
+    source = Filtered(tmp_path / "export", whole, repairs)
+    settings = LakeSettings(root=str(tmp_path / "lake"))
+    report = LakeWriter(settings, source).write_project(P)
+    assert report.new == ["a"]
+    run = Lake(settings).project(P).run("a")
+    assert run.record.in_place is None
+    assert any("copied into the lake although" in note.message for note in run.record.notes)
+    assert "p" not in {row["attribute_path"] for row in read(run)}
+    assert run.content_digest() == run.record.digest
+    assert LakeWriter(settings, source).write_project(P).skipped == ["a"]
+
+
+def test_rows_of_others_and_rows_without_use_are_left_out_in_place_too(tmp_path: Path) -> None:
+    class Strict(ForeignExport):
+        def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Any:
+            for run_id in run_ids:
+                yield RunRows(run_id, as_table(P, "a", metric("m", [1.0, 2.0])).to_batches()[0])
+                yield RunEnd(run_id, repairs=self.repairs)
+
+    rows = [
+        *metric("m", [1.0, 2.0]),
+        {"attribute_path": "odd", "attribute_type": "tensor"},
+        {"attribute_path": "odd", "attribute_type": "float_series", "float_value": 1.0, "timestamp": START},
+        *metric("grid", [None], start=None),
+        {**files("pictures", [b""])[0], "file_value": None, "_content": None},
+    ]
+    repairs = {"foreign_rows": 1, "unusable_rows": 2, "phantom_rows": 1, "lost_files": 1}
+    source = Strict(tmp_path / "export", rows, repairs)
+    mixed = pa.concat_tables([pq.read_table(source.parts[1]), as_table("ws/other", "a", [param("x", 1)])])
+    pq.write_table(mixed, source.parts[1])
+    settings = LakeSettings(root=str(tmp_path / "lake"))
+    LakeWriter(settings, source).write_project(P)
+    run = Lake(settings).project(P).run("a")
+    assert run.record.in_place is not None
+    assert [row["float_value"] for row in read(run)] == [1.0, 2.0]
+
+
 def test_in_place_parts_that_changed_are_not_read(tmp_path: Path) -> None:
     source = ForeignExport(tmp_path / "export", FOREIGN, REPAIRS)
     settings = LakeSettings(root=str(tmp_path / "lake"))
