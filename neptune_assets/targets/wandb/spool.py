@@ -83,9 +83,9 @@ class SortedSpool:
             "preserve_insertion_order": False,
         }
         with duckdb.connect(config=config) as connection:
-            rows = connection.execute(
+            rows = connection.sql(
                 f"SELECT * FROM read_parquet(?) ORDER BY {', '.join(self._keys)}",  # noqa: S608 (column names of ours)
-                [str(Path(self._directory.name) / "rows.parquet")],
+                params=[str(Path(self._directory.name) / "rows.parquet")],
             )
             reader: Any = rows.to_arrow_reader(batch_rows)
             for batch in reader:

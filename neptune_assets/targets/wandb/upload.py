@@ -29,9 +29,9 @@ Hashes = npt.NDArray[np.uint64]
 
 def row_hashes(log: Path) -> Hashes:
     """Return a hash for each history row of a ``.wandb`` file."""
-    record, found = protobuf().Record(), bytearray()
+    parse, found = protobuf().Record.FromString, bytearray()
     for payload in read_log(log):
-        record.ParseFromString(payload)
+        record = parse(payload)
         if record.WhichOneof("record_type") == "history":
             body = record.history.SerializeToString(deterministic=True)
             found += hashlib.blake2b(body, digest_size=8).digest()
@@ -99,10 +99,10 @@ def _rest(project: StagedProject, directory: Path, log: Path, held: int) -> Path
     rest = project.new() / directory.name
     rest.mkdir()
     (rest / "files").symlink_to(directory / "files", target_is_directory=True)
-    record, seen = protobuf().Record(), 0
+    parse, seen = protobuf().Record.FromString, 0
     with LogWriter(rest / log.name) as writer:
         for payload in read_log(log):
-            record.ParseFromString(payload)
+            record = parse(payload)
             if record.WhichOneof("record_type") == "history":
                 seen += 1
                 if seen <= held:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
 from neptune_assets.targets.wandb.columns import Ints, codes, microsteps, plain, present
+from neptune_assets.targets.wandb.gathering import EXACT
 from neptune_assets.targets.wandb.mapping import AXIS, Layout, parameters
 from neptune_assets.targets.wandb.media import sha256_of
 from neptune_assets.targets.wandb.records import json_text, protobuf
 from neptune_assets.targets.wandb.series import histogram, text_row, texts
-from neptune_assets.targets.wandb.staging import EXACT, INDEX, OURS
+from neptune_assets.targets.wandb.staging import INDEX, OURS
 from neptune_assets.targets.wandb.transaction_log import read_log
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ class ContentReader:
 
     def read(self, path: Path) -> Content:
         """Return what the file holds. Raises TargetError if it is damaged."""
-        content, record = self._content, protobuf().Record()
+        content, parse = self._content, protobuf().Record.FromString  # parsing into one message again keeps its memory
         for payload in read_log(path):
             if content.finished:
                 content.problems.append("there are records after the last one")
-            record.ParseFromString(payload)
+            record = parse(payload)
             kind = record.WhichOneof("record_type")
             if kind == "history":
                 self._row(record.history)
