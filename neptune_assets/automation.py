@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -15,7 +16,7 @@ from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.settings import AutomationSettings
 
 
-def on_changed_data() -> dg.AutomationCondition[dg.AssetKey]:
+def on_changed_data() -> dg.AutomationCondition[Any]:
     """Run once after an upstream's data version changed, when nothing upstream is missing or still running."""
     changed = dg.AutomationCondition.any_deps_match(
         dg.AutomationCondition.data_version_changed() | dg.AutomationCondition.newly_missing()

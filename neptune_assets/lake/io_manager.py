@@ -1,7 +1,8 @@
 """The lake as a Dagster IO manager: a project goes in run by run, a handle on the project comes out.
 
 Belongs here: Dagster's view of the lake (data version, metadata). Writing itself is
-:class:`~neptune_assets.lake.writer.LakeWriter`, reading :class:`~neptune_assets.lake.reader.Lake`; both know no Dagster.
+:class:`~neptune_assets.lake.writer.LakeWriter`, reading
+:class:`~neptune_assets.lake.reader.Lake`; both know no Dagster.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from neptune_assets.errors import SettingsError
 from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 
@@ -12,7 +13,8 @@ def open_source(settings: Settings) -> Source:
         from neptune_assets.sources.export.source import Export
 
         return Export(settings.source.export, settings.filters)
-    assert settings.source.offline is not None  # the settings' validator allows exactly one kind
-    from neptune_assets.sources.offline.source import Offline
+    if settings.source.offline is not None:
+        from neptune_assets.sources.offline.source import Offline
 
-    return Offline(settings.source.offline, settings.filters)
+        return Offline(settings.source.offline, settings.filters)
+    raise SettingsError("The settings name no source.", hint="Give source.export or source.offline.")

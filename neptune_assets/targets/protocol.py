@@ -27,8 +27,8 @@ class Dropped:
 class Plan:
     """What loading one run will do, made without writing anything.
 
-    ``names`` maps attribute paths to the target's names, only where the two differ, and is reversible. ``step_multiplier`` is the
-    power of ten that makes all steps whole where the target only knows whole steps, else 1.
+    ``names`` maps attribute paths to the target's names, only where the two differ, and is reversible.
+    ``step_multiplier`` is the power of ten that makes all steps whole where the target only knows whole steps, else 1.
     """
 
     run_id: str
@@ -106,7 +106,7 @@ class Target(Protocol):
         """Say what loading the run will do. Writes nothing."""
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
-        """Find a run by its external key. None only if it is surely absent; raises on doubt (two of them, no answer)."""
+        """Find a run by its external key. None only if surely absent; raises on doubt (two of them, no answer)."""
 
     def replace(self, run: LakeRun, plan: Plan) -> Receipt:
         """Make the target hold exactly this run; the only method that writes runs. The digest goes in last."""

@@ -109,7 +109,7 @@ def report(arguments: argparse.Namespace, work: Path) -> None:
 
     seconds, megabytes, _ = run_lake(work / "lake", export, project, work)
     size = tree_bytes(work / "lake" / "data", "*.parquet")
-    ratio = size / tree_bytes(export / "data", "*.parquet")
+    ratio = size / exported
     print(f"lake: {seconds:.1f} s, peak {megabytes:.0f} MB, {size / 1e6:.1f} MB = {ratio:.2f} of the export's size")
     if arguments.long:
         long_export, _ = generate(work / "long", arguments.runs, arguments.points * 10)
@@ -117,18 +117,20 @@ def report(arguments: argparse.Namespace, work: Path) -> None:
         print(f"lake, ten times the points: {seconds:.1f} s, peak {megabytes:.0f} MB")
         shutil.rmtree(work / "long")
         shutil.rmtree(work / "long_lake")
-    if peer is None:
-        print("summary, MLflow and W&B beside the peer: not measured, give --peer-python and --peer-src")
-    for name in ("summary", "mlflow_load", "wandb_load"):
-        command = [sys.executable, "-m", f"neptune_assets_tests.benchmarks.{name}", "--lake", str(work / "lake")]
-        if name == "summary":
-            command += ["--export", str(export)]
-        else:
-            command += ["--slow-runs", str(arguments.slow_runs)]
-        if peer is not None:
-            command += ["--peer-python", arguments.peer_python, "--peer-src", arguments.peer_src]
-        _, _, text = measure(command, peer_env if peer else None)
-        print(text.strip())
+    peer_options = ["--peer-python", arguments.peer_python, "--peer-src", arguments.peer_src]
+    if not arguments.peer_python:
+        print("beside neptune-exporter: not measured, give --peer-python and --peer-src")
+        return
+    runs, steps = str(arguments.runs), str(arguments.points)
+    slow = str(arguments.slow_runs)
+    for module, options in {
+        "summary": ["--runs", runs, "--points", steps],
+        "mlflow_load": ["--runs", runs, "--series", "40", "--points", steps, "--slow-runs", slow],
+        "wandb_load": ["--runs", runs, "--steps", steps, "--peer-runs", slow],
+    }.items():
+        command = [sys.executable, "-m", f"neptune_assets_tests.benchmarks.{module}", *options, *peer_options]
+        _, _, text = measure(command)
+        print(f"── {module}\n{text.strip()}")
 
 
 def generate(out: Path, runs: int, points: int) -> tuple[Path, str]:

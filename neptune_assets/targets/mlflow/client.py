@@ -90,11 +90,11 @@ class Client:
                 location = f"{root.rstrip('/')}/{safe_name(name)}" if root else None
                 try:
                     found = self.api.get_experiment(self.api.create_experiment(name, artifact_location=location))
-                except MlflowException as error:
+                except MlflowException:
                     # Another load created it at the same moment.
                     found = self.api.get_experiment_by_name(name)
                     if found is None:
-                        raise error
+                        raise
         if found.lifecycle_stage != "active":
             raise TargetError(
                 f"MLflow experiment {name!r} is deleted.",
