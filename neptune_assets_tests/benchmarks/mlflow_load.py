@@ -116,9 +116,8 @@ def main() -> None:
         run_ids = list(Lake(settings).project(project).records())
         points, seconds = ours(settings, project, work / "ours")
         rate = points / seconds
-        print(
-            f"MLflow, ours: {points:,} points of {len(run_ids):,} runs in {seconds:.2f} s: {rate:,.0f} points/s, verified"
-        )
+        loaded = f"{points:,} points of {len(run_ids):,} runs"
+        print(f"MLflow, ours: {loaded} in {seconds:.2f} s, verified: {rate:,.0f} points/s")
         if not (options.peer_python and options.peer_src):
             print("MLflow, neptune-exporter: not measured (no --peer-python and --peer-src)")
             return

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import sqlalchemy as sa
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 
@@ -28,6 +29,7 @@ METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 
 _INDEXED: Final = (mapping.KEY, mapping.RUN_ID, mapping.DIGEST, mapping.MAPPING, mapping.PARENT_KEY)
 _ROWS: Final = 10_000
+_ROWS_READ: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +125,22 @@ class Database:
 
     def points(self, uuid: str) -> Iterator[Points]:
         """Read the metric points of a run in portions."""
-        query = sa.select(METRICS.c.key, METRICS.c.step, METRICS.c.timestamp, METRICS.c.value, METRICS.c.is_nan)
+        columns = (METRICS.c.key, METRICS.c.step, METRICS.c.timestamp, METRICS.c.value, METRICS.c.is_nan)
+        query = sa.select(*columns).where(METRICS.c.run_uuid == sa.bindparam("uuid"))
         with self.reading() as tx:
-            result = tx.execution_options(yield_per=65_536).execute(query.where(METRICS.c.run_uuid == uuid))
-            for rows in result.partitions():
-                keys, steps, times, values, is_nan = zip(*rows, strict=True)
-                distinct, codes = np.unique(np.asarray(keys, dtype=object), return_inverse=True)
-                yield Points(
-                    distinct.tolist(),
-                    codes.astype(np.intp),
-                    np.asarray(steps, np.int64),
-                    np.asarray(times, np.int64),
-                    np.asarray(values, np.float64) + 0.0,
-                    np.asarray(is_nan, np.bool_),
-                )
+            if not self._sqlite:
+                result = tx.execution_options(yield_per=_ROWS_READ).execute(query, {"uuid": uuid})
+                for portion in result.partitions():
+                    yield _points([tuple(row) for row in portion])
+                return
+            # As in writing: plain tuples from the driver, without a layer that wraps each.
+            cursor = tx.connection.cursor()
+            try:
+                cursor.execute(str(query.compile(self.engine)), (uuid,))
+                while rows := cursor.fetchmany(_ROWS_READ):
+                    yield _points(rows)
+            finally:
+                cursor.close()
 
     def latest(self, uuid: str) -> dict[str, tuple[int, int, float, bool]]:
         """Return what MLflow shows as the latest value of each metric: key -> (step, time, value, is_nan)."""
@@ -214,6 +218,20 @@ class Transaction:
                 portion = []
         if portion:
             self._tx.execute(statement, portion)
+
+
+def _points(rows: Sequence[tuple[Any, ...]]) -> Points:
+    """Turn rows of (key, step, time, value, is_nan) into columns."""
+    keys, steps, times, values, is_nan = zip(*rows, strict=True)
+    encoded = pa.array(keys, pa.string()).dictionary_encode()
+    return Points(
+        encoded.dictionary.to_pylist(),
+        encoded.indices.to_numpy().astype(np.intp),
+        np.array(steps, np.int64),
+        np.array(times, np.int64),
+        np.array(values, np.float64) + 0.0,
+        np.array(is_nan, np.bool_),
+    )
 
 
 def _begin_sqlite(tx: sa.Connection) -> None:
