@@ -97,10 +97,6 @@ def main() -> None:
 def report(arguments: argparse.Namespace, work: Path) -> None:
     """Measure everything and print it."""
     print(f"machine: {platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    peer = (
-        [arguments.peer_python, "-m", "neptune_exporter.main"] if arguments.peer_python and arguments.peer_src else None
-    )
-    peer_env = {"PYTHONPATH": arguments.peer_src}
     export, project = generate(work / "export", arguments.runs, arguments.points)
     points = arguments.runs * 40 * arguments.points
     print(
