@@ -81,6 +81,7 @@ class SortedSpool:
             "temp_directory": str(Path(self._directory.name) / "sort"),
             "threads": 1,
             "preserve_insertion_order": False,
+            "enable_progress_bar": False,
         }
         with duckdb.connect(config=config) as connection:
             rows = connection.sql(
