@@ -6,10 +6,12 @@ import json
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Mapping
 from contextlib import closing
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -35,7 +37,7 @@ def migrated_database() -> Path:
 class MlflowPlace:
     """The default: a SQLite file beside the lake, written directly."""
 
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, root: Path) -> None:
         self.root = root

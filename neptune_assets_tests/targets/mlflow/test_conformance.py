@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from neptune_assets_tests.conformance.targets import TargetContract
@@ -35,7 +36,7 @@ class TestDirectIntoSqlite(_Mlflow):
 class ClientPlace(MlflowPlace):
     """The same database through MLflow's client, as an untested schema is loaded."""
 
-    options: ClassVar = {"direct": False}
+    options = MappingProxyType({"direct": False})
 
 
 class TestThroughMlflowsClient(_Mlflow):
