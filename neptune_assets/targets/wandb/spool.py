@@ -81,9 +81,9 @@ class SortedSpool:
             "temp_directory": str(Path(self._directory.name) / "sort"),
             "threads": 1,
             "preserve_insertion_order": False,
-            "enable_progress_bar": False,
         }
         with duckdb.connect(config=config) as connection:
+            connection.execute("SET enable_progress_bar = false")
             rows = connection.sql(
                 f"SELECT * FROM read_parquet(?) ORDER BY {', '.join(self._keys)}",  # noqa: S608 (column names of ours)
                 params=[str(Path(self._directory.name) / "rows.parquet")],
