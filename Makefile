@@ -11,6 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # The console's own colours and pagers have no place in a log.
 export PYTHONUNBUFFERED := 1
 
+MATERIALIZE := $(BIN)/dagster asset materialize -m neptune_assets.definitions
 DEMO_PROJECTS := demo/vision demo/tabular
 DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
@@ -29,13 +30,14 @@ $(VENV)/.installed: pyproject.toml uv.lock
 	@touch $@
 
 demo: install ## Take the sample recordings through every asset, then print what was read, written, loaded and verified
-	@rm -rf data/demo
-	@$(BIN)/dg utils refresh-defs-state
+	@rm -rf data/demo && mkdir -p data/demo
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/dg utils refresh-defs-state > data/demo/discovery.log 2>&1 || { cat data/demo/discovery.log; exit 1; }
 	@for project in $(DEMO_PROJECTS); do \
-	  echo "── $$project"; \
-	  $(BIN)/dagster asset materialize -m neptune_assets.definitions --select '$(DEMO_STAGES)' --partition "$$project" || exit 1; \
+	  log="data/demo/$${project//\//-}.log"; echo "materializing $$project (log: $$log)"; \
+	  $(MATERIALIZE) --select '$(DEMO_STAGES)' --partition "$$project" > "$$log" 2>&1 || { tail -n 40 "$$log"; exit 1; }; \
 	done
-	@$(BIN)/dagster asset materialize -m neptune_assets.definitions --select 'key:"demo/summary/neptune_duckdb"'
+	@echo "building neptune.duckdb"
+	@$(MATERIALIZE) --select 'key:"demo/summary/neptune_duckdb"' > data/demo/database.log 2>&1 || { tail -n 40 data/demo/database.log; exit 1; }
 	@$(BIN)/python demo/report.py --lake data/demo
 
 dev: install ## Open the Dagster UI on http://127.0.0.1:3000

@@ -99,9 +99,8 @@ def report(arguments: argparse.Namespace, work: Path) -> None:
     print(f"machine: {platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     export, project = generate(work / "export", arguments.runs, arguments.points)
     points = arguments.runs * 40 * arguments.points
-    print(
-        f"data: {arguments.runs} runs, {points:,} points, {tree_bytes(export / 'data', '*.parquet') / 1e6:.1f} MB of Parquet"
-    )
+    exported = tree_bytes(export / "data", "*.parquet")
+    print(f"data: {arguments.runs} runs, {points:,} points, {exported / 1e6:.1f} MB of Parquet")
 
     seconds, megabytes, _ = run_lake(work / "lake", export, project, work)
     size = tree_bytes(work / "lake" / "data", "*.parquet")
