@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import LakeError, UnknownProjectError, UnsafePathError
 from neptune_assets.lake.digest import RunDigest, digest_of_project
 from neptune_assets.lake.in_place import AGAIN, rows_in_place, storage_in_place
-from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.layout import MANIFEST, Layout
 from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
 from neptune_assets.lake.parts import open_parquet, part_generation
 from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
-from neptune_assets.lake.storage import Storage
+from neptune_assets.lake.storage import Storage, storage_errors
 from neptune_assets.schema import SCHEMA, AttributeType, Scope
 from neptune_assets.settings import LakeSettings
 
@@ -45,12 +45,11 @@ class Lake:
         base = self.layout.base(scope)
         inner = "" if scope is Scope.RUNS else f"/{scope.value}"
         found = []
-        for name in self.storage.names(base):
-            if name.startswith("."):
-                continue
-            known = project_of_manifest(self.storage, f"{base}/{name}{inner}/.manifest")
-            if known is not None:
-                found.append(known[0])
+        with storage_errors(self.storage, "Reading the lake"):
+            for name in self.storage.names(base):
+                known = project_of_manifest(self.storage, f"{base}/{name}{inner}/{MANIFEST}")
+                if known is not None:
+                    found.append(known[0])
         return sorted(found)
 
     def project(self, project_id: str, scope: Scope = Scope.RUNS) -> LakeProject:
@@ -66,7 +65,8 @@ class LakeProject:
         self.project_id = project_id
         self.scope = scope
         self._store = ManifestStore(lake.storage, lake.layout, project_id, scope)
-        manifest = self._store.read()
+        with storage_errors(lake.storage, f"Reading {project_id!r} in the lake"):
+            manifest = self._store.read()
         if manifest is None:
             raise UnknownProjectError(
                 f"The lake at {lake.storage.url(lake.storage.root)} holds no {scope.value} of project {project_id!r}.",
@@ -180,7 +180,7 @@ class LakeRun:
             for batch in batches:
                 rows += batch.num_rows
                 yield batch
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise LakeError(
                 f"A Parquet part of run {self.run_id!r} of {self.project_id!r} cannot be read: {error}.", hint=AGAIN
             ) from error

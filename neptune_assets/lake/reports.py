@@ -34,7 +34,8 @@ class RunIssue:
 
 @dataclass(slots=True)
 class WriteReport:
-    """What one materialization did. Lists hold run ids; rows, bytes and files count what was written now.
+    """What one materialization did. Lists hold run ids; rows count what was
+    recorded now, bytes and files what was copied into the lake for it.
 
     ``new``, ``changed``, ``retried`` (partial before) and ``skipped`` part the runs that the source has, except those
     in ``failed`` (id to message), whose last good version stays. ``partial`` lists the runs of all these that are

@@ -114,13 +114,17 @@ class RunSorter:
             self._directory = Path(tempfile.mkdtemp(prefix="neptune_assets-sort-", dir=self._scratch))
         path = self._directory / f"{len(list(self._directory.iterdir())):06d}-{len(self._stretches)}.arrow"
         writer: Any = None
-        with pa.OSFile(str(path), "wb") as sink:
-            for batch in batches:
-                if writer is None:
-                    writer = pa.ipc.new_file(sink, batch.schema)
-                writer.write_batch(batch)
-            if writer is not None:
-                writer.close()
+        try:
+            with pa.OSFile(str(path), "wb") as sink:
+                for batch in batches:
+                    if writer is None:
+                        writer = pa.ipc.new_file(sink, batch.schema)
+                    writer.write_batch(batch)
+                if writer is not None:
+                    writer.close()
+        except OSError as error:
+            # Arrow does not say which file it could not write.
+            raise OSError(error.errno, f"sorting a large run on disk: {error}", str(path)) from error
         return path
 
     def _merged(self, ranks: npt.NDArray[np.int32]) -> Iterator[pa.RecordBatch]:

@@ -33,6 +33,7 @@ class Staging:
         self._project_id = project_id
         self._project = layout.project(project_id, scope)
         self._root = layout.staging(project_id, scope)
+        self._manifest = layout.manifest(project_id, scope)
         self._files = layout.files(project_id, scope)
         self._files_staging = layout.files_staging(project_id, scope)
 
@@ -114,6 +115,9 @@ class Staging:
         committed = {record.generation: record for record in manifest.records.values()}
         finished: list[str] = []
         self._storage.delete_tree(self._files_staging)
+        for name in self._storage.names(self._manifest):
+            if name.endswith(".tmp"):
+                self._storage.delete(f"{self._manifest}/{name}")
         for generation in self._generations():
             record = committed.get(generation)
             if record is not None:

@@ -21,6 +21,9 @@ from fsspec.implementations.local import LocalFileSystem
 from neptune_assets.errors import LakeError, SettingsError
 from neptune_assets.settings import StorageSettings
 
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers that say that a disk, a quota or a file is full."""
+
 BLOCK: Final = 1 << 20
 """Bytes read or written at once when streaming."""
 
@@ -249,26 +252,44 @@ def sync_directory(path: str) -> None:
 
 @contextmanager
 def storage_errors(storage: Storage, doing: str) -> Iterator[None]:
-    """Turn an OSError while ``doing`` something into a LakeError that names the path and the free space."""
+    """Turn an OSError, or a store that does not answer, while ``doing`` something into a LakeError with a next action.
+
+    The message names the path and, on local disks, the free space.
+    """
     try:
         yield
     except OSError as error:
-        place = error.filename or storage.root
-        free = None
+        raise _lake_error(storage, doing, error) from error
+    except Exception as error:
+        if not type(error).__module__.startswith(_CLIENTS):
+            raise
+        raise _lake_error(storage, doing, error) from error
+
+
+_CLIENTS: Final = ("botocore.", "aiobotocore.", "aiohttp.", "gcsfs.", "google.", "azure.")
+"""Packages of object stores' clients, whose errors are not all OSErrors."""
+
+
+def _lake_error(storage: Storage, doing: str, error: Exception) -> LakeError:
+    place = getattr(error, "filename", None) or storage.url(storage.root)
+    number = getattr(error, "errno", None)
+    space = ""
+    if storage.local:
         try:
-            free = storage.free_bytes()
-        except OSError:
-            free = None
-        space = "" if free is None else f" ({free / 1e6:,.1f} MB free)"
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            hint = (
-                "Make room on that disk (or raise the file size limit) and materialize again; finished runs are kept."
-            )
-        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            hint = "Let this user write there, or set lake.root to a place it may write, and materialize again."
-        else:
-            hint = "Check that the lake's storage can be reached and written, then materialize again."
-        raise LakeError(f"{doing} failed at {place}{space}: {error.strerror or error}.", hint=hint) from error
+            space = f" ({(storage.free_bytes() or 0) / 1e6:,.1f} MB free)"
+        except OSError as second:
+            space = f" (free space unknown: {second.strerror})"
+    if number in DISK_FULL:
+        hint = "Make room on that disk (or raise the file size limit) and try again; finished runs are kept."
+    elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        hint = "Let this user read and write there, or set lake.root to a place where it may, and try again."
+    else:
+        hint = "Check that the lake's storage can be reached, read and written, then try again."
+    reason = getattr(error, "strerror", None) or str(error)
+    result = LakeError(f"{doing} failed at {place}{space}: {reason}.", hint=hint)
+    # An object store may answer the next time; a local disk does not heal by itself.
+    result.transient = not storage.local and number not in {errno.EACCES, errno.EPERM}
+    return result
 
 
 def _precondition_failed(error: OSError) -> bool:

@@ -26,7 +26,7 @@ from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
-from neptune_assets.lake.storage import Storage, storage_errors
+from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows, Source
@@ -267,8 +267,11 @@ class _ProjectWrite:
             self._staging.discard(builder.generation)
             self._fail(run_id, f"Its rows cannot be understood: {error}")
             return True
-        except BaseException:
+        except BaseException as error:
             self._staging.discard(builder.generation)
+            if in_place is not None and isinstance(error, OSError) and error.errno not in DISK_FULL:
+                # Nothing was being written: the export's own parts cannot be read as they are.
+                return False
             raise
         finally:
             reading.close()
@@ -283,7 +286,7 @@ class _ProjectWrite:
         """True if reading a run in place, without its source, gives the rows that the source gave."""
         try:
             return digest_in_place(record, self._project_id, self._settings) == record.digest
-        except (LakeError, ValueError, pa.ArrowException):
+        except (LakeError, ValueError, OSError, pa.ArrowException):
             return False
 
     def _commit(self, record: RunRecord) -> None:
@@ -319,9 +322,10 @@ class _ProjectWrite:
             report.unchanged_content.append(record.run_id)
         elif record.in_place is None:
             report.bytes += sum(part.bytes for part in record.parts) + sum(item.size for item in record.files)
-        for kind, count in record.rows.items():
-            report.rows[kind] = report.rows.get(kind, 0) + count
-        report.files += len(record.files)
+            report.files += len(record.files)
+        if not kept:
+            for kind, count in record.rows.items():
+                report.rows[kind] = report.rows.get(kind, 0) + count
         for name, count in record.repairs.items():
             if name not in NOT_COUNTS:
                 report.repairs[name] = report.repairs.get(name, 0) + count

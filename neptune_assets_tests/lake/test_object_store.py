@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from neptune_assets.errors import LakeBusyError, SettingsError
+from neptune_assets.errors import LakeBusyError, LakeError, SettingsError
 from neptune_assets.lake.lock import project_lock
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
@@ -183,3 +183,17 @@ def test_a_missing_secret_is_named(endpoint: str, monkeypatch: pytest.MonkeyPatc
         Storage("s3://bucket/x", settings)
     with pytest.raises(SettingsError, match="cannot be opened"):
         Storage("nosuchprotocol://x")
+
+
+def test_a_store_that_does_not_answer_is_an_error_that_may_heal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    options = {"endpoint_url": "http://127.0.0.1:9", "anon": True}
+    settings = LakeSettings(root="s3://bucket/x", storage=StorageSettings(options=options))
+    calls = (
+        lambda: Lake(settings).projects(),
+        lambda: write_lake(settings, make_source({P: {"a": rows(1)}})),
+    )
+    for call in calls:
+        with pytest.raises(LakeError, match="s3://bucket/x") as error:
+            call()
+        assert error.value.transient

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,6 +113,16 @@ def test_a_part_of_another_commit_is_not_read(tmp_path: Path) -> None:
         read(lake.project(P).run("a"))
     part.unlink()
     with pytest.raises(LakeError, match="is missing"):
+        read(lake.project(P).run("a"))
+
+
+def test_damage_in_the_middle_of_a_part_is_named(tmp_path: Path) -> None:
+    lake = make_lake(tmp_path, {P: {"a": texts("log", [os.urandom(50).hex() for _ in range(1000)])}})
+    (part,) = (tmp_path / "data" / safe_name(P)).glob("*.parquet")
+    raw = bytearray(part.read_bytes())
+    raw[2000:9000] = os.urandom(7000)
+    part.write_bytes(raw)
+    with pytest.raises(LakeError, match="cannot be read"):
         read(lake.project(P).run("a"))
 
 

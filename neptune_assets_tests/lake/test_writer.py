@@ -5,6 +5,8 @@ import math
 import os
 import resource
 import signal
+import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -470,6 +472,36 @@ def test_a_full_disk_names_place_and_space_and_keeps_finished_runs(tmp_path: Pat
     assert list((tmp_path / "lake" / "data" / DIRECTORY / ".staging").iterdir()) == []
     assert write(tmp_path / "lake", source).new == ["b"]
     assert len(rows_of(tmp_path / "lake", "b")) == 2000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return the directory of a file system of 2 MB; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("what", ["rows", "file", "sorting"])
+def test_a_disk_that_is_really_full(small_disk: Path, tmp_path: Path, what: str) -> None:
+    big = texts("log", [os.urandom(500).hex() for _ in range(6000)])
+    rows = [file("f", os.urandom(3_000_000))] if what == "file" else big
+    source = TableSource({P: {"a": run(metric("m", [1.0]), "a"), "b": run(rows, "b")}})
+    lake = tmp_path / "lake" if what == "sorting" else small_disk / "lake"
+    options: dict[str, Any] = {"rows_in_memory": 1000, "scratch": str(small_disk)} if what == "sorting" else {}
+    with pytest.raises(LakeError, match=r"No space left|sorting a large run on disk") as error:
+        write(lake, source, **options)
+    assert str(small_disk) in str(error.value)
+    assert "Make room" in str(error.value)
+    assert list(Lake(LakeSettings(root=str(lake))).project(P).records()) == ["a"]
+    left = [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size > 10_000]
+    assert left == []
+    source.content[P]["b"] = run(metric("m", [2.0]), "b")
+    assert write(lake, source, **options).new == ["b"]
+    assert len(rows_of(lake, "b")) == 1
 
 
 def test_a_lake_that_cannot_be_written_says_so(tmp_path: Path) -> None:
