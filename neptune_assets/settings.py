@@ -222,7 +222,8 @@ class MlflowTarget(dg.Model):
         default=None, ge=1, description="Steps are multiplied by this; chosen from the data if left out."
     )
     direct: bool = Field(
-        default=True, description="Write metrics straight into the tracking database when the URI is a database."
+        default=True,
+        description="Write straight into the tracking database when it is a SQLite file of a tested schema.",
     )
 
 

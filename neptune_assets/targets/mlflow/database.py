@@ -24,6 +24,9 @@ from neptune_assets.targets.mlflow.points import Latest, Points
 TESTED_REVISIONS: Final = frozenset({"dc11669786a5"})
 """Alembic revisions of MLflow's schema that a direct load was tested with (MLflow 3.17)."""
 
+DIRECT_DIALECTS: Final = frozenset({"sqlite"})
+"""Databases that a direct load was tested with; all others go through MLflow's own client."""
+
 RUNS, TAGS, PARAMS = SqlRun.__table__, SqlTag.__table__, SqlParam.__table__
 METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 

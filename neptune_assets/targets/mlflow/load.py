@@ -22,7 +22,7 @@ from neptune_assets.schema import AttributeType
 from neptune_assets.targets.mlflow import artifacts, mapping, rest, verify
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
-from neptune_assets.targets.mlflow.database import PARAMS, TAGS, TESTED_REVISIONS, Database, HeldRun
+from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, PARAMS, TAGS, TESTED_REVISIONS, Database, HeldRun
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.points import PointStream
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Verdict
@@ -48,7 +48,7 @@ class MlflowTarget:
     def check(self) -> None:
         """Raise TargetError with the next action if MLflow cannot be used; creates and migrates a new database."""
         self._client.check()
-        if self._connection.dialect is not None and self._settings.direct and self._database is None:
+        if self._connection.dialect in DIRECT_DIALECTS and self._settings.direct and self._database is None:
             log.warning(
                 "The schema of MLflow's database %s was not tested with direct loads: the slower client is used.",
                 self._connection.shown,
@@ -134,7 +134,7 @@ class MlflowTarget:
     @cached_property
     def _database(self) -> Database | None:
         """The tracking database, if it may be written directly."""
-        if self._connection.dialect is None or not self._settings.direct:
+        if self._connection.dialect not in DIRECT_DIALECTS or not self._settings.direct:
             return None
         if self._connection.database_file is not None and not self._connection.database_file.exists():
             self._client.check()
