@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from neptune_assets.assets.context import Migration, RefreshConfig
-from neptune_assets.assets.metadata import parquet_column_schema
+from neptune_assets.assets.metadata import parquet_column_schema, table
 from neptune_assets.checks import check_complete, check_files, check_schema
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.io_manager import ProjectStream
@@ -72,7 +72,7 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
             ),
         ],
     )
-    def table(context: dg.AssetExecutionContext, config: RefreshConfig) -> Iterator[Any]:
+    def lake(context: dg.AssetExecutionContext, config: RefreshConfig) -> Iterator[Any]:
         source: Source = getattr(context.resources, migration.source)
         stream = ProjectStream(source, context.partition_key, scope, config.full_refresh)
         # Dagster hands the output to the IO manager before it resumes this function: what follows sees it written.
@@ -82,5 +82,12 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
             yield check_complete(project, key)
             yield check_schema(project, key)
             yield check_files(project, key)
+        failed = stream.report.failed if stream.report is not None else {}
+        if failed:
+            run_id, message = next(iter(sorted(failed.items())))
+            raise dg.Failure(
+                f"{len(failed):,} runs could not be read, the first is {run_id!r}: {message} All others are in the lake.",
+                metadata={"failed_runs": dg.MetadataValue.md(table(["run", "reason"], sorted(failed.items())))},
+            )
 
-    return table
+    return lake
