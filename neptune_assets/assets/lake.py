@@ -86,7 +86,7 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
         if failed:
             run_id, message = next(iter(sorted(failed.items())))
             raise dg.Failure(
-                f"{len(failed):,} runs could not be read, the first is {run_id!r}: {message} All others are in the lake.",
+                f"{len(failed):,} runs could not be read, the first is {run_id!r}: {message}",
                 metadata={"failed_runs": dg.MetadataValue.md(table(["run", "reason"], sorted(failed.items())))},
             )
 
