@@ -64,20 +64,20 @@ def write_database(lake_settings: LakeSettings, summary_settings: SummarySetting
             hint="Set summary.database to a local path for neptune.duckdb.",
         )
     path = Path(summary_settings.database or layout.database()).absolute()
-    if "?" in str(path):
-        raise SettingsError(
-            f"DuckDB cannot keep a database at {str(path)!r}: it takes what follows the question mark for options.",
-            hint="Set summary.database to a path without one; the lake may stay where it is.",
-        )
+    for place, name in ((str(path), "summary.database"), (layout.root if storage.local else "", "lake.root")):
+        # DuckDB takes what follows a question mark in a database's name for options, and a backslash for a separator.
+        if "\\" in place or (name == "summary.database" and "?" in place):
+            raise SettingsError(
+                f"DuckDB cannot use the path {place!r}: it holds a question mark or a backslash.",
+                hint=f"Set {name} to a path without them.",
+            )
     with replacing(path) as temporary, duckdb.connect(str(temporary), config={"temp_directory": ""}) as con:
         con.execute("SET TimeZone = 'UTC'")
+        con.execute("SET enable_progress_bar = false")
         if not storage.local:
             con.register_filesystem(storage.filesystem)
-        elif "\\" in layout.root:
-            raise SettingsError(
-                f"The lake's path {layout.root!r} holds a backslash, which DuckDB takes for a separator in patterns.",
-                hint="Move the lake to a path without one.",
-            )
+        # One transaction: a hundred small ones would each wait for the disk.
+        con.begin()
         try:
             _create_views(con, storage, layout, lake_settings)
         except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
@@ -85,6 +85,7 @@ def write_database(lake_settings: LakeSettings, summary_settings: SummarySetting
                 f"The database cannot be built over {storage.url(storage.root)}: {error}",
                 hint="Materialize the summaries of the projects again.",
             ) from error
+        con.commit()
     return path
 
 

@@ -288,6 +288,8 @@ def connect(settings: SummarySettings, scratch: str) -> duckdb.DuckDBPyConnectio
         }
     )
     con.execute("SET TimeZone = 'UTC'")
+    # Slow queries would draw a bar on standard output, which belongs to whoever started this process.
+    con.execute("SET enable_progress_bar = false")
     return con
 
 
