@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, overload
 from zoneinfo import ZoneInfo, available_timezones
 
-import dagster as dg
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _SECRET = re.compile(r"secret|token|password|passwd|api_?key|credential|(^|_)key($|_)", re.IGNORECASE)
 
@@ -50,7 +49,13 @@ Moment = Annotated[str, AfterValidator(_moment)]
 EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
 
 
-class StorageSettings(dg.Model):
+class Model(BaseModel):
+    """Base of all settings: an unknown name is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StorageSettings(Model):
     """How to reach a file system that is not local (s3://, gs://, az://, any fsspec URL)."""
 
     options: dict[str, str | int | bool] = Field(
@@ -70,7 +75,7 @@ class StorageSettings(dg.Model):
         return self
 
 
-class ExportSource(dg.Model):
+class ExportSource(Model):
     """A directory that neptune-exporter wrote, local or at any fsspec URL. It is only ever read."""
 
     data: str = Field(description="The exporter's data directory: one directory a project, Parquet inside.")
@@ -104,7 +109,7 @@ class ExportSource(dg.Model):
         return self
 
 
-class OfflineSource(dg.Model):
+class OfflineSource(Model):
     """Folders recorded by neptune-scale or neptune-client that never reached a server. They are only ever read."""
 
     paths: list[str] = Field(description="Directories searched for recordings: `.neptune` folders or what holds them.")
@@ -118,7 +123,7 @@ class OfflineSource(dg.Model):
     )
 
 
-class SourceSettings(dg.Model):
+class SourceSettings(Model):
     """Where runs come from: exactly one kind."""
 
     export: ExportSource | None = Field(default=None, description="A neptune-exporter directory.")
@@ -134,7 +139,7 @@ class SourceSettings(dg.Model):
         return self
 
 
-class ProjectFilter(dg.Model):
+class ProjectFilter(Model):
     """Which projects; patterns are regular expressions searched in ``workspace/project``."""
 
     only: list[str] | None = Field(
@@ -144,7 +149,7 @@ class ProjectFilter(dg.Model):
     exclude: list[Pattern] = Field(default_factory=list, description="Leave out projects that match any of these.")
 
 
-class RunFilter(dg.Model):
+class RunFilter(Model):
     """Which runs, models and model versions; patterns are regular expressions searched in the run id."""
 
     ids: list[str] | None = Field(default=None, description="Exactly these run ids.")
@@ -159,7 +164,7 @@ class RunFilter(dg.Model):
     trashed: bool = Field(default=False, description="Keep runs in the trash.")
 
 
-class AttributeFilter(dg.Model):
+class AttributeFilter(Model):
     """Which attributes; patterns are regular expressions searched in the attribute's path."""
 
     include: list[Pattern] = Field(default_factory=list, description="Keep attributes that match any of these.")
@@ -170,7 +175,7 @@ class AttributeFilter(dg.Model):
     )
 
 
-class Filters(dg.Model):
+class Filters(Model):
     """What to take from the source. Everything, if nothing is said."""
 
     projects: ProjectFilter = Field(default_factory=ProjectFilter, description="Which projects.")
@@ -179,7 +184,7 @@ class Filters(dg.Model):
     model_registry: bool = Field(default=True, description="Take models and model versions, where the source has them.")
 
 
-class LakeSettings(dg.Model):
+class LakeSettings(Model):
     """Where the Parquet lake lies, and how much memory and disk writing it may use."""
 
     root: str = Field(description="Directory or fsspec URL of the lake.")
@@ -192,7 +197,7 @@ class LakeSettings(dg.Model):
     scratch: str | None = Field(default=None, description="Local directory for spilled runs; the system's if left out.")
 
 
-class SummarySettings(dg.Model):
+class SummarySettings(Model):
     """DuckDB summary tables and the database that people open."""
 
     database: str | None = Field(
@@ -202,7 +207,7 @@ class SummarySettings(dg.Model):
     threads: int = Field(default=2, ge=1, description="DuckDB's threads.")
 
 
-class MlflowTarget(dg.Model):
+class MlflowTarget(Model):
     """Load into MLflow through any tracking URI."""
 
     tracking_uri: str | None = Field(
@@ -227,7 +232,7 @@ class MlflowTarget(dg.Model):
     )
 
 
-class WandbTarget(dg.Model):
+class WandbTarget(Model):
     """Load into Weights & Biases: staged as offline runs, verified, then synced when a key is configured."""
 
     staging: str | None = Field(default=None, description="Directory for offline runs; beside the lake if left out.")
@@ -242,7 +247,7 @@ class WandbTarget(dg.Model):
     )
 
 
-class TargetSettings(dg.Model):
+class TargetSettings(Model):
     """Where to load runs. No target, if nothing is said."""
 
     mlflow: MlflowTarget | None = Field(default=None, description="MLflow.")
@@ -252,7 +257,7 @@ class TargetSettings(dg.Model):
     )
 
 
-class AutomationSettings(dg.Model):
+class AutomationSettings(Model):
     """What runs by itself. Schedules and sensors ship switched off; turn them on in the UI or here."""
 
     schedule: str = Field(default="0 3 * * *", description="Cron schedule of the backfill over all projects.")
@@ -263,7 +268,7 @@ class AutomationSettings(dg.Model):
     )
 
 
-class Settings(dg.Model):
+class Settings(Model):
     """One migration: a source, filters, a lake, and targets."""
 
     source: SourceSettings = Field(description="Where runs come from.")
