@@ -27,7 +27,7 @@ class TestDirectIntoSqlite(_Mlflow):
         f"{MODULE}.database:Transaction.delete",
         f"{MODULE}.database:Transaction.run",
         f"{MODULE}.artifacts:write_manifest",
-        f"{MODULE}.load:MlflowTarget._clear",
+        f"{MODULE}.direct:Direct._clear",
         f"{MODULE}.database:Transaction.texts",
         f"{MODULE}.database:Transaction.metrics",
     ]
@@ -43,7 +43,7 @@ class TestThroughMlflowsClient(_Mlflow):
     place_class = ClientPlace
     crash_points: ClassVar = [
         f"{MODULE}.artifacts:write_artifacts",
-        f"{MODULE}.load:MlflowTarget._discard",
+        f"{MODULE}.served:Served._discard",
         f"{MODULE}.rest:log_texts",
         f"{MODULE}.rest:log_metrics",
     ]
