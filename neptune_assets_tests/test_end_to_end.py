@@ -7,50 +7,17 @@ wandb's protobuf classes.
 from __future__ import annotations
 
 import math
-import struct
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
-import dagster as dg
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.build import build_defs, discover_projects
-from neptune_assets.settings import Settings
 from neptune_assets_tests.support import scale_recorder as logged
+from neptune_assets_tests.support.home import Home, bits, bring_home
 from neptune_assets_tests.support.wandb_files import read_wandb
-from neptune_assets_tests.targets.mlflow.place import Held, MlflowPlace
 
 STEPS = [Decimal(step) for step in logged.STEPS]
 TIMES = [logged.BASE + timedelta(milliseconds=1001 * number) for number in range(len(STEPS))]
-
-
-def bits(value: float) -> bytes:
-    """All NaN are one; everything else is itself, also -0.0."""
-    return b"nan" if math.isnan(value) else struct.pack(">d", value)
-
-
-@dataclass
-class Home:
-    """Where the recording came to."""
-
-    root: Path
-
-    def lake(self, run_id: str) -> list[dict[str, Any]]:
-        tables = [pq.read_table(part) for part in (self.root / "data").rglob("*_part_*.parquet")]
-        return [row for row in pa.concat_tables(tables).to_pylist() if row["run_id"] == run_id]
-
-    def summary(self, name: str, run_id: str) -> list[dict[str, Any]]:
-        (file,) = (self.root / "summary" / name).glob("*.parquet")
-        return [row for row in pq.read_table(file).to_pylist() if row["run_id"] == run_id]
-
-    def mlflow(self, run_id: str) -> Held:
-        (held,) = MlflowPlace(self.root.parent).held(logged.PROJECT)[run_id]
-        return held
 
 
 @pytest.fixture(scope="module")
@@ -58,29 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("everything")
     (folder / "recordings").mkdir()
     logged.record("everything", folder / "recordings")
-    root = folder / "lake"
-    MlflowPlace(folder)  # puts a migrated database there: MLflow's migrations take long
-    settings = Settings.model_validate(
-        {
-            "source": {"offline": {"paths": [str(folder / "recordings")]}},
-            "lake": {"root": str(root)},
-            "targets": {"mlflow": {}, "wandb": {}},
-        }
-    )
-    assert discover_projects(settings) == [logged.PROJECT]
-    defs = build_defs(settings, [logged.PROJECT], prefix="e")
-    everything = dg.AssetSelection.all() - dg.AssetSelection.assets("e/summary/neptune_duckdb")
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = dg.materialize(
-            list(defs.assets or ()),  # type: ignore[arg-type]
-            selection=everything,
-            partition_key=logged.PROJECT,
-            instance=instance,
-            resources=defs.resources,
-        )
-        assert result.success
-        assert all(check.passed for check in result.get_asset_check_evaluations())
-    return Home(root)
+    return bring_home(folder, {"paths": [str(folder / "recordings")]}, logged.PROJECT)
 
 
 def test_points_are_exact_in_the_lake(home: Home) -> None:
@@ -112,19 +57,12 @@ def test_texts_histograms_and_files_are_exact_in_the_lake(home: Home) -> None:
     (counts,) = [row["histogram_value"] for row in rows if row["attribute_path"] == "h/c"]
     assert (counts["type"], counts["edges"]) == ("COUNTING", logged.COUNTS[0])
     assert counts["values"] == [float(count) for count in logged.COUNTS[1]]
-    (files,) = (home.root / "files").iterdir()
-    content = {
-        row["attribute_path"]: (files / row["file_value"]["path"]).read_bytes()
-        for row in rows
-        if row["attribute_type"] == "file"
-    }
+    content = {row["attribute_path"]: home.file(row).read_bytes() for row in rows if row["attribute_type"] == "file"}
     assert content["f/bytes"] == logged.BYTES
     assert content["f/empty"] == b""
     assert content["f/path"] == logged.TEXT_FILE.encode()
-    series = {row["step"]: row["file_value"]["path"] for row in rows if row["attribute_type"] == "file_series"}
-    assert {step: (files / path).read_bytes() for step, path in series.items()} == {
-        Decimal(index): f"file {index}".encode() for index in (1, 2, 3)
-    }
+    series = {row["step"]: home.file(row).read_bytes() for row in rows if row["attribute_type"] == "file_series"}
+    assert series == {Decimal(index): f"file {index}".encode() for index in (1, 2, 3)}
 
 
 def test_the_summary_says_the_same(home: Home) -> None:

@@ -32,6 +32,34 @@ FILES = {"model.bin": b"weights", "tree/a.txt": b"a", "tree/deep/b.txt": b"bb", 
 PICTURE_SIZE = (3, 2)
 ARTIFACT_HASH = "0123456789abcdef" * 4
 
+SINGLES: dict[str, Any] = {
+    "p/float": 0.1,
+    "p/minus_zero": -0.0,
+    "p/tiny": 5e-324,
+    "p/huge": -1.7976931348623157e308,
+    "p/big": 2**31 - 1,
+    "p/small": -(2**31),
+    "p/yes": True,
+    "p/no": False,
+    "p/string": STRING,
+    "p/empty": "",
+    "p/longest": "x☃" * 8_192,
+    "p/when": WHEN,
+    "Case": 1,
+    "case": 2,
+    "a.b": 3,
+    "a_b": 4,
+    "ü ☃ 'quoted\"": "kept",
+    LONG_NAME: "long",
+    "deep/" * 250 + "leaf": "deep",
+}
+"""What :func:`hostile` assigns."""
+REFUSED: dict[str, Any] = {"r/nan": float("nan"), "r/inf": float("-inf"), "r/beyond": 2**53 + 1, "r/long": 2**31}
+"""What :func:`hostile` tries to assign: the client warns, and records none of it."""
+TAGS = {"one", "☃ two", "x,y"}
+TEXT_POINTS = [(0.25, 1_700_000_000_001, ""), (0.5, 1_700_000_000_002, "two\nlines\x00"), (7, 1_700_000_000_003, "🙂")]
+PICTURES = {0.5: "red", 3: "blue"}
+
 
 def record(scenario: str, folder: Path) -> None:
     """Run a scenario in its own process, with ``folder`` as its working directory."""
@@ -148,6 +176,44 @@ def everything() -> None:
     run.stop()
 
 
+def hostile() -> None:
+    """One run with every type of attribute that arrives whole, and values, names and steps that are easily damaged."""
+    from neptune.types import File
+    from PIL import Image
+
+    for name, content in FILES.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content)
+
+    run = _start(name="hostile ☃", description="two\nlines", tags=sorted(TAGS))
+    for path, value in (SINGLES | REFUSED).items():
+        run[path] = value
+    run["r/series"].append(float("nan"), step=1)
+    run["s/changed"].add(["x", "y", "", "z\n"])
+    run["s/changed"].remove("y")
+
+    for value, step, seconds, _ in POINTS:
+        for path in ("m/points", "M/points", "m.points", "m/" + LONG_NAME):
+            run[path].append(value, step=step, timestamp=seconds)
+    run["m/numbered"].extend([7.0, 8.0, 9.0])
+    for step, milliseconds, text in TEXT_POINTS:
+        run["m/texts"].append(text, step=step, timestamp=milliseconds / 1000)
+
+    run["f/path"].upload("model.bin")
+    run["f/text"].upload(File.from_content("text ☃", extension="md"))
+    run["f/bytes"].upload(File.from_stream(io.BytesIO(BYTES)))
+    run["f/empty"].upload(File.from_content(""))
+    run["f/a.b"].upload(File.from_content("dot"))
+    run["f/a_b"].upload(File.from_content("line"))
+    run["F/a.b"].upload(File.from_content("other case"))
+    run["f/set"].upload_files("tree/**/*.txt")
+    run["f/set"].upload_files(["model.bin"])
+    run["a/tracked"].track_files("tree")
+    for step, colour in PICTURES.items():
+        run["i/images"].append(File.as_image(Image.new("RGB", PICTURE_SIZE, colour)), step=step)
+    run.stop()
+
+
 def killed() -> None:
     """A run whose process dies while it logs."""
     run = _start(name="killed")
@@ -157,4 +223,4 @@ def killed() -> None:
 
 
 if __name__ == "__main__":
-    {"everything": everything, "killed": killed}[sys.argv[1]]()
+    {"everything": everything, "hostile": hostile, "killed": killed}[sys.argv[1]]()
