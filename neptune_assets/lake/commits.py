@@ -25,6 +25,7 @@ from neptune_assets.lake.repair import DUPLICATE_ROWS
 from neptune_assets.lake.rows import NONE, Attributes
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
+from neptune_assets.lake.statistics import RunStatistics
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS
 from neptune_assets.settings import LakeSettings
@@ -72,6 +73,7 @@ class RunBuilder:
         """Stage the run and return its record, not yet committed. Raises OSError if the lake cannot be written."""
         counts = np.zeros(len(sorter.attributes), np.int64)
         digest = RunDigest(sorter.attributes, lambda path, step, _: self._by_row.get((path, step), ()))
+        self.statistics = RunStatistics(sorter.attributes)
         if in_place is None:
             parts = self._stage(sorter, digest, counts)
         else:
@@ -119,6 +121,7 @@ class RunBuilder:
         self._note_facts(rows, ids, attributes)
         rows = self._with_files(rows, ids, attributes, in_place=in_place)
         digest.update(rows)
+        self.statistics.update(rows)
         return rows
 
     def _with_files(

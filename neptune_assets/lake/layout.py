@@ -152,6 +152,10 @@ class Layout:
         """Parquet file of one summary table of one project."""
         return f"{self.root}/summary/{table}/{safe_name(project_id)}.parquet"
 
+    def statistics(self, project_id: str) -> str:
+        """Directory with what the writer found out about a project's series, for the summary."""
+        return f"{self.root}/statistics/{safe_name(project_id)}"
+
     def ledger(self, target: str, project_id: str, extension: str) -> str:
         """File in which a target keeps its receipts of one project; ``extension`` without a dot."""
         return f"{self.root}/targets/{target}/{safe_name(project_id)}.{extension}"

@@ -123,6 +123,27 @@ class LakeProject:
             for record in self._records.values()
         }
 
+    def statistics(self) -> dict[str, str] | None:
+        """Return where the writer's statistics of series and parameters lie, as the summary's tables; None if nowhere.
+
+        See :mod:`neptune_assets.lake.statistics`: they may lack runs, and say for which digest of a run they hold.
+        """
+        if self.scope is not Scope.RUNS:
+            return None
+        storage, directory = self.lake.storage, self.lake.layout.statistics(self.project_id)
+        if not {"series.parquet", "params.parquet"} <= set(storage.names(directory)):
+            return None
+        return {f"{name}_facts": storage.url(f"{directory}/{name}.parquet") for name in ("series", "params")}
+
+    def intact(self) -> set[str]:
+        """Return the runs whose parts lie in the lake with the sizes they were written with, or are read in place."""
+        sizes = self.lake.storage.sizes(self.lake.layout.project(self.project_id, self.scope))
+        return {
+            record.run_id
+            for record in self._records.values()
+            if record.in_place is not None or all(sizes.get(part.name) == part.bytes for part in record.parts)
+        }
+
     def current_record(self, run_id: str) -> RunRecord | None:
         """Read the manifest again and return what it says of a run now."""
         manifest = self._store.read()

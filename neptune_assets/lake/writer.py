@@ -26,6 +26,7 @@ from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
+from neptune_assets.lake.statistics import StatisticsFiles
 from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
@@ -95,6 +96,7 @@ class _ProjectWrite:
         self._store = ManifestStore(storage, layout, project_id, scope)
         self._staging = Staging(storage, layout, project_id, scope)
         self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch)
+        self._statistics = StatisticsFiles(storage, layout, project_id, settings.scratch)
         self._report = WriteReport(project_id)
         self._manifest = Manifest(project_id)
         self._present: dict[str, int] = {}
@@ -115,7 +117,11 @@ class _ProjectWrite:
             # A project without runs exists too: its manifest says so.
             self._store.commit(self._manifest, [], written_at=now())
         tracker = _Tracker(self._report, self._files, infos, todo, progress, self._started)
-        self._write_runs(infos, todo, tracker)
+        try:
+            self._write_runs(infos, todo, tracker)
+            self._statistics.save(self._manifest.records)
+        finally:
+            self._statistics.close()
         if self._manifest.deltas > 1:
             self._lock.check()
             self._store.compact(self._manifest, written_at=now())
@@ -280,7 +286,14 @@ class _ProjectWrite:
         if run_id in self._copied_instead:
             record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
         self._commit(record)
+        self._keep_statistics(record, builder)
         return True
+
+    def _keep_statistics(self, record: RunRecord, builder: RunBuilder) -> None:
+        if self._scope is Scope.RUNS:
+            tables = builder.statistics.tables(record.run_id, record.digest)
+            if tables is not None:
+                self._statistics.add(record.run_id, record.digest, tables)
 
     def _reads_the_same(self, record: RunRecord) -> bool:
         """True if reading a run in place, without its source, gives the rows that the source gave."""

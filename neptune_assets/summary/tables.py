@@ -24,7 +24,7 @@ from neptune_assets.lake.parts import GENERATION
 from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.quoting import identifier, parquet, plain_path
-from neptune_assets.summary.rows import COLUMN_NAMES, project_rows, register_filesystems
+from neptune_assets.summary.rows import COLUMN_NAMES, Rows, project_rows, register_filesystems
 from neptune_assets.summary.writing import write_table
 
 if TYPE_CHECKING:
@@ -205,28 +205,61 @@ class Summary:
         self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {nothing}")
         for table, sql in scans.items():
             self._con.execute(f"CREATE TABLE {table} AS {sql}")
-        generations = {record.generation for record in self._project.records().values()}
-        for rows in project_rows(self._project):
-            try:
-                self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {rows.sql(self._empty_part)}")
-                for table, sql in scans.items():
-                    self._con.execute(f"INSERT INTO {table} {sql}")
-                if self.query("SELECT 1 FROM series_facts WHERE first_step <= -9e9 OR last_step >= 9e9 LIMIT 1"):
-                    self._con.execute(_sql("exact_ends"))
-                if not rows.repairs.in_place:
-                    self._check_generations(rows.parts, generations)
-            except duckdb.OutOfMemoryException as error:
-                raise LakeError(
-                    f"Summarizing {self.project_id} needs more memory than allowed: {error}",
-                    hint="Raise summary.memory_mb, or lower summary.threads.",
-                ) from error
-            except (duckdb.IOException, duckdb.InvalidInputException) as error:
-                raise LakeError(
-                    f"A Parquet part of {self.project_id} cannot be read: {error}",
-                    hint="Materialize the project's lake asset again, then the summary.",
-                ) from error
+        records = self._project.records()
+        known = self._take_statistics()
+        generations = {record.generation for record in records.values()}
+        for rows in project_rows(self._project, records.keys() - known):
+            self._scan_rows(rows, scans, generations)
         self._check_rows()
         self._con.execute(f"CREATE TABLE run_facts AS {_sql('run_facts')}")
+
+    def _take_statistics(self) -> set[str]:
+        """Take what the lake's writer found out, and return the runs that need no scan because of it."""
+        paths = self._project.statistics()
+        if paths is None:
+            return set()
+        intact = self._project.intact()
+        self._con.execute("CREATE TEMP TABLE intact AS SELECT unnest($1) AS run_id", [sorted(intact)])
+        for table, path in paths.items():
+            columns = ", ".join(identifier(row[0]) for row in self._con.execute(f"DESCRIBE {table}").fetchall())
+            self._con.execute(
+                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {parquet([plain_path(path)])} "  # noqa: S608
+                "SEMI JOIN manifest USING (run_id, digest) SEMI JOIN intact USING (run_id)"
+            )
+        records = self._project.records()
+        known = {run_id for run_id, rows in self._counted().items() if rows == records[run_id].total_rows}
+        # A run that is not there as a whole is scanned as a whole.
+        for table in paths:
+            self._con.execute(f"DELETE FROM {table} WHERE NOT list_contains($1, run_id)", [sorted(known)])  # noqa: S608
+        return known
+
+    def _scan_rows(self, rows: Rows, scans: dict[str, str], generations: set[str]) -> None:
+        try:
+            self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {rows.sql(self._empty_part)}")
+            for table, sql in scans.items():
+                self._con.execute(f"INSERT INTO {table} {sql}")
+            if self.query("SELECT 1 FROM series_facts WHERE first_step <= -9e9 OR last_step >= 9e9 LIMIT 1"):
+                self._con.execute(_sql("exact_ends"))
+            if not rows.repairs.in_place:
+                self._check_generations(rows.parts, generations)
+        except duckdb.OutOfMemoryException as error:
+            raise LakeError(
+                f"Summarizing {self.project_id} needs more memory than allowed: {error}",
+                hint="Raise summary.memory_mb, or lower summary.threads.",
+            ) from error
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise LakeError(
+                f"A Parquet part of {self.project_id} cannot be read: {error}",
+                hint="Materialize the project's lake asset again, then the summary.",
+            ) from error
+
+    def _counted(self) -> dict[str, int]:
+        return dict(
+            self._con.execute(
+                "SELECT run_id, sum(row_count)::BIGINT FROM (SELECT run_id, row_count FROM series_facts "
+                "UNION ALL SELECT run_id, 1 FROM params_facts) GROUP BY run_id"
+            ).fetchall()
+        )
 
     def _check_generations(self, parts: Sequence[str], expected: set[str]) -> None:
         """Raise LakeError if a part that was read belongs to a commit that the manifest did not name."""
@@ -245,12 +278,7 @@ class Summary:
 
     def _check_rows(self) -> None:
         """Raise LakeError if some run's parts do not hold the rows that the manifest names."""
-        counted: dict[str, int] = dict(
-            self._con.execute(
-                "SELECT run_id, sum(row_count)::BIGINT FROM (SELECT run_id, row_count FROM series_facts "
-                "UNION ALL SELECT run_id, 1 FROM params_facts) GROUP BY run_id"
-            ).fetchall()
-        )
+        counted = self._counted()
         for run_id, record in self._project.records().items():
             found = counted.pop(run_id, 0)
             if found != record.total_rows:

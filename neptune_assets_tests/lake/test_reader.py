@@ -234,7 +234,7 @@ def test_in_place_nothing_is_copied_and_reading_gives_the_same_as_a_copy(tmp_pat
     assert report.digest == other.digest
     assert report.repairs == other.repairs == {"phantom_rows": 1, "nan_values": 1, "duplicate_rows": 1}
     assert report.partial == ["a"]
-    assert not list((tmp_path / "in place").rglob("*.parquet"))
+    assert not list((tmp_path / "in place" / "data").rglob("*.parquet"))
     assert not (tmp_path / "in place" / "files").exists()
     assert {path: path.read_bytes() for path in before} == before
     one, two = (Lake(settings).project(P).run("a") for settings in (in_place, copied))
@@ -320,7 +320,7 @@ def test_changing_from_copy_to_in_place_and_back_leaves_nothing_behind(tmp_path:
         source.stays = stays
         report = LakeWriter(settings, source).write_project(P)
         assert report.new or report.changed
-        assert len(list((tmp_path / "lake").rglob("*.parquet"))) == (0 if stays else 1)
+        assert len(list((tmp_path / "lake" / "data").rglob("*.parquet"))) == (0 if stays else 1)
         assert len(list((tmp_path / "lake").rglob("*.bin"))) == (0 if stays else 1)
         assert len(read(Lake(settings).project(P).run("a"))) == 3
         assert LakeWriter(settings, source).write_project(P).skipped == ["a"]

@@ -1,0 +1,322 @@
+"""What is known of every series once a run was read: counts, first, last, least, greatest, mean. Kept beside the lake.
+
+Rows pass the writer once, sorted; looking at them then costs little and spares the summary a second pass over
+everything. The file is a cache: an entry counts for one content digest of a run, and a run without one is scanned.
+One file of series and one of parameters a project: ``<root>/statistics/<S(project)>/{series,params}.parquet``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.parts import open_parquet
+from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.rows import NONE, Attributes, concat, decimals
+from neptune_assets.lake.storage import Storage
+from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE, TIME_TYPE
+
+_KEY: Final = (("run_id", pa.string()), ("digest", pa.string()))
+_NAMES: Final = (("attribute_path", pa.string()), ("attribute_type", pa.string()))
+SERIES: Final = pa.schema(
+    [
+        *_KEY,
+        *_NAMES,
+        ("row_count", pa.int64()),
+        ("non_finite_count", pa.int64()),
+        ("nan_count", pa.int64()),
+        ("positive_infinity_count", pa.int64()),
+        ("first_value", pa.float64()),
+        ("last_value", pa.float64()),
+        ("min_value", pa.float64()),
+        ("max_value", pa.float64()),
+        ("mean_value", pa.float64()),
+        ("first_step", STEP_TYPE),
+        ("last_step", STEP_TYPE),
+        ("first_time", TIME_TYPE),
+        ("last_time", TIME_TYPE),
+    ]
+)
+"""One row for each attribute with points or files. Least, greatest and mean are of finite values; first and last are
+by step, of rows with a step and a value."""
+
+_PARAMETER_COLUMNS: Final = tuple(
+    SCHEMA.field(name)
+    for name in ("int_value", "float_value", "string_value", "bool_value", "datetime_value", "string_set_value")
+)
+PARAMS: Final = pa.schema([*_KEY, *_NAMES, *_PARAMETER_COLUMNS])
+"""One row for each parameter, as in the lake."""
+
+PARAMETER_BYTES: Final = 64 << 20
+"""A run whose parameters take more memory is left to the summary, which reads it within its own bounds."""
+
+_PARAMETERS: Final = frozenset(str(kind) for kind in PARAMETER_TYPES)
+_SCALE: Final = 2.0**-64
+"""A plain sum of finite values can overflow though their mean cannot; this factor is exact and leaves room."""
+_SCHEMAS: Final = {"series": SERIES, "params": PARAMS}
+_BATCH_ROWS: Final = 65_536
+_OPTIONS: Final[dict[str, Any]] = {
+    "compression": "zstd",
+    "compression_level": 13,
+    "store_decimal_as_integer": True,
+    "use_dictionary": [field.name for schema in (SERIES, PARAMS) for field in schema if field.type == pa.string()],
+}
+
+
+class RunStatistics:
+    """Takes compact rows of one run in sorted order, any number at a time."""
+
+    def __init__(self, attributes: Attributes) -> None:
+        self._attributes = attributes
+        self._series: list[list[Any]] = []
+        self._last_id = -1
+        self._parameters: list[pa.RecordBatch] = []
+        self._parameter_bytes = 0
+
+    def update(self, rows: pa.RecordBatch) -> None:
+        """Take the next compact rows."""
+        ids = rows["attribute"].to_numpy()
+        if not len(ids):
+            return
+        edges = np.flatnonzero(np.diff(ids)) + 1
+        starts = np.concatenate(([0], edges))
+        ends = np.concatenate((edges, [len(ids)]))
+        of_segment = ids[starts]
+        kinds = [self._attributes.names[place][1] for place in of_segment.tolist()]
+        parameter = np.fromiter((kind in _PARAMETERS for kind in kinds), np.bool_, len(kinds))
+        if parameter.any():
+            self._keep_parameters(rows.filter(pa.array(np.repeat(parameter, ends - starts))))
+        chosen = np.flatnonzero(~parameter)
+        if len(chosen):
+            self._measure(rows, starts, ends, of_segment, chosen)
+
+    def tables(self, run_id: str, digest: str) -> tuple[pa.RecordBatch, pa.RecordBatch] | None:
+        """Return rows in :data:`SERIES` and in :data:`PARAMS`, or None for a run whose parameters are too large."""
+        if self._parameter_bytes > PARAMETER_BYTES:
+            return None
+        return self._series_table(run_id, digest), self._parameter_table(run_id, digest)
+
+    def _keep_parameters(self, rows: pa.RecordBatch) -> None:
+        self._parameter_bytes += rows.nbytes
+        if self._parameter_bytes > PARAMETER_BYTES:
+            self._parameters.clear()
+        else:
+            self._parameters.append(rows)
+
+    def _measure(
+        self,
+        rows: pa.RecordBatch,
+        starts: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        of_segment: npt.NDArray[np.int32],
+        chosen: npt.NDArray[np.int64],
+    ) -> None:
+        steps, times = rows["step"].to_numpy(), rows["time"].to_numpy()
+        place = rows.schema.get_field_index("float_value")
+        values = known = None
+        if place >= 0:
+            column = rows.column(place)
+            values = (pc.fill_null(column, 0.0) if column.null_count else column).to_numpy()
+            if column.null_count:
+                known = column.is_valid().to_numpy(zero_copy_only=False)
+        for number in chosen.tolist():
+            start, end = int(starts[number]), int(ends[number])
+            current = int(of_segment[number])
+            if current != self._last_id:
+                self._series.append([current, 0, 0, 0, 0, None, None, None, None, 0.0, 0, NONE, NONE, NONE, NONE])
+                self._last_id = current
+            entry = self._series[-1]
+            entry[1] += end - start
+            _bounds(entry, 11, steps[start:end], ordered=True)
+            _bounds(entry, 13, times[start:end], ordered=False)
+            if values is not None:
+                some = None if known is None else known[start:end]
+                if some is None or some.any():
+                    _values(entry, values[start:end], steps[start:end], some)
+
+    def _series_table(self, run_id: str, digest: str) -> pa.RecordBatch:
+        columns = list(zip(*self._series, strict=True)) if self._series else [()] * 15
+        names = [self._attributes.names[place] for place in columns[0]]
+        count = len(names)
+        means = [total / finite / _SCALE if finite else None for total, finite in zip(*columns[9:11], strict=True)]
+        arrays = [
+            *_constants(count, run_id, digest),
+            pa.array([path for path, _ in names], pa.string()),
+            pa.array([kind for _, kind in names], pa.string()),
+            *(pa.array(column, pa.int64()) for column in columns[1:5]),
+            *(pa.array(column, pa.float64()) for column in columns[5:9]),
+            pa.array(means, pa.float64()),
+            *(decimals(np.asarray(column, np.int64)) for column in columns[11:13]),
+            *(_moments(column) for column in columns[13:15]),
+        ]
+        return pa.RecordBatch.from_arrays(arrays, schema=SERIES)
+
+    def _parameter_table(self, run_id: str, digest: str) -> pa.RecordBatch:
+        if not self._parameters:
+            return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in PARAMS], schema=PARAMS)
+        rows = concat(self._parameters)
+        names = [self._attributes.names[place] for place in rows["attribute"].to_pylist()]
+        arrays = [
+            *_constants(len(names), run_id, digest),
+            pa.array([path for path, _ in names], pa.string()),
+            pa.array([kind for _, kind in names], pa.string()),
+        ]
+        for field in _PARAMETER_COLUMNS:
+            place = rows.schema.get_field_index(field.name)
+            arrays.append(rows.column(place) if place >= 0 else pa.nulls(len(names), field.type))
+        return pa.RecordBatch.from_arrays(arrays, schema=PARAMS)
+
+
+def _bounds(entry: list[Any], place: int, values: npt.NDArray[np.int64], *, ordered: bool) -> None:
+    """Widen the bounds at ``place`` and the next by values that may be :data:`NONE`."""
+    if ordered:
+        # Sorted, and NONE comes first: the last is the greatest, and if the first is not NONE it is the least.
+        if values[-1] == NONE:
+            return
+        low, high = (values[0] if values[0] != NONE else values[values != NONE][0]), values[-1]
+    else:
+        low, high = values.min(), values.max()
+        if high == NONE:
+            return
+        if low == NONE:
+            low = values[values != NONE].min()
+    entry[place] = int(low) if entry[place] == NONE else min(entry[place], int(low))
+    entry[place + 1] = max(entry[place + 1], int(high))
+
+
+def _values(
+    entry: list[Any],
+    values: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.int64],
+    known: npt.NDArray[np.bool_] | None,
+) -> None:
+    """Add values of one series; ``known`` says which are not null."""
+    if known is not None:
+        values, steps = values[known], steps[known]
+    placed = values if steps[0] != NONE else values[steps != NONE]
+    if len(placed):
+        if entry[5] is None:
+            entry[5] = float(placed[0])
+        entry[6] = float(placed[-1])
+    finite = np.isfinite(values)
+    if not finite.all():
+        entry[2] += int(len(values) - finite.sum())
+        entry[3] += int(np.isnan(values).sum())
+        entry[4] += int(np.isposinf(values).sum())
+        values = values[finite]
+    if len(values):
+        low, high = float(values.min()), float(values.max())
+        entry[7] = low if entry[7] is None else min(entry[7], low)
+        entry[8] = high if entry[8] is None else max(entry[8], high)
+        entry[9] += float((values * _SCALE).sum())
+        entry[10] += len(values)
+
+
+def _constants(count: int, *texts: str) -> list[pa.Array]:
+    return [pa.repeat(pa.scalar(text, pa.string()), count) for text in texts]
+
+
+def _moments(milliseconds: Any) -> pa.Array:
+    values = np.asarray(milliseconds, np.int64)
+    return pa.array(values, mask=values == NONE).cast(TIME_TYPE)
+
+
+class StatisticsFiles:
+    """The statistics of one project, rewritten once at the end of a materialization that read runs."""
+
+    def __init__(self, storage: Storage, layout: Layout, project_id: str, scratch: str | None) -> None:
+        self._storage = storage
+        self._directory = layout.statistics(project_id)
+        self._scratch = scratch
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._writers: list[Any] = []
+        self._added: dict[str, str] = {}
+
+    def add(self, run_id: str, digest: str, tables: tuple[pa.RecordBatch, pa.RecordBatch]) -> None:
+        """Take what :meth:`RunStatistics.tables` returned for a run that was committed."""
+        if self._spool is None:
+            if self._scratch is not None:
+                Path(self._scratch).mkdir(parents=True, exist_ok=True)
+            self._spool = tempfile.TemporaryDirectory(prefix="neptune_assets-statistics-", dir=self._scratch)
+            for name, schema in _SCHEMAS.items():
+                sink = pa.OSFile(f"{self._spool.name}/{name}.arrow", "wb")
+                self._writers.append((sink, pa.ipc.new_stream(sink, schema)))
+        for (_, writer), batch in zip(self._writers, tables, strict=True):
+            writer.write_batch(batch)
+        self._added[run_id] = digest
+
+    def save(self, records: Mapping[str, RunRecord]) -> None:
+        """Write the files anew: what was added, and what was there of runs that are as they were."""
+        if self._spool is None:
+            return
+        self._close_writers()
+        digests = {run_id: record.digest for run_id, record in records.items()}
+        kept = {run_id: digest for run_id, digest in digests.items() if self._added.get(run_id) != digest}
+        self._storage.make_directory(self._directory)
+        for name, schema in _SCHEMAS.items():
+            target = f"{self._directory}/{name}.parquet"
+            # Under the project's lock nobody else writes here; a local move needs the same file system.
+            local = f"{target}.tmp" if self._storage.local else f"{self._spool.name}/{name}.parquet"
+            with pq.ParquetWriter(local, schema, **_OPTIONS) as writer:
+                old, new = self._stored(target), _spooled(f"{self._spool.name}/{name}.arrow")
+                for batches, wanted in ((old, kept), (new, self._added)):
+                    for table in _gathered((_of(batch, wanted) for batch in batches), schema):
+                        writer.write_table(table)
+            self._storage.put_file(local, target)
+
+    def _stored(self, path: str) -> Iterator[pa.RecordBatch]:
+        try:
+            with open_parquet(self._storage, path) as file:
+                yield from file.iter_batches(batch_size=_BATCH_ROWS)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            # None yet, or damaged: what is not in the new file is scanned by the summary.
+            return
+
+    def close(self) -> None:
+        """Remove what was spooled."""
+        self._close_writers()
+        if self._spool is not None:
+            self._spool.cleanup()
+            self._spool = None
+
+    def _close_writers(self) -> None:
+        for sink, writer in self._writers:
+            writer.close()
+            sink.close()
+        self._writers = []
+
+
+def _spooled(path: str) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(path, "rb") as source:
+        yield from pa.ipc.open_stream(source)
+
+
+def _of(batch: pa.RecordBatch, wanted: Mapping[str, str]) -> pa.RecordBatch:
+    """Return the rows of these runs, where they are of this digest."""
+    runs = batch["run_id"].dictionary_encode()
+    # A batch holds few runs in long stretches; a run that was read twice is there with its last digest only.
+    digests = pa.array([wanted.get(run_id) for run_id in runs.dictionary.to_pylist()], pa.string())
+    return batch.filter(pc.equal(batch["digest"], digests.take(runs.indices)))
+
+
+def _gathered(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Join small batches into tables worth a row group."""
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= _BATCH_ROWS:
+            yield pa.Table.from_batches(held, schema=schema)
+            held, rows = [], 0
+    if rows:
+        yield pa.Table.from_batches(held, schema=schema)
