@@ -226,6 +226,9 @@ class MlflowTarget(Model):
     step_multiplier: int | None = Field(
         default=None, ge=1, description="Steps are multiplied by this; chosen from the data if left out."
     )
+    http_connections: int = Field(
+        default=4, ge=1, le=32, description="Requests at once to a tracking server; more where it has many workers."
+    )
     direct: bool = Field(
         default=True,
         description="Write straight into the tracking database when it is a SQLite file of a tested schema.",

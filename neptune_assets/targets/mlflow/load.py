@@ -126,7 +126,7 @@ class MlflowTarget:
     def _way(self) -> Direct | Served:
         """How runs are written and read: straight into the tracking database if that may be, else the client."""
         if self._connection.dialect not in DIRECT_DIALECTS or not self._settings.direct:
-            return Served(self._client)
+            return Served(self._client, self._settings.http_connections)
         if self._connection.database_file is not None and not self._connection.database_file.exists():
             self._client.check()
         database = Database(self._connection)
@@ -138,7 +138,7 @@ class MlflowTarget:
         if revision in TESTED_REVISIONS:
             return Direct(database, self._connection.uri)
         database.close()
-        return Served(self._client)
+        return Served(self._client, self._settings.http_connections)
 
     @property
     def _fingerprint(self) -> str:

@@ -1,128 +1,185 @@
-"""Writing a run through MLflow's client, for tracking servers and for databases whose schema was not tested.
+"""The calls that loading a run takes, over HTTP: a tracking server's own REST API, several requests at once.
 
-Over HTTP there is no transaction. A new MLflow run is filled beside the old one and has no digest until everything is
-there; then the old one goes, then the digest is set. Whatever has no digest is partial and is thrown away next time.
+Over HTTP there is no transaction. What makes repeating a request safe, call by call:
+
+- points: the server's database keeps equal points once;
+- params and tags: the same value again changes nothing;
+- creating a run: each creation carries a mark of its own, and is looked for by it before it is sent again;
+- deleting a run: one that is deleted already counts as deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Final, TypeVar
+import uuid as uuids
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
-import numpy as np
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
-
-from neptune_assets.targets.mlflow import mapping
+from neptune_assets.targets.mlflow.batches import bodies
+from neptune_assets.targets.mlflow.calls import TEXTS_PER_BATCH, chunks, one_metric
+from neptune_assets.targets.mlflow.config import Connection
 from neptune_assets.targets.mlflow.database import HeldRun
 from neptune_assets.targets.mlflow.points import Points
+from neptune_assets.targets.mlflow.wire import RefusedError, Wire
 
-METRICS_PER_BATCH: Final = 1000
-TEXTS_PER_BATCH: Final = 100
-IN_FLIGHT: Final = 4
-"""Requests at once; the server's CPU is the limit soon after."""
+ATTEMPT: Final = "neptune_assets.attempt"
+"""Tag with the mark of one attempt to create a run."""
 
-T = TypeVar("T")
+POINTS_PER_PAGE: Final = 25_000
 
-
-def held(client: MlflowClient, experiments: list[str], project_key: str) -> list[HeldRun]:
-    """Return the runs of one project that loads left in MLflow and nobody deleted."""
-    condition = f"tags.`{mapping.PROJECT_KEY}` = '{project_key}'"
-    found: list[HeldRun] = []
-    for first in range(0, len(experiments), 500):
-        token: str | None = None
-        while True:
-            page = client.search_runs(
-                experiments[first : first + 500], condition, ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
-            )
-            found += [held_run(run) for run in page]
-            token = page.token
-            if not token:
-                break
-    return found
+A = TypeVar("A")
+B = TypeVar("B")
 
 
-def held_run(run: Run) -> HeldRun:
-    """Return what our tags say of a run."""
-    return HeldRun.from_tags(run.info.run_id, run.info.artifact_uri, dict(run.data.tags))
+class Rest:
+    """Writes and reads runs of a tracking server. Used by one thread; it has its own for requests."""
 
+    def __init__(self, connection: Connection, in_flight: int) -> None:
+        self._wire = Wire(connection)
+        self._in_flight = in_flight
+        self._doubtful: dict[str, tuple[str, str]] = {}
 
-def log_metrics(client: MlflowClient, uuid: str, portions: Iterable[Points]) -> int:
-    """Send all points in full batches across metrics, a few batches at once; return their number.
+    def held(self, experiments: list[str], condition: str) -> list[HeldRun]:
+        """Return the runs that MLflow holds under a condition and nobody deleted."""
+        return [
+            HeldRun.from_tags(run["info"]["run_id"], run["info"]["artifact_uri"], _texts(run["data"].get("tags")))
+            for portion in chunks(experiments, 500)
+            for run in self._search(portion, condition)
+        ]
 
-    A batch whose answer was lost is sent again by MLflow's client; the server's database keeps equal points once.
-    """
-    count = 0
-    pending: set[Future[object]] = set()
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    def create_run(self, experiment_id: str, name: str, start: int, tags: Mapping[str, str]) -> tuple[str, str]:
+        """Create a run; return its id and where its artifacts go."""
+        attempt = uuids.uuid4().hex
+        retried = False
+
+        def found() -> Any | None:
+            nonlocal retried
+            retried = True
+            runs = list(self._search([experiment_id], f"tags.`{ATTEMPT}` = '{attempt}'"))
+            return {"run": runs[0]} if runs else None
+
+        body = {
+            "experiment_id": experiment_id,
+            "start_time": start,
+            "run_name": name,
+            "tags": _pairs({**tags, ATTEMPT: attempt}),
+        }
+        info = self._wire.post("runs/create", f"creating run {name!r}", body, done_already=found)["run"]["info"]
+        if retried:
+            self._doubtful[info["run_id"]] = (experiment_id, attempt)
+        return info["run_id"], info["artifact_uri"]
+
+    def ghosts(self, uuid: str) -> list[str]:
+        """Return runs that came into being besides ``uuid`` because its creation was sent more than once."""
+        if uuid not in self._doubtful:
+            return []
+        experiment_id, attempt = self._doubtful.pop(uuid)
+        found = self._search([experiment_id], f"tags.`{ATTEMPT}` = '{attempt}'")
+        return [run["info"]["run_id"] for run in found if run["info"]["run_id"] != uuid]
+
+    def log_metrics(self, uuid: str, portions: Iterable[Points]) -> int:
+        """Send all points in full batches across metrics, a few batches at once; return their number."""
+
+        def send(batch: tuple[bytes, int]) -> int:
+            self._wire.post("runs/log-batch", f"{batch[1]:,} points of run {uuid}", batch[0])
+            return batch[1]
+
+        return sum(self._several(send, bodies(uuid, portions)))
+
+    def log_texts(self, uuid: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Send params and tags in batches of what a server takes at once, in their order."""
+        for kind, texts in (("params", params), ("tags", tags)):
+            for chunk in chunks(_pairs(texts), TEXTS_PER_BATCH):
+                self._wire.post("runs/log-batch", f"{kind} of run {uuid}", {"run_id": uuid, kind: chunk})
+
+    def finish(self, uuid: str, status: str, end: int) -> None:
+        """Set status and end time."""
+        self._wire.post("runs/update", f"ending run {uuid}", {"run_id": uuid, "status": status, "end_time": end})
+
+    def delete_run(self, uuid: str) -> None:
+        """Put a run in MLflow's trash; nothing happens if it is there or gone for good."""
         try:
-            for batch in _batches(portions):
-                if len(pending) >= 2 * IN_FLIGHT:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                count += len(batch)
-                pending.add(pool.submit(client.log_batch, uuid, metrics=batch))
-            for future in pending:
-                future.result()
-        except BaseException:
-            for future in pending:
-                future.cancel()
+            self._wire.post("runs/delete", f"deleting run {uuid}", {"run_id": uuid})
+        except RefusedError:
+            found = self.run(uuid)
+            if found is not None and found[0]["lifecycle_stage"] != "deleted":
+                raise
+
+    def run(self, uuid: str) -> tuple[dict[str, Any], dict[str, str], dict[str, str], set[str]] | None:
+        """Return (info, params, tags, keys of metrics) of a run, None if it is gone."""
+        try:
+            found = self._wire.get("runs/get", f"reading run {uuid}", {"run_id": uuid})["run"]
+        except RefusedError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
             raise
-    return count
+        info, data = found["info"], found["data"]
+        times = {name: int(info[name]) if name in info else None for name in ("start_time", "end_time")}
+        metrics = {item["key"] for item in data.get("metrics", ())}
+        return (
+            {**info, **times, "name": info.get("run_name", "")},
+            _texts(data.get("params")),
+            _texts(data.get("tags")),
+            metrics,
+        )
+
+    def points(self, uuid: str, keys: Iterable[str]) -> Iterator[Points]:
+        """Read the metric points of a run, a few metrics at once, in portions of bounded size."""
+
+        def first(key: str) -> tuple[str, Any]:
+            return key, self._page(uuid, key, None)
+
+        for key, page in self._several(first, keys):
+            while True:
+                items = page.get("metrics", ())
+                if items:
+                    yield one_metric(
+                        key,
+                        # NaN and infinities are words in MLflow's JSON, and float() reads them.
+                        [float(item["value"]) for item in items],
+                        [int(item["timestamp"]) for item in items],
+                        [int(item.get("step", 0)) for item in items],
+                    )
+                token = page.get("next_page_token")
+                if not token:
+                    break
+                page = self._page(uuid, key, token)
+
+    def _page(self, uuid: str, key: str, token: str | None) -> Any:
+        query = {"run_id": uuid, "metric_key": key, "max_results": str(POINTS_PER_PAGE)}
+        if token:
+            query["page_token"] = token
+        return self._wire.get("metrics/get-history", f"reading metric {key!r} of run {uuid}", query)
+
+    def _search(self, experiments: list[str], condition: str) -> Iterator[Any]:
+        body: dict[str, Any] = {"experiment_ids": experiments, "filter": condition, "max_results": 1000}
+        while True:
+            page = self._wire.post("runs/search", "searching runs", body)
+            yield from page.get("runs", ())
+            if not page.get("next_page_token"):
+                return
+            body["page_token"] = page["next_page_token"]
+
+    def _several(self, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+        """Yield what ``work`` makes of each item, in order, a few at once; the first error ends it."""
+        waiting: deque[Future[B]] = deque()
+        with ThreadPoolExecutor(self._in_flight, thread_name_prefix="mlflow") as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(work, item))
+                    if len(waiting) > 2 * self._in_flight:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
-def log_texts(client: MlflowClient, uuid: str, params: dict[str, str], tags: dict[str, str]) -> None:
-    """Send params and tags in batches of what a server takes at once."""
-    for chunk in _chunks([Param(key, value) for key, value in params.items()], TEXTS_PER_BATCH):
-        client.log_batch(uuid, params=chunk)
-    for portion in _chunks([RunTag(key, value) for key, value in tags.items()], TEXTS_PER_BATCH):
-        client.log_batch(uuid, tags=portion)
+def _pairs(texts: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in texts.items()]
 
 
-def read_points(client: MlflowClient, uuid: str, keys: Iterable[str]) -> Iterator[Points]:
-    """Read the metric points of a run, one metric at a time."""
-    for key in keys:
-        history = client.get_metric_history(uuid, key)
-        if history:
-            values = np.asarray([item.value for item in history], np.float64)
-            is_nan = np.isnan(values)
-            yield Points(
-                [key],
-                np.zeros(len(history), np.intp),
-                np.asarray([item.step for item in history], np.int64),
-                np.asarray([item.timestamp for item in history], np.int64),
-                np.where(is_nan, 0.0, values) + 0.0,
-                is_nan,
-            )
-
-
-def delete_run(client: MlflowClient, uuid: str) -> None:
-    """Put a run in MLflow's trash; nothing happens if it is not there."""
-    try:
-        client.delete_run(uuid)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-
-
-def _batches(portions: Iterable[Points]) -> Iterator[list[Metric]]:
-    batch: list[Metric] = []
-    for points in portions:
-        values = np.where(points.is_nan, np.nan, points.values).tolist()
-        for code, value, time, step in zip(
-            points.codes.tolist(), values, points.times.tolist(), points.steps.tolist(), strict=True
-        ):
-            batch.append(Metric(points.keys[code], value, time, step))
-            if len(batch) == METRICS_PER_BATCH:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
-
-
-def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _texts(pairs: Iterable[Mapping[str, str]] | None) -> dict[str, str]:
+    return {pair["key"]: pair.get("value", "") for pair in pairs or ()}

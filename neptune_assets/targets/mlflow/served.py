@@ -1,60 +1,74 @@
-"""The way into MLflow through its client: tracking servers, and databases whose schema was not tested.
+"""The way into MLflow call by call: tracking servers, and databases whose schema was not tested.
 
-There is no transaction: a new run is filled beside the old one, and a replaced run gets a new MLflow id.
-See :mod:`~neptune_assets.targets.mlflow.rest` for the requests.
+There is no transaction. A new MLflow run is filled beside the old one and has no digest until everything is there;
+then the old one goes, then the digest is set. Whatever has no digest is partial and is thrown away next time. A run
+that is replaced gets a new MLflow id. The calls are those of :mod:`~neptune_assets.targets.mlflow.rest` or
+:mod:`~neptune_assets.targets.mlflow.calls`.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 
 from mlflow.exceptions import MlflowException
 
-from neptune_assets.targets.mlflow import artifacts, mapping, rest, verify
+from neptune_assets.targets.mlflow import artifacts, mapping, verify
+from neptune_assets.targets.mlflow.calls import Calls
 from neptune_assets.targets.mlflow.client import Client
 from neptune_assets.targets.mlflow.database import HeldRun
 from neptune_assets.targets.mlflow.jobs import Accounts, Content, Job
+from neptune_assets.targets.mlflow.rest import Rest
 from neptune_assets.targets.protocol import Receipt
 
 log = logging.getLogger(__name__)
 
 
 class Served:
-    """Writes and reads runs through MLflow's client."""
+    """Writes and reads runs call by call, ``in_flight`` requests at once where there is a server."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, in_flight: int) -> None:
         self._client = client
+        self._in_flight = in_flight
+
+    @cached_property
+    def _calls(self) -> Rest | Calls:
+        if self._client.connection.dialect is None:
+            return Rest(self._client.connection, self._in_flight)
+        return Calls(self._client.api)
 
     def held(self, project_key: str) -> list[HeldRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
-        return rest.held(self._client.api, self._client.experiment_ids(), project_key)
+        condition = f"tags.`{mapping.PROJECT_KEY}` = '{project_key}'"
+        return self._calls.held(self._client.experiment_ids(), condition)
 
     def replace(self, job: Job) -> tuple[HeldRun, Receipt]:
         """Make MLflow hold exactly this run. The digest goes in last."""
-        client, run, plan = self._client.api, job.run, job.plan
+        calls, run, plan = self._calls, job.run, job.plan
         # What another load left unfinished goes first, so that never more than one of them lies about.
         for item in job.old:
             if item.digest is None:
                 self._discard(item)
         tags = dict(job.tags)
         first = {name: tags[name] for name in (mapping.KEY, mapping.PROJECT_KEY, mapping.PROJECT, mapping.RUN_ID)}
-        created = client.create_run(job.experiment_id, start_time=plan.start, tags=first, run_name=plan.run_name)
-        run_uuid = created.info.run_id
-        store = self._artifacts(created.info.artifact_uri)
+        run_uuid, uri = calls.create_run(job.experiment_id, plan.run_name, plan.start, first)
+        store = self._artifacts(uri)
         accounts = Accounts(job, store)
         artifacts.write_artifacts(run, plan, store, accounts.counts)
         stream = job.stream()
-        rest.log_metrics(client, run_uuid, stream)
+        calls.log_metrics(run_uuid, stream)
         accounts.settle(stream)
         digest = {mapping.DIGEST: tags.pop(mapping.DIGEST)}
-        rest.log_texts(client, run_uuid, dict(plan.params), tags)
+        calls.log_texts(run_uuid, plan.params, tags)
         for child in job.children:
-            client.set_tag(child, mapping.PARENT_RUN, run_uuid)
-        client.set_terminated(run_uuid, "FAILED" if plan.failed else "FINISHED", plan.end)
+            calls.log_texts(child, {}, {mapping.PARENT_RUN: run_uuid})
+        calls.finish(run_uuid, "FAILED" if plan.failed else "FINISHED", plan.end)
+        for ghost in calls.ghosts(run_uuid):
+            calls.delete_run(ghost)
         for item in job.old:
             if item.digest is not None:
                 self._discard(item)
-        rest.log_texts(client, run_uuid, {}, digest)
+        calls.log_texts(run_uuid, {}, digest)
         if any(item.digest is not None for item in job.old):
             accounts.notes.append("the run it replaces is in MLflow's trash until `mlflow gc`")
         return HeldRun.from_tags(run_uuid, store.uri, {**tags, **digest}), accounts.receipt(run_uuid)
@@ -62,24 +76,16 @@ class Served:
     def remove(self, runs: list[HeldRun]) -> None:
         """Put runs into MLflow's trash."""
         for item in runs:
-            rest.delete_run(self._client.api, item.uuid)
+            self._calls.delete_run(item.uuid)
 
     def content(self, run_uuid: str, expected: set[str]) -> Content | None:
         """Return what MLflow holds of a run, None if it is gone. Its metrics and those ``expected`` are read."""
-        try:
-            found = self._client.api.get_run(run_uuid)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        keys = sorted({*expected, *found.data.metrics})
-        return Content(
-            {**dict(found.info), "name": found.info.run_name},
-            verify.sum_points(rest.read_points(self._client.api, run_uuid, keys)),
-            None,
-            dict(found.data.params),
-            dict(found.data.tags),
-        )
+        found = self._calls.run(run_uuid)
+        if found is None:
+            return None
+        info, params, tags, metrics = found
+        points = verify.sum_points(self._calls.points(run_uuid, sorted({*expected, *metrics})))
+        return Content(info, points, None, params, tags)
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -88,7 +94,7 @@ class Served:
         return artifacts.Artifacts(uri, self._client.connection.uri)
 
     def _discard(self, item: HeldRun) -> None:
-        rest.delete_run(self._client.api, item.uuid)
+        self._calls.delete_run(item.uuid)
         try:
             self._artifacts(item.artifact_uri).delete()
         except MlflowException as error:

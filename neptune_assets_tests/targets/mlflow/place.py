@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from decimal import Decimal
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,19 +17,7 @@ import pyarrow.parquet as pq
 from neptune_assets.settings import LakeSettings, MlflowTarget
 from neptune_assets.targets.protocol import Target
 from neptune_assets_tests.conformance.targets import Held
-
-
-@cache
-def migrated_database() -> Path:
-    """A database that MLflow itself created, made once: its migrations take seconds."""
-    import os
-
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    from mlflow import MlflowClient
-
-    file = Path(tempfile.mkdtemp(prefix="mlflow-template-")) / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments(max_results=1)
-    return file
+from neptune_assets_tests.support.mlflow_server import migrated_database
 
 
 class MlflowPlace:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import pytest
+
 from neptune_assets_tests.conformance.targets import TargetContract
+from neptune_assets_tests.support.mlflow_server import RunningServer, mlflow_server
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace
+from neptune_assets_tests.targets.mlflow.server_place import SERVER, ServerPlace, announce
 
 MODULE = "neptune_assets.targets.mlflow"
 
@@ -44,6 +49,31 @@ class TestThroughMlflowsClient(_Mlflow):
     crash_points: ClassVar = [
         f"{MODULE}.artifacts:write_artifacts",
         f"{MODULE}.served:Served._discard",
-        f"{MODULE}.rest:log_texts",
-        f"{MODULE}.rest:log_metrics",
+        f"{MODULE}.calls:Calls.log_texts",
+        f"{MODULE}.calls:Calls.log_metrics",
     ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+class TestOverHttp(_Mlflow):
+    """Real engine: an `mlflow server` over SQLite that also keeps the artifacts."""
+
+    place_class = ServerPlace
+    crash_points: ClassVar = [
+        f"{MODULE}.rest:Rest.create_run",
+        f"{MODULE}.artifacts:write_artifacts",
+        f"{MODULE}.served:Served._discard",
+        f"{MODULE}.rest:Rest.log_texts",
+        f"{MODULE}.rest:Rest.finish",
+        f"{MODULE}.rest:Rest.log_metrics",
+    ]
+
+    @pytest.fixture(autouse=True)
+    def emptied(self, server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(SERVER, announce(server))
+        server.empty()

@@ -2,69 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from neptune_assets.errors import TargetUnavailableError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings
+from neptune_assets.settings import LakeSettings, MlflowTarget
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
-from neptune_assets.targets.protocol import Target
+from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
 from neptune_assets_tests.conformance.targets import PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, make_lake
-from neptune_assets_tests.targets.mlflow.place import MlflowPlace, migrated_database
-
-
-class ServerPlace(MlflowPlace):
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.file = root / "server.db"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        self.options = {"tracking_uri": self.url}
-
-    def folder(self, uri: str) -> Path:
-        return self.root / "artifacts" / uri.removeprefix("mlflow-artifacts:/").lstrip("/")
+from neptune_assets_tests.support.mlflow_server import free_port, mlflow_server
+from neptune_assets_tests.targets.mlflow.server_place import SERVER, ServerPlace, announce
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPlace]:
     root = tmp_path_factory.mktemp("server")
-    place = ServerPlace(root)
-    shutil.copy(migrated_database(), place.file)
-    log = (root / "server.log").open("wb")
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-    command += ["--port", place.url.rpartition(":")[2], "--backend-store-uri", f"sqlite:///{place.file}"]
-    command += ["--artifacts-destination", str(root / "artifacts")]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=root, start_new_session=True)
-    try:
-        for _ in range(600):
-            try:
-                if requests.get(f"{place.url}/health", timeout=5).ok:
-                    break
-            except requests.RequestException:
-                time.sleep(0.2)
-        else:
-            raise AssertionError((root / "server.log").read_text())
-        yield place
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-        log.close()
+    with mlflow_server(root) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SERVER, announce(server))
+        yield ServerPlace(root)
 
 
 def load(place: ServerPlace) -> LoadReport:
@@ -125,8 +87,8 @@ def test_over_http(place: ServerPlace) -> None:
 
 
 def test_no_server_is_said_at_once(tmp_path: Path) -> None:
-    place = ServerPlace(tmp_path)
-    target: Target = place.open()
+    settings = MlflowTarget(tracking_uri=f"http://127.0.0.1:{free_port()}")
+    target = Opened(settings, LakeSettings(root=str(tmp_path)))
     before = time.monotonic()
     with pytest.raises(TargetUnavailableError, match=r"No MLflow server answers at http://127\.0\.0\.1"):
         target.check()

@@ -1,0 +1,160 @@
+"""A small HTTP proxy on loopback that passes requests on to a real server, and misbehaves when it is told to."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next ``times`` requests whose path contains ``path``.
+
+    ``status`` is answered without passing the request on; ``drop`` closes the connection before, ``lose`` after the
+    server has carried the request out; ``hang`` waits ``seconds`` before passing it on; ``garble`` answers no JSON.
+    """
+
+    path: str
+    kind: Literal["status", "drop", "lose", "hang", "garble"] = "status"
+    times: int = 1
+    status: int = 503
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b'{"error_code": "FAULT", "message": "injected"}'
+    seconds: float = 0.0
+    after: int = 0
+    """So many requests of that path go well first."""
+
+
+@dataclass
+class Seen:
+    """What passed through."""
+
+    requests: list[tuple[str, str, Mapping[str, str], bytes]] = field(default_factory=list)
+    """(method, path, headers, body) of every request, as it came."""
+    connections: int = 0
+    at_once: int = 0
+    """Most requests in progress at one moment."""
+
+    def count(self, path: str) -> int:
+        """Return the number of requests whose path contains this."""
+        return sum(path in item[1] for item in self.requests)
+
+
+class FaultyProxy:
+    """The proxy: its address, the faults still to come, and what it saw."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = urlsplit(upstream)
+        self.faults: list[Fault] = []
+        self.seen = Seen()
+        self.lock = threading.Lock()
+        self.busy = 0
+        self.url = ""
+
+    def fault(self, path: str) -> Fault | None:
+        """Return the fault that this request meets, and count it as used."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.path in path and fault.times:
+                    if fault.after:
+                        fault.after -= 1
+                        continue
+                    fault.times -= 1
+                    return fault
+        return None
+
+    @contextmanager
+    def running(self) -> Iterator[FaultyProxy]:
+        """Listen until the block ends."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            with proxy.lock:
+                proxy.seen.connections += 1
+
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with proxy.lock:
+                proxy.seen.requests.append((self.command, self.path, dict(self.headers), body))
+                proxy.busy += 1
+                proxy.seen.at_once = max(proxy.seen.at_once, proxy.busy)
+            try:
+                self.pass_on(body)
+            finally:
+                with proxy.lock:
+                    proxy.busy -= 1
+
+        def pass_on(self, body: bytes) -> None:
+            fault = proxy.fault(self.path)
+            if fault is not None:
+                if fault.kind == "status":
+                    self.answer(fault.status, fault.headers, fault.body)
+                    return
+                if fault.kind == "garble":
+                    self.answer(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
+                    return
+                if fault.kind == "drop":
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                if fault.kind == "hang":
+                    time.sleep(fault.seconds)
+            upstream = http.client.HTTPConnection(proxy.upstream.hostname or "", proxy.upstream.port, timeout=60)
+            try:
+                upstream.request(self.command, self.path, body, dict(self.headers))
+                response = upstream.getresponse()
+                data = response.read()
+                headers = {k: v for k, v in response.getheaders() if k.lower() not in _HOP}
+            finally:
+                upstream.close()
+            if fault is not None and fault.kind == "lose":
+                self.close_connection = True
+                self.connection.close()
+                return
+            self.answer(response.status, headers, data)
+
+        def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+            try:
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            except OSError:
+                # The client did not wait for it.
+                self.close_connection = True
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+_HOP = {"content-length", "transfer-encoding", "connection", "keep-alive"}
