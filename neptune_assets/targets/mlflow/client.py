@@ -78,6 +78,13 @@ class Client:
         with mlflow_errors("listing experiments", self.connection.shown):
             self.api.search_experiments(max_results=1)
 
+    def release(self) -> None:
+        """Close what MLflow keeps open of a database, so that nothing of it is open in this process."""
+        if "api" in self.__dict__:
+            engine = getattr(self.__dict__.pop("api")._tracking_client.store, "engine", None)
+            if engine is not None:
+                engine.dispose()
+
     def experiment(self, name: str) -> tuple[str, str]:
         """Return (id, artifact location) of the experiment, created if it is missing."""
         known = self._experiments.get(name)

@@ -17,11 +17,12 @@ from neptune_assets.lake.reader import LakeRun
 from neptune_assets.targets.mlflow import artifacts, mapping, verify
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
-from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, TESTED_REVISIONS, Database, HeldRun
+from neptune_assets.targets.mlflow.database import HeldRun
 from neptune_assets.targets.mlflow.direct import Direct
 from neptune_assets.targets.mlflow.jobs import Job
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.served import Served
+from neptune_assets.targets.mlflow.session import DIRECT_DIALECTS
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Verdict
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,11 @@ class MlflowTarget:
 
     def check(self) -> None:
         """Raise TargetError with the next action if MLflow cannot be used; creates and migrates a new database."""
+        if isinstance(self._way, Direct):
+            self._way.check()
+            return
         self._client.check()
-        if self._connection.dialect in DIRECT_DIALECTS and self._settings.direct and not isinstance(self._way, Direct):
+        if self._connection.dialect in DIRECT_DIALECTS and self._settings.direct:
             log.warning(
                 "The schema of MLflow's database %s was not tested with direct loads: the slower client is used.",
                 self._connection.shown,
@@ -85,7 +89,8 @@ class MlflowTarget:
         old = self._of_run(run.project_id, run.run_id)
         key = mapping.external_key(run.project_id, run.run_id)
         with mlflow_errors(f"loading run {run.run_id!r}", self._connection.shown):
-            experiment_id, location = self._client.experiment(plan.experiment)
+            home = self._way if isinstance(self._way, Direct) else self._client
+            experiment_id, location = home.experiment(plan.experiment)
             job = Job(run, plan, self._tags(run, plan), experiment_id, location, old, self._children(key))
             loaded, receipt = self._way.replace(job)
         self._held[loaded.key] = [loaded]
@@ -125,20 +130,15 @@ class MlflowTarget:
     @cached_property
     def _way(self) -> Direct | Served:
         """How runs are written and read: straight into the tracking database if that may be, else the client."""
+        served = Served(self._client, self._settings.http_connections)
         if self._connection.dialect not in DIRECT_DIALECTS or not self._settings.direct:
-            return Served(self._client, self._settings.http_connections)
-        if self._connection.database_file is not None and not self._connection.database_file.exists():
+            return served
+        direct = Direct(self._connection)
+        if not direct.usable():
+            # MLflow itself creates a new database, and refuses an old one that needs to be upgraded.
             self._client.check()
-        database = Database(self._connection)
-        with mlflow_errors("reading its schema revision", self._connection.shown):
-            revision = database.revision()
-        if revision is None:
-            self._client.check()
-            revision = database.revision()
-        if revision in TESTED_REVISIONS:
-            return Direct(database, self._connection.uri)
-        database.close()
-        return Served(self._client, self._settings.http_connections)
+            self._client.release()
+        return direct if direct.usable() else served
 
     @property
     def _fingerprint(self) -> str:
