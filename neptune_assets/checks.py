@@ -15,7 +15,7 @@ from neptune_assets.assets.metadata import table
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.schema import SCHEMA, Scope
-from neptune_assets.targets.load import LoadReport
+from neptune_assets.targets.report import LoadReport
 
 
 def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:

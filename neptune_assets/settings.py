@@ -250,11 +250,49 @@ class WandbTarget(Model):
     )
 
 
+class PrefixRename(Model):
+    """One prefix of attribute paths and what stands in its place."""
+
+    prefix: str = Field(min_length=1, description="What the attribute's path begins with.")
+    to: str = Field(description="What the name in the target begins with instead; may be empty.")
+
+
+class NameRules(Model):
+    """How attributes are named in every target, and which of them are not loaded. Prefixes are plain text."""
+
+    keep: list[str] = Field(
+        default_factory=list, description="Prefixes of attributes that no other rule changes or drops."
+    )
+    drop: list[Pattern] = Field(
+        default_factory=list,
+        description="Attributes whose path matches any of these regular expressions are not loaded; their rows are "
+        "counted as dropped by the rule.",
+    )
+    strip: list[str] = Field(
+        default_factory=list, description="Prefixes that are taken off; the longest that fits, if several do."
+    )
+    rename: list[PrefixRename] = Field(
+        default_factory=list,
+        description="Prefixes that become others, before anything is stripped; the first that fits.",
+    )
+    naming: Literal["default", "neptune-exporter"] | None = Field(
+        default=None, description="How names are made in all targets; if left out, each target's own `naming` holds."
+    )
+    collisions: Literal["tell_apart", "refuse"] = Field(
+        default="tell_apart",
+        description="What happens where two attributes of a run would have one name. tell_apart: a digest makes them "
+        "differ, which is reported. refuse: the run is not loaded.",
+    )
+
+
 class TargetSettings(Model):
     """Where to load runs. No target, if nothing is said."""
 
     mlflow: MlflowTarget | None = Field(default=None, description="MLflow.")
     wandb: WandbTarget | None = Field(default=None, description="Weights & Biases.")
+    names: NameRules | str | None = Field(
+        default=None, description="Rules for names, here or as the path of a YAML file that holds them."
+    )
     partial_runs: Literal["withhold", "load"] = Field(
         default="withhold", description="What loads do with runs that are partial in the lake."
     )
@@ -300,6 +338,8 @@ class Settings(Model):
         settings.lake.root = _anchor(settings.lake.root, root)
         settings.lake.scratch = _anchor(settings.lake.scratch, root)
         settings.summary.database = _anchor(settings.summary.database, root)
+        if isinstance(settings.targets.names, str):
+            settings.targets.names = _anchor(settings.targets.names, root)
         if settings.targets.wandb is not None:
             settings.targets.wandb.staging = _anchor(settings.targets.wandb.staging, root)
         return settings

@@ -15,9 +15,10 @@ from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.progress import ProgressLog
 from neptune_assets.targets.ledger import Ledger
-from neptune_assets.targets.load import RECEIPTS, LoadReport, load_project, receipts_reader
+from neptune_assets.targets.load import load_project
 from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.registry import target_openers
+from neptune_assets.targets.report import RECEIPTS, LoadReport, receipts_reader
 
 _DESCRIPTIONS = {
     "mlflow": "Runs of one project in MLflow, replaced as a whole, read back and compared with the lake.",

@@ -30,6 +30,7 @@ class Entry:
     """What is known of one run in a target.
 
     ``receipt`` is None where the ledger was rebuilt; ``verified`` is None where reading back was not finished.
+    ``seconds`` is how long planning, writing and reading back took, where it was measured.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class Entry:
     receipt: Receipt | None = None
     verified: bool | None = None
     differences: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that :meth:`from_json` turns back into an equal entry."""

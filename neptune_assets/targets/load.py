@@ -6,103 +6,25 @@ loaded again; the ledger only remembers receipts and verdicts.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, Literal
-
-import pyarrow as pa
 
 from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavailableError
 from neptune_assets.lake.lock import ProjectLock
-from neptune_assets.lake.reader import LakeProject, LakeRun
+from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
+from neptune_assets.settings import NameRules
 from neptune_assets.targets.ledger import Entry, Ledger
-from neptune_assets.targets.protocol import Receipt, Target, TargetRun
+from neptune_assets.targets.order import parents_first, why_partial
+from neptune_assets.targets.protocol import Plan, Receipt, Target, TargetRun
+from neptune_assets.targets.report import LoadReport
+from neptune_assets.targets.ruled import RuledProject, RuledRun
+from neptune_assets.targets.rules import Rules
 
 RETRY_SECONDS: Final = (1.0, 4.0, 16.0)
 """Pauses before a run is tried again when the target does not answer."""
-
-RECEIPTS: Final = pa.schema(
-    [
-        ("project_id", pa.string()),
-        ("run_id", pa.string()),
-        ("outcome", pa.string()),
-        ("target_id", pa.string()),
-        ("digest", pa.string()),
-        ("rows_in", pa.int64()),
-        ("rows_written", pa.int64()),
-        ("rows_mapped", pa.int64()),
-        ("rows_dropped", pa.int64()),
-        ("bytes_written", pa.int64()),
-        ("dropped", pa.string()),
-        ("notes", pa.string()),
-        ("message", pa.string()),
-    ]
-)
-"""One row a run: what a load did with it. ``dropped`` and ``notes`` are JSON."""
-
-
-@dataclass
-class LoadReport:
-    """What one load did. ``receipts`` has those of the runs loaded now; ``known`` has earlier ones of skipped runs."""
-
-    target: str
-    project_id: str
-    total: int = 0
-    loaded: list[str] = field(default_factory=list)
-    """Run ids replaced and verified, in the order they were loaded."""
-    skipped: list[str] = field(default_factory=list)
-    withheld: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    """Run id -> what went wrong, for runs that were not loaded or did not read back as loaded."""
-    receipts: list[Receipt] = field(default_factory=list)
-    known: dict[str, Entry] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    transient: bool = False
-    """True if every failure is of the kind that trying again can heal."""
-
-    @property
-    def ok(self) -> bool:
-        """True if no run failed."""
-        return not self.failed
-
-    @property
-    def rows_in(self) -> dict[str, int]:
-        """Rows of the loaded runs by attribute type."""
-        return _total(receipt.rows_in for receipt in self.receipts)
-
-    @property
-    def written(self) -> dict[str, int]:
-        """Rows that stand in the target as what they are, by attribute type."""
-        return _total(receipt.written for receipt in self.receipts)
-
-    @property
-    def mapped(self) -> dict[str, int]:
-        """Rows that stand in the target in another form, by attribute type."""
-        return _total(receipt.mapped for receipt in self.receipts)
-
-    @property
-    def dropped(self) -> dict[tuple[str, str], int]:
-        """Rows that the target cannot hold, by (attribute type, reason)."""
-        result: dict[tuple[str, str], int] = {}
-        for receipt in self.receipts:
-            for item in receipt.dropped:
-                key = (item.attribute_type, item.reason)
-                result[key] = result.get(key, 0) + item.rows
-        return result
-
-    @property
-    def points(self) -> int:
-        """Metric points of the loaded runs."""
-        return self.rows_in.get("float_series", 0)
-
-    @property
-    def points_per_second(self) -> float:
-        """Metric points over the whole time, verification included."""
-        return self.points / self.seconds if self.seconds else 0.0
 
 
 def load_project(
@@ -111,6 +33,7 @@ def load_project(
     ledger: Ledger,
     *,
     partial_runs: Literal["withhold", "load"] = "withhold",
+    rules: Rules | None = None,
     full_refresh: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -121,77 +44,35 @@ def load_project(
     all and LakeBusyError if the same load is running; what goes wrong with one run is in the report, the others go on.
     """
     started = time.monotonic()
+    ruled = RuledProject(project, rules or Rules(NameRules()))
     with ledger.lock() as lock:
         target = open_target()
         try:
             target.check()
             report = LoadReport(target.name, project.project_id)
-            _Loading(project, open_target, target, ledger, report, lock, full_refresh, sleep).run(
-                partial_runs, progress
-            )
+            _Loading(ruled, open_target, target, ledger, report, lock, full_refresh, sleep).run(partial_runs, progress)
         finally:
             target.close()
     report.seconds = time.monotonic() - started
     return report
 
 
-def parents_first(records: Mapping[str, RunRecord]) -> list[str]:
-    """Order run ids so that a fork's parent comes before it; otherwise by run id.
-
-    Parents that are not among the records do not matter; in a circle of parents the smallest run id comes first.
-    """
-    order: dict[str, None] = {}
-    for run_id in sorted(records):
-        chain: dict[str, None] = {}
-        current: str | None = run_id
-        while current is not None and current in records and current not in order and current not in chain:
-            chain[current] = None
-            current = records[current].parent
-        order.update(dict.fromkeys(reversed(chain)))
-    return list(order)
-
-
-def receipts_reader(report: LoadReport) -> pa.RecordBatchReader:
-    """Return the report as a table of one row a run, in :data:`RECEIPTS`."""
-    rows = []
-    receipts = {run_id: entry.receipt for run_id, entry in report.known.items()}
-    receipts.update({receipt.run_id: receipt for receipt in report.receipts})
-    outcomes = [
-        *((run_id, "failed", message) for run_id, message in report.failed.items()),
-        *((run_id, "loaded", None) for run_id in report.loaded),
-        *((run_id, "skipped", None) for run_id in report.skipped),
-        *((run_id, "withheld", reason) for run_id, reason in report.withheld.items()),
-    ]
-    for run_id, outcome, message in sorted(outcomes):
-        receipt = receipts.get(run_id)
-        entry = report.known.get(run_id)
-        rows.append(
-            {
-                "project_id": report.project_id,
-                "run_id": run_id,
-                "outcome": outcome,
-                "target_id": receipt.target_id if receipt else entry.target_id if entry else None,
-                "digest": receipt.digest if receipt else entry.digest if entry else None,
-                "rows_in": sum(receipt.rows_in.values()) if receipt else None,
-                "rows_written": sum(receipt.written.values()) if receipt else None,
-                "rows_mapped": sum(receipt.mapped.values()) if receipt else None,
-                "rows_dropped": sum(item.rows for item in receipt.dropped) if receipt else None,
-                "bytes_written": receipt.bytes_written if receipt else None,
-                "dropped": json.dumps([[d.attribute_type, d.reason, d.rows] for d in receipt.dropped])
-                if receipt
-                else None,
-                "notes": json.dumps(list(receipt.notes), ensure_ascii=False) if receipt else None,
-                "message": message,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=RECEIPTS).to_reader()
+def refusals(plan: Plan, rules: Rules) -> list[str]:
+    """Return why a run of this plan must not be loaded; empty if it may be."""
+    found = list(plan.problems)
+    if rules.refuses_collisions:
+        found += [
+            f"attributes {', '.join(repr(path) for path in paths[:5])} would all be called {name[:200]!r}"
+            for name, paths in sorted(plan.collisions.items())
+        ]
+    return found
 
 
 @dataclass
 class _Loading:
     """The state of one load."""
 
-    project: LakeProject
+    project: RuledProject
     open_target: Callable[[], Target]
     target: Target
     ledger: Ledger
@@ -205,6 +86,7 @@ class _Loading:
         records = self.project.records()
         report = self.report
         report.total = len(records)
+        report.rows = {run_id: record.rows for run_id, record in records.items()}
         if self.ledger.entries() is None:
             self.ledger.rebuild(self.target.runs(self.project.project_id))
         permanent = False
@@ -216,7 +98,7 @@ class _Loading:
             if progress is not None:
                 progress(done, len(records), rows)
             if not record.complete and partial_runs == "withhold":
-                report.withheld[run_id] = _why_partial(record)
+                report.withheld[run_id] = why_partial(record)
                 continue
             if gone is not None:
                 report.failed[run_id] = f"not tried: {gone}"
@@ -266,21 +148,28 @@ class _Loading:
         found = self.target.find(self.project.project_id, run_id)
         if (
             found is not None
-            and found.digest == record.digest
+            and found.digest == self.project.digest(record)
             and not self.full_refresh
             and self._settled(found, record)
         ):
             return None
+        started = time.monotonic()
         run = self.project.run(run_id)
         plan = self.target.plan(run)
+        if refused := refusals(plan, self.project.rules):
+            raise TargetError(
+                f"Run {run_id!r} is not loaded: {'; '.join(refused[:5])}.",
+                hint="Change the rules for names, or leave targets.names.collisions at tell_apart.",
+            )
         receipt = self.target.replace(run, plan)
+        whole = run.whole(receipt)
         self.report.receipts = [item for item in self.report.receipts if item.run_id != run_id]
-        self.ledger.record(Entry(run_id, receipt.target_id, receipt.digest, receipt))
-        self._check(receipt, record)
-        self._verify(run, receipt)
-        self.report.receipts.append(receipt)
-        self.report.notes += [f"{run_id}: {note}" for note in receipt.notes]
-        return receipt
+        self.ledger.record(Entry(run_id, whole.target_id, whole.digest, whole))
+        self._check(whole, run)
+        self._verify(run, whole, started)
+        self.report.receipts.append(whole)
+        self.report.notes += [f"{run_id}: {note}" for note in whole.notes]
+        return whole
 
     def _settled(self, found: TargetRun, record: RunRecord) -> bool:
         """True if nothing speaks against the digest that the target holds.
@@ -289,7 +178,7 @@ class _Loading:
         """
         entry = (self.ledger.entries() or {}).get(record.run_id)
         if entry is None or entry.digest != found.digest or entry.target_id != found.target_id:
-            self.ledger.record(Entry(record.run_id, found.target_id, record.digest))
+            self.ledger.record(Entry(record.run_id, found.target_id, self.project.digest(record)))
             return True
         if entry.receipt is None or entry.verified:
             return True
@@ -303,21 +192,21 @@ class _Loading:
             return True
         return False
 
-    def _check(self, receipt: Receipt, record: RunRecord) -> None:
+    def _check(self, receipt: Receipt, run: RuledRun) -> None:
         """Raise TargetError if rows are not accounted for."""
         wrong = [
             f"{counted} of {rows} {kind} rows are accounted for"
             for kind, (rows, counted) in receipt.unbalanced().items()
         ]
-        known = {kind: rows for kind, rows in record.rows.items() if rows}
+        known = {kind: rows for kind, rows in run.original.rows.items() if rows}
         if {kind: rows for kind, rows in receipt.rows_in.items() if rows} != known:
             wrong.append(f"the lake holds {known}, the load read {dict(receipt.rows_in)}")
-        if receipt.digest != record.digest:
-            wrong.append(f"the lake's digest is {record.digest}, the load wrote {receipt.digest}")
+        if receipt.digest != run.record.digest:
+            wrong.append(f"the digest to write is {run.record.digest}, the load wrote {receipt.digest}")
         if wrong:
             self._fail(receipt, wrong)
 
-    def _verify(self, run: LakeRun, receipt: Receipt) -> None:
+    def _verify(self, run: RuledRun, receipt: Receipt, started: float | None = None) -> None:
         """Read back over a fresh connection and keep the verdict. Raises TargetError if anything differs."""
         fresh = self.open_target()
         try:
@@ -326,7 +215,10 @@ class _Loading:
             fresh.close()
         if not verdict.ok:
             self._fail(receipt, verdict.differences)
-        self.ledger.record(Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt, verified=True))
+        seconds = None if started is None else round(time.monotonic() - started, 6)
+        self.ledger.record(
+            Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt, verified=True, seconds=seconds)
+        )
 
     def _fail(self, receipt: Receipt, differences: Iterable[str]) -> None:
         found = tuple(differences)
@@ -339,16 +231,3 @@ class _Loading:
             f"{'; '.join(found[:5])}{more}.",
             hint="Load again: the run will be replaced. If this stays, look at the target's log.",
         )
-
-
-def _why_partial(record: RunRecord) -> str:
-    reasons = [issue.message for issue in record.errors[:3]]
-    return "partial in the lake" + (f": {'; '.join(reasons)}" if reasons else "")
-
-
-def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    result: dict[str, int] = {}
-    for item in counts:
-        for kind, rows in item.items():
-            result[kind] = result.get(kind, 0) + rows
-    return result

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
+    from neptune_assets.targets.survey import ValueCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,24 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """Values of one attribute type that a target cannot hold as they are, and what becomes of each."""
+
+    attribute_type: str
+    what: str
+    rows: int
+    fate: str
+    """What happens to them, as a clause: ``kept exactly in artifact ...``, ``dropped``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What loading one run will do, made without writing anything.
 
     ``names`` maps attribute paths to the target's names, only where the two differ, and is reversible.
     ``step_multiplier`` is the power of ten that makes all steps whole where the target only knows whole steps, else 1.
+    ``collisions`` maps a name to the attributes that all would have had it and are told apart, two or more each.
+    ``problems`` are reasons not to load the run at all; it is then reported as failed, and nothing is written.
     """
 
     run_id: str
@@ -36,6 +50,8 @@ class Plan:
     step_multiplier: int = 1
     dropped: Sequence[Dropped] = ()
     notes: Sequence[str] = ()
+    collisions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +120,12 @@ class Target(Protocol):
 
     def plan(self, run: LakeRun) -> Plan:
         """Say what loading the run will do. Writes nothing."""
+
+    def is_new(self) -> bool:
+        """True if the place does not exist yet, so that nothing can be in it. Asking makes nothing."""
+
+    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+        """Say which of the values that were counted in a run the target cannot hold, and what becomes of them."""
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by its external key. None only if surely absent; raises on doubt (two of them, no answer)."""

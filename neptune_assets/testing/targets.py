@@ -27,8 +27,9 @@ import pytest
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
-from neptune_assets.targets.load import LoadReport, load_project
+from neptune_assets.targets.load import load_project
 from neptune_assets.targets.protocol import Target
+from neptune_assets.targets.report import LoadReport
 from neptune_assets.testing.lakes import file, file_set, files, make_lake
 
 PROJECT = "ws/proj"

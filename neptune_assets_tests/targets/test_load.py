@@ -11,8 +11,11 @@ from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Entry, Ledger
-from neptune_assets.targets.load import RECEIPTS, load_project, parents_first, receipts_reader
-from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Verdict
+from neptune_assets.targets.load import load_project
+from neptune_assets.targets.order import parents_first
+from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.report import RECEIPTS, receipts_reader
+from neptune_assets.targets.survey import ValueCounts
 from neptune_assets_tests.support.lake_factory import make_lake, metric
 
 PROJECT = "ws/p"
@@ -32,6 +35,12 @@ class Memory:
 
     def plan(self, run: LakeRun) -> Plan:
         return Plan(run.run_id)
+
+    def is_new(self) -> bool:
+        return False
+
+    def unfit(self, values: ValueCounts, plan: Plan) -> list[Unfit]:
+        return []
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         self.trouble("find", run_id)

@@ -8,13 +8,13 @@ Two ways to write, one result. Where the tracking URI is a database whose schema
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from neptune_assets import settings
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.targets.mlflow import artifacts, mapping, verify
+from neptune_assets.targets.mlflow import artifacts, fates, mapping, verify
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
 from neptune_assets.targets.mlflow.database import HeldRun
@@ -23,7 +23,8 @@ from neptune_assets.targets.mlflow.jobs import Job
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.served import Served
 from neptune_assets.targets.mlflow.session import DIRECT_DIALECTS
-from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Verdict
+from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.survey import ValueCounts
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,17 @@ class MlflowTarget:
             step_multiplier=self._settings.step_multiplier,
             case_sensitive=self._connection.case_sensitive,
         )
+
+    def is_new(self) -> bool:
+        """True if the database is a file that is not there yet."""
+        file = self._connection.database_file
+        return file is not None and not file.exists()
+
+    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+        """Say which of a run's values MLflow cannot hold, and what becomes of them."""
+        if not isinstance(plan, MlflowPlan):
+            raise TypeError("this plan was made by another target")
+        return fates.unfit(values, plan)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by the hash of project and run id that its tags hold. Raises TargetError if two are complete."""

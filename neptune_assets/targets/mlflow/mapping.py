@@ -32,6 +32,7 @@ from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, Att
 from neptune_assets.targets.mlflow import names
 from neptune_assets.targets.mlflow.points import smallest_multiplier
 from neptune_assets.targets.protocol import Plan
+from neptune_assets.targets.ruled import wanted_name
 
 VERSION: Final = 1
 """Raised whenever the same run would be loaded differently, so that runs loaded before are loaded again."""
@@ -183,17 +184,26 @@ def make_plan(
 
     clean = names.clean_key if naming == "default" else names.exporter_key
     fold = not case_sensitive
-    params = names.distinct_keys({a: a[0] for a in sorted({*values, *long})}, clean, fold_case=fold)
+    wanted = wanted_name(run)
+    param_names = {a: wanted(a[0]) for a in sorted({*values, *long})}
+    params = names.distinct_keys(param_names, clean, fold_case=fold)
     floats = sorted(path for path, kind in series.attributes if kind == AttributeType.FLOAT_SERIES)
-    metrics = names.distinct_keys({path: path for path in floats}, clean, fold_case=fold)
-    paths = names.distinct_paths(
-        {
-            **{a: f"params/{a[0]}.txt" for a in sorted(long)},
-            **{
-                a: _artifact_path(a) for a in sorted({*series.attributes, *files}) if a[1] != AttributeType.FLOAT_SERIES
-            },
-        }
-    )
+    metric_names = {path: wanted(path) for path in floats}
+    metrics = names.distinct_keys(metric_names, clean, fold_case=fold)
+    path_names = {
+        **{a: f"params/{wanted(a[0])}.txt" for a in sorted(long)},
+        **{
+            a: _artifact_path((wanted(a[0]), a[1]))
+            for a in sorted({*series.attributes, *files})
+            if a[1] != AttributeType.FLOAT_SERIES
+        },
+    }
+    paths = names.distinct_paths(path_names)
+    collisions = {
+        **{name: [a[0] for a in met] for name, met in names.meeting(param_names, clean, fold_case=fold).items()},
+        **names.meeting(metric_names, clean, fold_case=fold),
+        **{name: [a[0] for a in met] for name, met in names.meeting_paths(path_names).items()},
+    }
     long_params = {attribute: paths[attribute] for attribute in sorted(long)}
     texts = {params[attribute]: text for attribute, text in values.items()}
     texts.update({params[a]: f"(whole in artifact {path})" for a, path in long_params.items()})
@@ -218,6 +228,7 @@ def make_plan(
         names=renamed,
         step_multiplier=multiplier,
         notes=notes,
+        collisions=collisions,
         experiment=_experiment(run.project_id, sys.get("sys/name"), naming, prefix),
         run_name=run_name if len(run_name) <= names.MAX_KEY else names.shorten(run_name, run.run_id, names.MAX_KEY),
         user=str(sys["sys/owner"])[:250].replace("\x00", "\ufffd") if sys.get("sys/owner") else None,
@@ -333,7 +344,10 @@ def _times(run: LakeRun, sys: Mapping[str, Any], series: _Series) -> tuple[int, 
 
 def _experiment(project_id: str, name: Any, naming: str, prefix: str) -> str:
     if naming == "neptune-exporter":
-        whole = f"{project_id}/{name or 'Default'}"
+        if not name:
+            # The exporter leaves the choice to MLflow, which takes its first experiment.
+            return "Default"
+        whole = f"{project_id}/{name}"
         whole = f"{prefix}/{whole}" if prefix else whole
     else:
         whole = f"{prefix}{project_id}"

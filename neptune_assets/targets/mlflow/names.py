@@ -83,6 +83,26 @@ def distinct_keys(
     return result
 
 
+def meeting(
+    wanted: Mapping[K, str], clean: Callable[[str], str] = clean_key, *, fold_case: bool = False
+) -> dict[str, list[K]]:
+    """Return the keys that several items would have, and those items, as far as :func:`distinct_keys` parts them."""
+    fold = str.casefold if fold_case else str
+    return _groups({item: fold(clean(path)) for item, path in wanted.items()})
+
+
+def meeting_paths(wanted: Mapping[K, str]) -> dict[str, list[K]]:
+    """Return the artifact paths that several items would have, and those items."""
+    return _groups({item: _clean_path(path).casefold() for item, path in wanted.items()})
+
+
+def _groups(named: Mapping[K, str]) -> dict[str, list[K]]:
+    groups: dict[str, list[K]] = {}
+    for item, name in named.items():
+        groups.setdefault(name, []).append(item)
+    return {name: items for name, items in sorted(groups.items()) if len(items) > 1}
+
+
 def distinct_paths(wanted: Mapping[K, str]) -> dict[K, str]:
     """Return a relative artifact path for each item, legal on every storage.
 

@@ -12,8 +12,9 @@ from neptune_assets.errors import SettingsError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, MlflowTarget
 from neptune_assets.targets.ledger import Ledger
-from neptune_assets.targets.load import LoadReport, load_project
+from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import BORN_MS, PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import make_lake
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace

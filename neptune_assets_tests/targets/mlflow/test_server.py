@@ -13,8 +13,9 @@ from neptune_assets.errors import TargetUnavailableError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, MlflowTarget
 from neptune_assets.targets.ledger import Ledger
-from neptune_assets.targets.load import LoadReport, load_project
+from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, make_lake
 from neptune_assets_tests.support.mlflow_server import free_port, mlflow_server
