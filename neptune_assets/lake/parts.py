@@ -27,7 +27,7 @@ ROW_GROUP_BYTES: Final = 32 << 20
 
 # Nearly all bytes of a project are values of series: they get the level from which zstd chooses its blocks by cost,
 # which takes a tenth off them. The rest would only be written slower.
-_LEVELS: Final = dict.fromkeys(SCHEMA.names, 3) | {"float_value": 13}
+_LEVELS: Final = dict.fromkeys(SCHEMA.names, 3) | {"float_value": 14}
 
 _OPTIONS: Final[dict[str, Any]] = {
     "compression": "zstd",

@@ -7,7 +7,7 @@ counts under the names below, and :func:`repair_batch` does what the names say, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import pyarrow as pa
@@ -50,11 +50,7 @@ DUPLICATE_ROWS: Final = "duplicate_rows"
 NOT_COUNTS: Final = frozenset({TIMEZONE_SHIFT_MS})
 """Names in a ``repairs`` mapping that must not be added up."""
 
-_KNOWN: Final = pa.array([str(kind) for kind in AttributeType])
-_SERIES: Final = pa.array([str(kind) for kind in SERIES_TYPES])
-_PHANTOM_TYPES: Final = pa.array(
-    sorted(str(kind) for kind in PARAMETER_TYPES | FILE_TYPES - {AttributeType.FILE_SERIES})
-)
+_PHANTOM_TYPES: Final = PARAMETER_TYPES | FILE_TYPES - {AttributeType.FILE_SERIES}
 
 
 def conform(batch: pa.RecordBatch, project_id: str | None = None, run_id: str | None = None) -> pa.RecordBatch:
@@ -87,14 +83,14 @@ def drop_phantom_rows(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
 
     Series are left alone: their null values mean something else.
     """
-    suspects = pc.is_in(batch["attribute_type"], _PHANTOM_TYPES)
+    suspects = _is_one_of(batch["attribute_type"], _PHANTOM_TYPES)
     if not pc.any(suspects).as_py():
         return batch, 0
     empty = None
     for column in sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES | FILE_TYPES}):
-        kinds = pa.array([str(kind) for kind, name in VALUE_COLUMN.items() if name == column])
+        kinds = {kind for kind, name in VALUE_COLUMN.items() if name == column}
         values = pc.struct_field(batch[column], "path") if column == "file_value" else batch[column]
-        missing = pc.and_(pc.is_in(batch["attribute_type"], kinds), pc.is_null(values))
+        missing = pc.and_(_is_one_of(batch["attribute_type"], kinds), pc.is_null(values))
         empty = missing if empty is None else pc.or_(empty, missing)
     phantom = pc.and_(suspects, empty)
     dropped = int(pc.sum(phantom).as_py() or 0)
@@ -111,8 +107,8 @@ def own_rows(batch: pa.RecordBatch, project_id: str, run_id: str) -> pa.RecordBa
 def drop_unusable_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Drop rows of unknown type, without path, and points of a series without a step."""
     kinds = batch["attribute_type"]
-    known = pc.and_(pc.is_in(kinds, _KNOWN), pc.is_valid(batch["attribute_path"]))
-    usable = pc.and_not(known, pc.and_(pc.is_in(kinds, _SERIES), pc.is_null(batch["step"])))
+    known = pc.and_(_is_one_of(kinds, AttributeType), pc.is_valid(batch["attribute_path"]))
+    usable = pc.and_not(known, pc.and_(_is_one_of(kinds, SERIES_TYPES), pc.is_null(batch["step"])))
     return batch if pc.all(usable).as_py() else batch.filter(usable)
 
 
@@ -177,3 +173,8 @@ def repair_batch(batch: pa.RecordBatch, repairs: Mapping[str, int]) -> pa.Record
 def _with(batch: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:
     index = batch.schema.get_field_index(column)
     return batch.set_column(index, batch.schema.field(index), values)
+
+
+def _is_one_of(types: pa.Array, kinds: Iterable[AttributeType]) -> pa.Array:
+    # Made when needed: the first pa.array() of a process looks for pandas, which takes seconds to import.
+    return pc.is_in(types, pa.array(sorted(str(kind) for kind in kinds)))

@@ -9,9 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from decimal import Decimal
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -21,8 +19,9 @@ import pyarrow as pa
 
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.parts import GENERATION
-from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
+from neptune_assets.schema import SCHEMA, TIME_TYPE
 from neptune_assets.summary.columns import TABLES
+from neptune_assets.summary.manifest import load_manifest
 from neptune_assets.summary.quoting import identifier, parquet, plain_path
 from neptune_assets.summary.rows import COLUMN_NAMES, Rows, project_rows, register_filesystems
 from neptune_assets.summary.writing import write_table
@@ -33,39 +32,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS: Final = 65_536
 """Rows of a batch that a table is read by."""
-
-_MANIFEST: Final = pa.schema(
-    [
-        ("project_id", pa.string()),
-        ("run_id", pa.string()),
-        ("lake_state", pa.string()),
-        ("digest", pa.string()),
-        ("source", pa.string()),
-        ("in_place", pa.bool_()),
-        ("parquet_bytes", pa.int64()),
-        ("errors", pa.int64()),
-        ("first_error", pa.string()),
-        ("files_root", pa.string()),
-        ("committed_at", pa.string()),
-        ("vanished_at", pa.string()),
-        ("created_at", pa.string()),
-        ("name", pa.string()),
-        ("parent", pa.string()),
-        ("fork_step", STEP_TYPE),
-    ]
-)
-_FILES: Final = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("attribute_path", pa.string()),
-        ("attribute_type", pa.string()),
-        ("step", STEP_TYPE),
-        ("member", pa.string()),
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("sha256", pa.string()),
-    ]
-)
 
 
 class Summary:
@@ -85,7 +51,7 @@ class Summary:
             self._con = connect(settings, self._scratch)
             try:
                 register_filesystems(self._con, project)
-                self._load_manifest()
+                load_manifest(self._con, project, self._scratch)
                 self._scan()
             except BaseException:
                 self._con.close()
@@ -132,70 +98,6 @@ class Summary:
         """Yield SELECT statements for :meth:`query` that give the lake's rows, repaired, some runs at a time."""
         for rows in project_rows(self._project, run_ids):
             yield rows.sql(self._empty_part)
-
-    def _load_manifest(self) -> None:
-        records = self._project.records()
-        lake = self._project.lake
-        files_root = lake.storage.url(lake.layout.files(self.project_id, self._project.scope))
-
-        def manifest() -> Iterator[dict[str, Any]]:
-            for record in records.values():
-                first = record.errors[0] if record.errors else None
-                where = f"{first.attribute_path}: " if first is not None and first.attribute_path else ""
-                yield {
-                    "project_id": self.project_id,
-                    "run_id": record.run_id,
-                    "lake_state": record.state,
-                    "digest": record.digest,
-                    "source": record.source,
-                    "in_place": record.in_place is not None,
-                    "parquet_bytes": sum(part.bytes for part in record.parts),
-                    "errors": len(record.errors),
-                    # Messages may quote what is not even text; Arrow takes nothing but UTF-8.
-                    "first_error": None if first is None else _printable(where + first.message),
-                    "files_root": (files_root if record.in_place is None else record.in_place).rstrip("/"),
-                    "committed_at": record.committed_at,
-                    "vanished_at": record.vanished_at,
-                    "created_at": record.created_at,
-                    "name": record.name,
-                    "parent": record.parent,
-                    "fork_step": _step(record.fork_step),
-                }
-
-        def stored() -> Iterator[dict[str, Any]]:
-            for record in records.values():
-                for file in record.files:
-                    yield {
-                        "run_id": record.run_id,
-                        "attribute_path": file.attribute_path,
-                        "attribute_type": file.attribute_type,
-                        "step": _step(file.step),
-                        "member": file.member,
-                        "path": file.path,
-                        "size": file.size,
-                        "sha256": file.sha256,
-                    }
-
-        self._load("manifest_texts", _MANIFEST, manifest())
-        self._con.execute(
-            "CREATE TABLE manifest AS SELECT * REPLACE (committed_at::TIMESTAMPTZ AS committed_at, "
-            "vanished_at::TIMESTAMPTZ AS vanished_at, created_at::TIMESTAMPTZ AS created_at) FROM manifest_texts"
-        )
-        self._load("manifest_files", _FILES, stored())
-        self._con.execute(
-            "CREATE TABLE project AS SELECT $project_id AS project_id, $digest AS digest",
-            {"project_id": self.project_id, "digest": self.digest},
-        )
-
-    def _load(self, table: str, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> None:
-        def batches() -> Iterator[pa.RecordBatch]:
-            while chunk := list(islice(rows, 8_192)):
-                yield pa.RecordBatch.from_pylist(chunk, schema=schema)
-
-        reader = pa.RecordBatchReader.from_batches(schema, batches())
-        self._con.register("incoming", reader)
-        self._con.execute(f"CREATE TABLE {identifier(table)} AS SELECT * FROM incoming")  # noqa: S608
-        self._con.unregister("incoming")
 
     def _scan(self) -> None:
         self._empty_part = str(Path(self._scratch) / "empty.parquet")
@@ -323,14 +225,6 @@ def connect(settings: SummarySettings, scratch: str) -> duckdb.DuckDBPyConnectio
 
 def _sql(name: str) -> str:
     return files("neptune_assets.summary").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-
-
-def _step(microsteps: int | None) -> Decimal | None:
-    return None if microsteps is None else Decimal(microsteps).scaleb(-6)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -103,9 +103,9 @@ def report(arguments: argparse.Namespace, work: Path) -> None:
     print(f"data: {arguments.runs} runs, {points:,} points, {exported / 1e6:.1f} MB of Parquet")
 
     seconds, megabytes, _ = run_lake(work / "lake", export, project, work)
-    size = tree_bytes(work / "lake" / "data", "*.parquet")
+    size = tree_bytes(work / "lake" / "data", "*.parquet") + tree_bytes(work / "lake" / "statistics", "*.parquet")
     ratio = size / exported
-    print(f"lake: {seconds:.1f} s, peak {megabytes:.0f} MB, {size / 1e6:.1f} MB = {ratio:.2f} of the export's size")
+    print(f"lake: {seconds:.1f} s, peak {megabytes:.0f} MB, {size / 1e6:.1f} MB = {ratio:.3f} of the export's size")
     if arguments.long:
         long_export, _ = generate(work / "long", arguments.runs, arguments.points * 10)
         seconds, megabytes, _ = run_lake(work / "long_lake", long_export, project, work)
