@@ -16,10 +16,10 @@ DEMO_PROJECTS := demo/vision demo/tabular
 DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test proofs check format bench record-demo clean
+.PHONY: help install demo dev test proofs conformance-exporter check format bench record-demo clean
 
 help: ## List these targets
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Make the virtual environment from uv.lock
 
@@ -44,10 +44,13 @@ dev: install ## Open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
 
 test: install ## Run the tests
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow and not peer"
 
 proofs: install ## Run the slow proofs: random kills, full disk, memory caps
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m "slow and not peer"
+
+conformance-exporter: install ## Try neptune-exporter's own code on our lake: make conformance-exporter PEER_PYTHON=... PEER_SRC=...
+	@PEER_PYTHON="$(PEER_PYTHON)" PEER_SRC="$(PEER_SRC)" $(BIN)/pytest -m peer neptune_assets_tests/conformance
 
 check: install ## Check formatting, lint, types and docs
 	@$(BIN)/ruff format --check .
