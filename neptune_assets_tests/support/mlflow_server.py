@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,7 +80,7 @@ def mlflow_server(
     with (root / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, cwd=root, start_new_session=True)
         try:
-            for _ in range(600):
+            for _ in range(1500):
                 if process.poll() is not None:
                     raise AssertionError((root / "server.log").read_text())
                 try:
@@ -92,6 +92,11 @@ def mlflow_server(
                 raise AssertionError((root / "server.log").read_text())
             yield server
         finally:
-            if process.poll() is None:
+            # The workers are this group too; nothing of the server is worth an orderly end.
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)

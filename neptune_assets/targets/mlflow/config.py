@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from neptune_assets.errors import SettingsError
 from neptune_assets.lake.storage import Storage
@@ -51,8 +52,10 @@ def connection(settings: MlflowTarget, lake: LakeSettings) -> Connection:
     if dialect in DATABASES and "://" in uri:
         return _database(uri, dialect, settings)
     if scheme in {"http", "https"}:
-        _export_credentials(settings)
-        return Connection(uri.rstrip("/"), _without_user(uri), None, None, settings.artifact_root)
+        _export_credentials(settings, urlsplit(uri))
+        # Errors of MLflow's client show the address: it must not hold the password.
+        uri = _without_user(uri)
+        return Connection(uri.rstrip("/"), uri, None, None, settings.artifact_root)
     raise SettingsError(
         f"targets.mlflow.tracking_uri {_without_user(uri)!r} is neither a database nor a server.",
         hint="Use sqlite:///file.db, postgresql://..., or http(s)://...; directories would keep points doubled.",
@@ -96,8 +99,11 @@ def secret(variable: str, setting: str) -> str:
     return value
 
 
-def _export_credentials(settings: MlflowTarget) -> None:
+def _export_credentials(settings: MlflowTarget, address: SplitResult) -> None:
     """Hand credentials to MLflow's client, which only takes them from its own environment variables."""
+    if address.username is not None and settings.username_env is None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password or "")
     for setting, variable, name in (
         ("username_env", settings.username_env, "MLFLOW_TRACKING_USERNAME"),
         ("password_env", settings.password_env, "MLFLOW_TRACKING_PASSWORD"),
