@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -51,15 +52,15 @@ def milliseconds(column: Any) -> Ints:
 
 
 def codes(column: Any) -> tuple[Ints, list[str]]:
-    """Return a number for each text of the column, and the texts in the order of their numbers."""
+    """Return a number for each text of the column, and the texts in the order of their numbers.
+
+    Columns of the lake are sorted, so that equal texts stand together: only where they change is looked at twice.
+    """
     column = plain(column)
-    if len(column) and column[0].as_py() == column[-1].as_py() and _sorted_runs(column):
-        return np.zeros(len(column), dtype=np.int64), [column[0].as_py()]
-    encoded = column.dictionary_encode()
-    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64), encoded.dictionary.to_pylist()
-
-
-def _sorted_runs(column: Any) -> bool:
-    import pyarrow.compute as pc
-
-    return bool(pc.all(pc.equal(column, column[0])).as_py())
+    if len(column) == 0:
+        return np.empty(0, dtype=np.int64), []
+    stretches = pc.run_end_encode(column)
+    ends = np.asarray(stretches.run_ends.to_numpy(zero_copy_only=False), dtype=np.int64)
+    encoded = stretches.values.dictionary_encode()
+    numbers = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.repeat(numbers, np.diff(ends, prepend=0)), encoded.dictionary.to_pylist()

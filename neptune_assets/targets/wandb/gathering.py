@@ -12,14 +12,17 @@ import pyarrow as pa
 
 from neptune_assets.errors import FileGoneError, TargetError
 from neptune_assets.lake.layout import format_step
-from neptune_assets.schema import FILE_TYPES, AttributeType
+from neptune_assets.schema import PARAMETER_TYPES, AttributeType
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Dropped
+from neptune_assets.targets.ruled import wanted_name
 from neptune_assets.targets.wandb import records
 from neptune_assets.targets.wandb.columns import NO_TIME, Ints, codes, microsteps, milliseconds, plain, present
-from neptune_assets.targets.wandb.history import EVENTS, POINTS, item
-from neptune_assets.targets.wandb.mapping import Layout
+from neptune_assets.targets.wandb.encoding import EVENTS, item
+from neptune_assets.targets.wandb.history import POINTS
+from neptune_assets.targets.wandb.mapping import Layout, Parameters
 from neptune_assets.targets.wandb.media import Copy, FileStage, StagedFile
+from neptune_assets.targets.wandb.rows import typed_rows
 from neptune_assets.targets.wandb.series import TableFile, Text, histogram, texts
 from neptune_assets.targets.wandb.spool import SortedSpool
 
@@ -53,6 +56,7 @@ class Gathering:
 
     def __init__(self, run: LakeRun, placed: Layout, directory: Path, lake: LakeSettings) -> None:
         self._run, self._placed, self._directory = run, placed, directory
+        self._wanted = wanted_name(run)
         self.files = FileStage(directory / "files")
         self.account = Account(rows_in=placed.survey.by_type())
         self._numbers = {key: number for number, key in enumerate(placed.keys)}
@@ -74,14 +78,33 @@ class Gathering:
         )
         self._pending: list[tuple[int, int, int, str, bytes]] = []
         self._pending_bytes = 0
+        self._changed: Counter[str] = Counter()
+        self._malformed = 0
+        self._table: TableFile | None = None
+        self.parameters = Parameters(placed)
         self.last_values: dict[int, tuple[int, str]] = {}
 
     def gather(self) -> None:
-        """Read everything but the parameters."""
-        self._gather_points()
-        self._gather_histograms()
-        self._gather_texts()
-        self._gather_files()
+        """Read the run, once."""
+        for kind, rows in typed_rows(self._run, tuple(AttributeType)):
+            if kind in PARAMETER_TYPES:
+                self.parameters.add(kind, rows)
+            elif kind is AttributeType.FLOAT_SERIES:
+                self._points(rows)
+            elif kind is AttributeType.HISTOGRAM_SERIES:
+                self._histograms(rows)
+            elif kind is AttributeType.STRING_SERIES:
+                self._texts(rows)
+            else:
+                self._files(str(kind), rows)
+        self._end_table()
+        self.account.mapped[str(AttributeType.FLOAT_SERIES)] += self._placed.survey.stepless[
+            str(AttributeType.FLOAT_SERIES)
+        ]
+        for reason, count in sorted(self._changed.items()):
+            self.account.notes.append(f"{count} histograms {reason}; {EXACT} has them as they were.")
+        if self._malformed:
+            self.account.notes.append(f"{self._malformed} histograms have no bins that fit together; {EXACT} has them.")
         self._flush_events()
 
     def close(self) -> None:
@@ -89,31 +112,25 @@ class Gathering:
         self.points.close()
         self.events.close()
 
-    def _gather_points(self) -> None:
+    def _points(self, rows: pa.RecordBatch) -> None:
         kind = str(AttributeType.FLOAT_SERIES)
-        for batch in self._run.batches(
-            types={AttributeType.FLOAT_SERIES}, columns=["attribute_path", "step", "timestamp", "float_value"]
-        ):
-            local, names = codes(batch.column("attribute_path"))
-            numbers = np.array([self._numbers[name, kind] for name in names], dtype=np.int64)
-            stepped = present(batch.column("step"))
-            values = plain(batch.column("float_value")).fill_null(float("nan"))
-            made = pa.RecordBatch.from_arrays(
-                [
-                    pa.array(microsteps(batch.column("step"))),
-                    pa.array(numbers[local]),
-                    pa.array(milliseconds(batch.column("timestamp"))),
-                    values,
-                ],
-                schema=POINTS,
-            )
-            if not stepped.all():
-                made = made.filter(pa.array(stepped))
-            self._remember_last(made)
-            self.points.add(made)
-        stepless = self._placed.survey.stepless[kind]
-        self.account.mapped[kind] += stepless
-        self.account.written[kind] += self.points.rows
+        local, names = codes(rows.column("attribute_path"))
+        numbers = np.array([self._numbers[name, kind] for name in names], dtype=np.int64)
+        stepped = present(rows.column("step"))
+        made = pa.RecordBatch.from_arrays(
+            [
+                pa.array(microsteps(rows.column("step"))),
+                pa.array(numbers[local]),
+                pa.array(milliseconds(rows.column("timestamp"))),
+                plain(rows.column("float_value")).fill_null(float("nan")),
+            ],
+            schema=POINTS,
+        )
+        if not stepped.all():
+            made = made.filter(pa.array(stepped))
+        self._remember_last(made)
+        self.points.add(made)
+        self.account.written[kind] += made.num_rows
 
     def _remember_last(self, batch: pa.RecordBatch) -> None:
         """Keep the value at the highest step of every key for the summary; rows come sorted by key and step."""
@@ -129,49 +146,40 @@ class Gathering:
         if key not in self.last_values or self.last_values[key][0] <= step:
             self.last_values[key] = (step, text)
 
-    def _gather_histograms(self) -> None:
+    def _histograms(self, rows: pa.RecordBatch) -> None:
         kind = str(AttributeType.HISTOGRAM_SERIES)
-        columns = ["attribute_path", "step", "timestamp", "histogram_value"]
-        malformed = 0
-        reasons: Counter[str] = Counter()
-        for batch in self._run.batches(types={AttributeType.HISTOGRAM_SERIES}, columns=columns, batch_rows=1_024):
-            for path, step, stepped, time, value in zip(
-                plain(batch.column("attribute_path")).to_pylist(),
-                microsteps(batch.column("step")).tolist(),
-                present(batch.column("step")).tolist(),
-                milliseconds(batch.column("timestamp")).tolist(),
-                batch.column("histogram_value").to_pylist(),
-                strict=True,
-            ):
-                made = histogram(value)
-                if not stepped:
-                    self.account.mapped[kind] += 1
-                    continue
-                if made is None:
-                    malformed += 1
-                    self.account.mapped[kind] += 1
-                    continue
-                (self.account.written if made.exact else self.account.mapped)[kind] += 1
-                if not made.exact:
-                    reasons[made.reason] += 1
-                self._event(path, kind, step, time, made.json, counted=made.exact)
-        for reason, rows in sorted(reasons.items()):
-            self.account.notes.append(f"{rows} histograms {reason}; {EXACT} has them as they were.")
-        if malformed:
-            self.account.notes.append(f"{malformed} histograms have no bins that fit together; {EXACT} has them.")
+        for path, step, stepped, time, value in zip(
+            plain(rows.column("attribute_path")).to_pylist(),
+            microsteps(rows.column("step")).tolist(),
+            present(rows.column("step")).tolist(),
+            milliseconds(rows.column("timestamp")).tolist(),
+            rows.column("histogram_value").to_pylist(),
+            strict=True,
+        ):
+            made = histogram(value)
+            if not stepped or made is None:
+                self._malformed += stepped
+                self.account.mapped[kind] += 1
+                continue
+            (self.account.written if made.exact else self.account.mapped)[kind] += 1
+            if not made.exact:
+                self._changed[made.reason] += 1
+            self._event(path, kind, step, time, made.json, counted=made.exact)
 
-    def _gather_texts(self) -> None:
-        kind, table, path = str(AttributeType.STRING_SERIES), None, None
-        for text in texts(self._run):
-            if table is not None and (text.path != path or table.full):
-                self._close_table(table, str(path))
-                table = None
-            if table is None:
-                table, path = TableFile(self._directory / "files" / ".table"), text.path
-            table.add(text)
+    def _texts(self, rows: pa.RecordBatch) -> None:
+        kind = str(AttributeType.STRING_SERIES)
+        for text in texts(rows):
+            if self._table is not None and (text.path != self._table.name or self._table.full):
+                self._end_table()
+            if self._table is None:
+                self._table = TableFile(self._directory / "files" / ".table", text.path)
+            self._table.add(text)
             self.account.mapped[kind] += 1
-        if table is not None:
-            self._close_table(table, str(path))
+
+    def _end_table(self) -> None:
+        if self._table is not None:
+            self._close_table(self._table, self._table.name)
+            self._table = None
 
     def _close_table(self, table: TableFile, path: str) -> None:
         kind = str(AttributeType.STRING_SERIES)
@@ -194,25 +202,22 @@ class Gathering:
             path, kind, step, NO_TIME if last.time is None else last.time, records.json_text(facts), counted=False
         )
 
-    def _gather_files(self) -> None:
-        columns = ["attribute_path", "attribute_type", "step", "timestamp", "file_value"]
-        for batch in self._run.batches(types=FILE_TYPES, columns=columns):
-            for path, kind, step, stepped, time, value in zip(
-                plain(batch.column("attribute_path")).to_pylist(),
-                plain(batch.column("attribute_type")).to_pylist(),
-                microsteps(batch.column("step")).tolist(),
-                present(batch.column("step")).tolist(),
-                milliseconds(batch.column("timestamp")).tolist(),
-                batch.column("file_value").to_pylist(),
-                strict=True,
-            ):
-                where = None if value is None else value["path"]
-                if where is None:
-                    self.account.dropped[kind, "it names no file"] += 1
-                elif kind == AttributeType.FILE_SET:
-                    self._file_set(path, kind)
-                else:
-                    self._file(path, kind, where, step if stepped else None, time)
+    def _files(self, kind: str, rows: pa.RecordBatch) -> None:
+        for path, step, stepped, time, value in zip(
+            plain(rows.column("attribute_path")).to_pylist(),
+            microsteps(rows.column("step")).tolist(),
+            present(rows.column("step")).tolist(),
+            milliseconds(rows.column("timestamp")).tolist(),
+            rows.column("file_value").to_pylist(),
+            strict=True,
+        ):
+            where = None if value is None else value["path"]
+            if where is None:
+                self.account.dropped[kind, "it names no file"] += 1
+            elif kind == AttributeType.FILE_SET:
+                self._file_set(path, kind)
+            else:
+                self._file(path, kind, where, step if stepped else None, time)
 
     def _file(self, path: str, kind: str, where: str, step: int | None, time: int) -> None:
         expected = {record.path: record.sha256 for record in self._run.file_records(path)}
@@ -228,7 +233,8 @@ class Gathering:
         if kind in {AttributeType.FILE, AttributeType.FILE_SERIES}:
             facts = self.files.media(copy, self._placed.keys[path, kind], staged)
         if facts is None:
-            self.files.keep(copy, path if step is None else f"{path}/step_{format_step(step)}", staged)
+            name = self._wanted(path)
+            self.files.keep(copy, name if step is None else f"{name}/step_{format_step(step)}", staged)
             (self.account.mapped if kind == AttributeType.FILE_SERIES else self.account.written)[kind] += 1
             return
         self.account.written[kind] += 1
@@ -246,7 +252,7 @@ class Gathering:
             self._same(path, copy.sha256, record.sha256)
             copy.extension = ""  # a member keeps its own name
             name = record.member or record.path.rpartition("/")[2]
-            self.files.keep(copy, f"{path}/{name}", StagedFile(path, kind, "", 0, "", None, name))
+            self.files.keep(copy, f"{self._wanted(path)}/{name}", StagedFile(path, kind, "", 0, "", None, name))
         self.account.written[kind] += 1
 
     def _same(self, path: str, sha256: str, expected: str | None) -> None:

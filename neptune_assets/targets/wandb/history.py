@@ -1,7 +1,7 @@
 """The history: one row for each step, made by merging all series of a run in the exact order of their steps.
 
-Metrics are encoded many at a time: Arrow turns the numbers into text and joins them with what is constant for a key.
-Histograms, tables and media come as *events*, already encoded, and join the row of their step.
+Rows are made many at a time: Arrow turns numbers into text and joins them with what is constant for a key. Histograms,
+tables and media come as *events*, already encoded, and join the row of their step.
 """
 
 from __future__ import annotations
@@ -15,42 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neptune_assets.lake.layout import format_step
 from neptune_assets.targets.wandb.columns import NO_TIME, Ints
+from neptune_assets.targets.wandb.encoding import Column, EncodedPoints, Event, Events, PointEncoder
 from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Stepping
-from neptune_assets.targets.wandb.records import field_bytes, history_fields, varint
+from neptune_assets.targets.wandb.records import history_fields, varint
+from neptune_assets.targets.wandb.texts import decimal_texts, varints
 
 POINTS: Final = pa.schema([("step", pa.int64()), ("key", pa.int64()), ("time", pa.int64()), ("value", pa.float64())])
-EVENTS: Final = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("key", pa.int64()),
-        ("time", pa.int64()),
-        ("type", pa.string()),
-        ("item", pa.large_binary()),
-    ]
-)
-_LENGTHS: Final = 32
-"""More than the characters that the text of a 64-bit float can have (24)."""
-
-
-def item(key: str, value: str) -> bytes:
-    """Return one encoded key and JSON value of a history row, ready to be joined with others."""
-    fields = history_fields()
-    name = field_bytes(fields.nested_key, key.encode("utf-8"))
-    return field_bytes(fields.item, name + field_bytes(fields.value_json, value.encode("utf-8")))
-
-
-def step_text(microsteps: int) -> str:
-    """Return a step as the shortest exact decimal."""
-    return format_step(microsteps).rstrip("0").rstrip(".")
-
-
-def seconds_text(milliseconds: int) -> str:
-    """Return milliseconds as seconds with three places."""
-    sign = "-" if milliseconds < 0 else ""
-    whole, rest = divmod(abs(milliseconds), 1000)
-    return f"{sign}{whole}.{rest:03d}"
 
 
 @dataclass(slots=True)
@@ -65,46 +36,46 @@ class HistoryResult:
     """Values whose own time is not that of their row, or is missing, by attribute type."""
 
 
-class _Constant:
-    """Items of one key, whose encoding before the value only depends on the value's length."""
+@dataclass(slots=True)
+class _Rows:
+    """Rows that are whole but for what every row has: steps in micro-steps, times, and encoded items."""
 
-    def __init__(self, key: str) -> None:
-        fields = history_fields()
-        self._name = field_bytes(fields.nested_key, key.encode("utf-8"))
-        self._item_tag = varint(fields.item << 3 | 2)
-        self._value_tag = varint(fields.value_json << 3 | 2)
-        self._made: dict[int, bytes] = {}
+    steps: list[int] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    items: list[bytes] = field(default_factory=list)
+    size: int = 0
 
-    def before(self, length: int) -> bytes:
-        """Return what precedes a value of this many bytes."""
-        made = self._made.get(length)
-        if made is None:
-            inner = self._name + self._value_tag + varint(length)
-            made = self._made[length] = self._item_tag + varint(len(inner) + length) + inner
-        return made
+    def add(self, step: int, time: int, items: bytes) -> None:
+        """Append a row."""
+        self.steps.append(step)
+        self.times.append(time)
+        self.items.append(items)
+        self.size += len(items)
 
-    def item(self, text: str) -> bytes:
-        """Return the item with this value."""
-        return self.before(len(text)) + text.encode("ascii")
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Points of whole steps: row ``n`` is at micro-step ``steps[n]`` and has the points from ``starts[n]`` on."""
+
+    steps: Ints
+    starts: Ints
+    times: Ints
+    """Of each point; :data:`NO_TIME` where it has none."""
+    firsts: Ints
+    """The earliest time of each row."""
+    encoded: EncodedPoints
 
 
 class HistoryEncoder:
     """Turns points and events, both sorted by step, into serialised history records."""
 
     def __init__(self, keys: Sequence[str], stepping: Stepping, start_ms: int | None, first_number: int) -> None:
-        self._keys = [_Constant(key) for key in keys]
+        self._points = PointEncoder(keys)
         self._stepping = stepping
         self._start = start_ms
         self._number = first_number
-        self._prefixes: list[bytes] = []
-        self._lookup = np.full(len(keys) * _LENGTHS, -1, dtype=np.int64)
-        self._step, self._timestamp, self._runtime = _Constant("_step"), _Constant("_timestamp"), _Constant("_runtime")
-        self._axis = _Constant(AXIS)
-        fields = history_fields()
-        self._num_tag = varint(fields.num << 3)
-        self._history_tag = varint(fields.history << 3 | 2)
-        self._step_tag = varint(fields.step << 3 | 2)
-        self._step_num_tag = varint(fields.step_num << 3)
+        self._step, self._timestamp, self._runtime = Column("_step"), Column("_timestamp"), Column("_runtime")
+        self._axis = Column(AXIS)
         self.result = HistoryResult()
 
     def records(self, points: Iterator[pa.RecordBatch], events: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
@@ -112,7 +83,7 @@ class HistoryEncoder:
 
         ``points`` have the schema POINTS and ``events`` EVENTS, each sorted by step.
         """
-        waiting = _Events(events)
+        waiting = Events(events)
         carried: list[pa.RecordBatch] = []
         for batch in points:
             if batch.num_rows == 0:
@@ -126,155 +97,164 @@ class HistoryEncoder:
             carried = [batch.slice(cut)]
         if carried:
             yield from self._window(carried, waiting)
-        yield from self._events_before(None, waiting)
-
-    def _window(self, batches: list[pa.RecordBatch], waiting: _Events) -> Iterator[bytes]:
-        """Yield the rows of whole steps."""
-        table = pa.Table.from_batches(batches, POINTS).combine_chunks()
-        if table.num_rows == 0:
-            return
-        steps: Ints = table.column("step").to_numpy()
-        times: Ints = table.column("time").to_numpy()
-        encoded, offsets = self._encode(table.column("key").to_numpy(), table.column("value"))
-        starts = np.concatenate(([0], np.flatnonzero(np.diff(steps)) + 1))
-        firsts = np.minimum.reduceat(times, starts)
-        counts = np.diff(np.append(starts, len(steps)))
-        ends = np.append(starts[1:], len(steps))
-        byte_starts, byte_ends = offsets[starts].tolist(), offsets[ends].tolist()
-        spread = np.add.reduceat((times != np.repeat(firsts, counts)).astype(np.int64), starts)
-        for number, (step, first, begin, end) in enumerate(
-            zip(steps[starts].tolist(), firsts.tolist(), byte_starts, byte_ends, strict=True)
-        ):
-            if waiting.step is not None and waiting.step < step:
-                yield from self._events_before(step, waiting)
-            extra: list[tuple[int, str, bytes]] = []
-            while waiting.step == step:
-                extra.append(waiting.take())
-            when = min(first, *(event[0] for event in extra)) if extra else first
-            if when == first and when != NO_TIME:
-                self.result.other_time["float_series"] += int(spread[number])
-            else:
-                own = times[starts[number] : ends[number]]
-                self.result.other_time["float_series"] += int(np.count_nonzero((own != when) | (own == NO_TIME)))
-            parts = [encoded[begin:end]]
-            if self._stepping.ordinal and end - begin > LINE_BYTES // 2:
-                marks = offsets[starts[number] : ends[number] + 1]
-                parts = _pieces(encoded, marks, LINE_BYTES // 2)
-            for piece in parts[:-1]:
-                yield self._row(step, when, [piece])
-            yield from self._rows(step, when, parts[-1], extra)
-
-    def _events_before(self, step: int | None, waiting: _Events) -> Iterator[bytes]:
-        """Yield rows of steps below ``step`` that have events and no points."""
-        while waiting.step is not None and (step is None or waiting.step < step):
-            current, extra = waiting.step, [waiting.take()]
-            while waiting.step == current:
-                extra.append(waiting.take())
-            yield from self._rows(current, min(event[0] for event in extra), b"", extra)
-
-    def _rows(self, step: int, when: int, points: bytes, extra: list[tuple[int, str, bytes]]) -> Iterator[bytes]:
-        """Yield the row of a step, or several where one would be too long for W&B and steps are counted."""
-        items, size = [points], len(points)
-        for time, kind, encoded in extra:
-            if time != when or time == NO_TIME:
-                self.result.other_time[kind] += 1
-            if self._stepping.ordinal and size and size + len(encoded) > LINE_BYTES:
-                yield self._row(step, when, items)
-                items, size = [], 0
-            items.append(encoded)
-            size += len(encoded)
-        yield self._row(step, when, items)
-
-    def _row(self, step: int, when: int, items: list[bytes]) -> bytes:
-        result = self.result
-        if when == NO_TIME:
-            when = self._start or 0 if result.last_time is None else result.last_time
-        count = result.last_step + 1 if self._stepping.ordinal else step // self._stepping.unit
-        start = when if self._start is None else self._start
-        items = [
-            *items,
-            self._step.item(str(count)),
-            self._timestamp.item(seconds_text(when)),
-            self._runtime.item(seconds_text(max(when - start, 0))),
-        ]
-        if self._stepping.axis:
-            items.append(self._axis.item(step_text(step)))
-        number = self._step_num_tag + varint(count)
-        items.append(self._step_tag + varint(len(number)) + number)
-        body = b"".join(items)
-        result.rows += 1
-        result.last_step, result.last_time, result.last_microstep = count, when, step
-        self._number += 1
-        return b"".join((self._num_tag, varint(self._number - 1), self._history_tag, varint(len(body)), body))
+        yield from (self._counted(None, waiting) if self._stepping.ordinal else self._merged(None, waiting, None))
 
     @property
     def next_number(self) -> int:
         """Number of the record after the last one that was made."""
         return self._number
 
-    def _encode(self, keys: Ints, values: Any) -> tuple[bytes, Ints]:
-        """Return the items of points one after the other, and where each begins (one more than there are points)."""
-        texts = float_texts(values)
-        lengths = pc.binary_length(texts).to_numpy().astype(np.int64)
-        code = keys * _LENGTHS + lengths
-        for new in np.unique(code[self._lookup[code] < 0]).tolist():
-            self._lookup[new] = len(self._prefixes)
-            key, length = divmod(new, _LENGTHS)
-            self._prefixes.append(self._keys[key].before(length))
-        before = pa.array(self._prefixes, pa.large_binary()).take(pa.array(self._lookup[code]))
-        joined = pc.binary_join_element_wise(before, texts.cast(pa.large_binary()), pa.scalar(b"", pa.large_binary()))
-        offsets = np.frombuffer(joined.buffers()[1], dtype=np.int64)[joined.offset : joined.offset + len(joined) + 1]
-        data = joined.buffers()[2]
-        return (data.to_pybytes() if data is not None else b""), offsets
+    # -- rows
 
+    def _window(self, batches: list[pa.RecordBatch], waiting: Events) -> Iterator[bytes]:
+        """Yield the rows of whole steps, and those of events before and between them."""
+        table = pa.Table.from_batches(batches, POINTS).combine_chunks()
+        if table.num_rows == 0:
+            return
+        steps: Ints = table.column("step").to_numpy()
+        times: Ints = table.column("time").to_numpy()
+        starts = np.concatenate(([0], np.flatnonzero(np.diff(steps)) + 1))
+        block = _Block(
+            steps[starts],
+            np.append(starts, len(steps)),
+            times,
+            np.minimum.reduceat(times, starts),
+            self._points.encode(table.column("key").to_numpy(), table.column("value")),
+        )
+        if self._stepping.ordinal:
+            yield from self._counted(block, waiting)
+        else:
+            yield from self._merged(block, waiting, int(steps[-1]))
 
-class _Events:
-    """Looks at the next event before it is taken."""
+    def _merged(self, block: _Block | None, waiting: Events, until: int | None) -> Iterator[bytes]:
+        """Yield rows that have points, events or both, as far as step ``until``; all at once, or some MiB of events."""
+        begin = 0
+        while True:
+            events = waiting.take_until(until, LINE_BYTES)
+            more = waiting.step is not None and (until is None or waiting.step <= until)
+            end = 0 if block is None else len(block.steps)
+            if more and block is not None:
+                end = int(np.searchsorted(block.steps, events[-1].step, side="right"))
+            if events or end > begin:
+                yield from self._segment(block, begin, end, events)
+            begin = end
+            if not more:
+                return
 
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._rows = (row for batch in batches for row in _event_rows(batch))
-        self._next = next(self._rows, None)
+    def _segment(self, block: _Block | None, begin: int, end: int, events: list[Event]) -> list[bytes]:
+        """Return the rows of some steps of a block and of these events."""
+        if block is None:
+            steps = np.unique([event.step for event in events])
+            times, extra = np.full(len(steps), NO_TIME), None
+            parts: list[Any] = []
+        else:
+            steps, times = block.steps[begin:end], block.firsts[begin:end]
+            if events:
+                steps = np.union1d(steps, [event.step for event in events])
+                own = np.searchsorted(steps, block.steps[begin:end])
+                times = np.full(len(steps), NO_TIME)
+                times[own] = block.firsts[begin:end]
+            starts = block.starts[begin + np.searchsorted(block.steps[begin:end], steps)]
+            parts = [block.encoded.rows(starts, int(block.starts[end]))]
+        if events:
+            extra = [b""] * len(steps)
+            places = np.searchsorted(steps, [event.step for event in events]).tolist()
+            for place, event in zip(places, events, strict=True):
+                extra[place] += event.item
+                times[place] = min(times[place], event.time)
+            for place, event in zip(places, events, strict=True):
+                self.result.other_time[event.kind] += event.time != times[place] or event.time == NO_TIME
+            parts.append(pa.array(extra, pa.large_binary()))
+        if block is not None and end > begin:
+            counts = np.diff(block.starts[begin : end + 1])
+            rows = times[np.searchsorted(steps, block.steps[begin:end])]
+            self._count_times(block.times[block.starts[begin] : block.starts[end]], np.repeat(rows, counts))
+        return self._finished(steps, times, parts)
 
-    @property
-    def step(self) -> int | None:
-        """Step of the next event in micro-steps; None after the last."""
-        return None if self._next is None else self._next[0]
+    def _counted(self, block: _Block | None, waiting: Events) -> Iterator[bytes]:
+        """Yield rows whose ``_step`` is counted: a step takes several where one row would be too long for W&B."""
+        made = _Rows()
+        steps = [] if block is None else block.steps.tolist()
+        for number, step in enumerate([*steps, None]):
+            while waiting.step is not None and (waiting.step < step if step is not None else block is None):
+                self._split(made, waiting.step, NO_TIME, [b""], waiting.take_step())
+                yield from self._flush(made, LINE_BYTES)
+            if step is None or block is None:
+                break
+            events = waiting.take_step() if waiting.step == step else []
+            begin, end = int(block.starts[number]), int(block.starts[number + 1])
+            when = min([int(block.firsts[number]), *(event.time for event in events)])
+            self._count_times(block.times[begin:end], np.full(end - begin, when))
+            self._split(made, step, when, block.encoded.pieces(begin, end, LINE_BYTES // 2), events)
+            yield from self._flush(made, LINE_BYTES)
+        yield from self._flush(made, 0)
 
-    def take(self) -> tuple[int, str, bytes]:
-        """Return time, type and item of the next event, and go on."""
-        if self._next is None:
-            raise StopIteration
-        _, time, kind, encoded = self._next
-        self._next = next(self._rows, None)
-        return time, kind, encoded
+    def _split(self, made: _Rows, step: int, when: int, points: list[bytes], events: list[Event]) -> None:
+        """Add the row of a step, or several."""
+        when = min([when, *(event.time for event in events)])
+        for piece in points[:-1]:
+            made.add(step, when, piece)
+        items, size = [points[-1]], len(points[-1])
+        for event in events:
+            self.result.other_time[event.kind] += event.time != when or event.time == NO_TIME
+            if size and size + len(event.item) > LINE_BYTES:
+                made.add(step, when, b"".join(items))
+                items, size = [], 0
+            items.append(event.item)
+            size += len(event.item)
+        made.add(step, when, b"".join(items))
 
+    def _flush(self, made: _Rows, above: int) -> Iterator[bytes]:
+        if made.steps and made.size >= above:
+            items = pa.array(made.items, pa.large_binary())
+            yield from self._finished(np.array(made.steps), np.array(made.times), [items])
+            made.steps, made.times, made.items, made.size = [], [], [], 0
 
-def _event_rows(batch: pa.RecordBatch) -> Iterator[tuple[int, int, str, bytes]]:
-    columns = [batch.column(name).to_pylist() for name in ("step", "time", "type", "item")]
-    yield from zip(*columns, strict=True)
+    def _count_times(self, times: Ints, rows: Ints) -> None:
+        """Count the points whose time is not that of their row."""
+        self.result.other_time["float_series"] += int(np.count_nonzero((times != rows) | (times == NO_TIME)))
 
-
-def _pieces(data: bytes, marks: Ints, limit: int) -> list[bytes]:
-    """Cut items at their borders into pieces of at most ``limit`` bytes."""
-    pieces, begin = [], 0
-    while begin < len(marks) - 1:
-        end = max(int(np.searchsorted(marks, marks[begin] + limit, side="right")) - 1, begin + 1)
-        pieces.append(data[int(marks[begin]) : int(marks[end])])
-        begin = end
-    return pieces
-
-
-def float_texts(values: Any) -> Any:
-    """Return floats as JSON texts that read back to the same bits; NaN and infinities in W&B's words."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    numbers = values.to_numpy(zero_copy_only=False)
-    texts = values.cast(pa.string())
-    odd = ~np.isfinite(numbers) | ((numbers == 0) & np.signbit(numbers))
-    if odd.any():
-        spelled = [
-            "NaN" if value != value else "-0.0" if value == 0 else "Infinity" if value > 0 else "-Infinity"
-            for value in numbers[odd].tolist()
+    def _finished(self, steps: Ints, times: Ints, items: list[Any]) -> list[bytes]:
+        """Return whole records: what every row has is added to the items, and number and length go in front."""
+        result, stepping, fields = self.result, self._stepping, history_fields()
+        times = self._filled(times)
+        if stepping.ordinal:
+            counts = np.arange(result.last_step + 1, result.last_step + 1 + len(steps))
+        else:
+            counts = steps // stepping.unit
+        runtimes = np.zeros_like(times) if self._start is None else np.maximum(times - self._start, 0)
+        parts = [
+            *items,
+            *self._step.items(pa.array(counts).cast(pa.large_string())),
+            *self._timestamp.items(decimal_texts(times, 3)),
+            *self._runtime.items(decimal_texts(runtimes, 3)),
         ]
-        texts = pc.replace_with_mask(texts, pa.array(odd), pa.array(spelled, pa.string()))
-    return texts
+        if stepping.axis:
+            parts += self._axis.items(decimal_texts(steps, 6, shortest=True))
+        number = varints(counts)
+        tag = varint(fields.step_num << 3)
+        opening = varint(fields.step << 3 | 2)
+        heads = [opening + varint(len(tag) + length) + tag for length in range(11)]
+        parts += [pa.array(heads, pa.large_binary()).take(pc.binary_length(number)), number]
+        length = np.sum([pc.binary_length(part).to_numpy() for part in parts], axis=0)
+        numbers = np.arange(self._number, self._number + len(steps))
+        before = [pa.scalar(varint(fields.num << 3), pa.large_binary()), varints(numbers)]
+        before += [pa.scalar(varint(fields.history << 3 | 2), pa.large_binary()), varints(length)]
+        self._number += len(steps)
+        result.rows += len(steps)
+        result.last_step, result.last_time = int(counts[-1]), int(times[-1])
+        result.last_microstep = int(steps[-1])
+        whole = pc.binary_join_element_wise(*before, *parts, pa.scalar(b"", pa.large_binary()))
+        records: list[bytes] = whole.to_pylist()
+        return records
+
+    def _filled(self, times: Ints) -> Ints:
+        """Give rows without a time that of the row before, or the run's."""
+        if not (times == NO_TIME).any():
+            return times
+        last = self.result.last_time
+        before = (self._start or 0) if last is None else last
+        known = np.concatenate(([before], times))
+        place = np.where(known == NO_TIME, 0, np.arange(len(known)))
+        filled: Ints = known[np.maximum.accumulate(place)][1:]
+        return filled

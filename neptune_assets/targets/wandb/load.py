@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from neptune_assets.errors import TargetError
 from neptune_assets.settings import LakeSettings
 from neptune_assets.settings import WandbTarget as WandbSettings
-from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Verdict
+from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.ruled import wanted_name
+from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.client import WandbClient
 from neptune_assets.targets.wandb.config import (
     PROJECT,
@@ -25,6 +27,7 @@ from neptune_assets.targets.wandb.config import (
     write_json,
     write_marker,
 )
+from neptune_assets.targets.wandb.fates import unfit
 from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of, survey
 from neptune_assets.targets.wandb.naming import project_name, run_key
 from neptune_assets.targets.wandb.records import history_fields
@@ -68,6 +71,14 @@ class WandbTarget:
     def plan(self, run: LakeRun) -> Plan:
         """Say what loading the run will do. Writes nothing."""
         return plan_of(run.run_id, self._layout(run))
+
+    def is_new(self) -> bool:
+        """True if nothing was ever staged and nothing will be uploaded."""
+        return self._client is None and not self._root.exists()
+
+    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+        """Say which of a run's values W&B cannot hold, and what becomes of them."""
+        return unfit(values)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by its key; its digest is None if staging or upload did not finish. Raises if there are two."""
@@ -133,7 +144,7 @@ class WandbTarget:
     def _layout(self, run: LakeRun) -> Layout:
         key = (run.project_id, run.run_id, run.record.digest)
         if key not in self._layouts:
-            self._layouts = {key: layout(survey(run), self._settings.naming)}
+            self._layouts = {key: layout(survey(run), self._settings.naming, wanted_name(run))}
         return self._layouts[key]
 
     def _project(self, project_id: str) -> str:
@@ -211,7 +222,8 @@ class WandbTarget:
     def _stage(self, run: LakeRun, plan: Plan) -> tuple[Path, Marker]:
         project = StagedProject(self._root, run.project_id)
         wandb_run = run_key(run.project_id, run.run_id)
-        place = Place(self._settings.entity or "", self._project(run.project_id), wandb_run)
+        exporter_names = self._settings.naming == "neptune-exporter"
+        place = Place(self._settings.entity or "", self._project(run.project_id), wandb_run, exporter_names)
         self._keep_project(run.project_id)
         directory = project.new()
         try:

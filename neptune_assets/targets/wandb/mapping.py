@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pyarrow as pa
 
-from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.protocol import Plan
-from neptune_assets.targets.wandb.columns import codes, microsteps, present
+from neptune_assets.targets.wandb.columns import codes, microsteps, plain, present
 from neptune_assets.targets.wandb.naming import MAX_KEY, Naming, clean_key, digest_of, distinct
 from neptune_assets.targets.wandb.records import number_text
 
@@ -84,6 +85,8 @@ class Layout:
     """Path inside the nested config for every parameter."""
     stepping: Stepping
     survey: Survey
+    collisions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names that several attributes would have had -> their paths; they are told apart."""
 
     def names(self) -> dict[str, str]:
         """Return {attribute path: name in W&B} where the two differ; ``path (type)`` where a path has two types."""
@@ -141,8 +144,11 @@ def stepping(found: Survey) -> Stepping:
     return Stepping(multiplier=multiplier, fractional=found.places > 0)
 
 
-def layout(found: Survey, naming: Naming) -> Layout:
-    """Give every attribute its place. Names depend on the run's attributes alone: a second load makes the same."""
+def layout(found: Survey, naming: Naming, wanted: Callable[[str], str] = str) -> Layout:
+    """Give every attribute its place. Names depend on the run's attributes alone: a second load makes the same.
+
+    ``wanted`` is what rules for names want an attribute to be called.
+    """
     clean = clean_key(naming)
     paths = Counter(path for path, _ in found.rows)
 
@@ -150,24 +156,32 @@ def layout(found: Survey, naming: Naming) -> Layout:
         path, kind = attribute
         return path if paths[path] == 1 else f"{path}\n{kind}"
 
-    keyed = {item: (clean(item[0]), source(item)) for item in found.of(_KEYED)}
-    parameters = found.of(PARAMETER_TYPES)
+    keyed = {item: (clean(wanted(item[0])), source(item)) for item in found.of(_KEYED)}
+    parameters = {item: clean(wanted(item[0])) for item in found.of(PARAMETER_TYPES)}
     if naming == "neptune-exporter":
-        flat = distinct({item: (clean(item[0]), source(item)) for item in parameters}, MAX_KEY, _CONFIG_RESERVED)
+        flat = distinct({item: (name, source(item)) for item, name in parameters.items()}, MAX_KEY, _CONFIG_RESERVED)
         places: dict[Attribute, tuple[str, ...]] = {item: (name,) for item, name in flat.items()}
     else:
         places = _nested(parameters, source)
-    return Layout(distinct(keyed), places, stepping(found), found)
+    collisions = _meeting(parameters) | _meeting({item: name for item, (name, _) in keyed.items()})
+    return Layout(distinct(keyed), places, stepping(found), found, collisions)
 
 
-def _nested(parameters: list[Attribute], source: Any) -> dict[Attribute, tuple[str, ...]]:
+def _meeting(named: Mapping[Attribute, str]) -> dict[str, list[str]]:
+    """Return the names that several attributes would have, and the paths of those."""
+    groups: dict[str, list[str]] = {}
+    for (path, _), name in named.items():
+        groups.setdefault(name, []).append(path)
+    return {name: paths for name, paths in sorted(groups.items()) if len(paths) > 1}
+
+
+def _nested(parameters: Mapping[Attribute, str], source: Any) -> dict[Attribute, tuple[str, ...]]:
     """Give parameters their place in the nested config; a value that would be a branch as well is renamed."""
     branches = {
-        path[:position] for path, _ in parameters for position, character in enumerate(path) if character == "/"
+        path[:position] for path in parameters.values() for position, character in enumerate(path) if character == "/"
     }
     wanted: dict[Attribute, tuple[str, str]] = {}
-    for item in parameters:
-        path = item[0]
+    for item, path in parameters.items():
         head, _, rest = path.partition("/")
         if head in _CONFIG_RESERVED:
             path = f"{head}-{digest_of(head)}" + (f"/{rest}" if rest else "")
@@ -192,46 +206,48 @@ def plan_of(run_id: str, placed: Layout) -> Plan:
         notes.append(f"Some steps have more digits than a 64-bit float; {AXIS} has them all in the run file.")
     for kind, rows in sorted(found.stepless.items()):
         notes.append(f"{rows} rows of {kind} have no step; they are kept in neptune_assets/series.parquet.")
-    return Plan(run_id=run_id, names=placed.names(), step_multiplier=steps.multiplier, notes=tuple(notes))
+    return Plan(
+        run_id=run_id,
+        names=placed.names(),
+        step_multiplier=steps.multiplier,
+        notes=tuple(notes),
+        collisions=placed.collisions,
+    )
 
 
-@dataclass(slots=True)
 class Parameters:
-    """Parameters of a run as W&B takes them."""
+    """Parameters of a run as W&B takes them: filled by :meth:`add`, batch by batch."""
 
-    config: dict[str, Any] = field(default_factory=dict)
-    system: dict[str, Any] = field(default_factory=dict)
-    """Values of ``sys/`` attributes, by path."""
-    written: Counter[str] = field(default_factory=Counter)
-    mapped: Counter[str] = field(default_factory=Counter)
-    null: Counter[str] = field(default_factory=Counter)
-    beyond: int = 0
-    """Whole numbers above 2**53, which browsers round."""
+    def __init__(self, placed: Layout) -> None:
+        self._placed = placed
+        self.config: dict[str, Any] = {}
+        self.system: dict[str, Any] = {}
+        """Values of ``sys/`` attributes, by path."""
+        self.written: Counter[str] = Counter()
+        self.mapped: Counter[str] = Counter()
+        self.null: Counter[str] = Counter()
+        self.beyond = 0
+        """Whole numbers above 2**53, which browsers round."""
 
-
-def parameters(run: LakeRun, placed: Layout) -> Parameters:
-    """Read the parameters of a run into the nested config."""
-    result = Parameters()
-    columns = ["attribute_path", "attribute_type", *sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES})]
-    for batch in run.batches(types=PARAMETER_TYPES, columns=columns):
-        for row in batch.to_pylist():
-            path, kind = row["attribute_path"], row["attribute_type"]
-            value = row[VALUE_COLUMN[AttributeType(kind)]]
+    def add(self, kind: AttributeType, rows: pa.RecordBatch) -> None:
+        """Put the rows of one attribute type into the nested config."""
+        name = str(kind)
+        paths, values = plain(rows.column("attribute_path")), plain(rows.column(VALUE_COLUMN[kind]))
+        for path, value in zip(paths.to_pylist(), values.to_pylist(), strict=True):
             if value is None:
-                result.null[kind] += 1
+                self.null[name] += 1
                 continue
-            kept, exact = _json_value(kind, value)
-            (result.written if exact else result.mapped)[kind] += 1
-            if kind == "int" and abs(value) > MAX_EXACT:
-                result.beyond += 1
+            kept, exact = _json_value(name, value)
+            (self.written if exact else self.mapped)[name] += 1
+            if name == "int" and abs(value) > MAX_EXACT:
+                self.beyond += 1
             if path.startswith("sys/"):
-                result.system[path] = value
-            *branches, leaf = placed.config[path, kind]
-            place = result.config
+                self.system[path] = value
+            *branches, leaf = self._placed.config[path, name]
+            place = self.config
             for branch in branches:
                 place = place.setdefault(branch, {})
             place[leaf] = kept
-    return result
 
 
 def _json_value(kind: str, value: Any) -> tuple[Any, bool]:
@@ -249,8 +265,3 @@ def _json_value(kind: str, value: Any) -> tuple[Any, bool]:
 def iso_time(value: datetime) -> str:
     """Return an aware UTC time with milliseconds, as ``2025-06-30T12:00:00.000Z``."""
     return value.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-
-
-def file_attributes(found: Survey) -> list[Attribute]:
-    """Return the attributes that have files, sorted."""
-    return found.of(FILE_TYPES)

@@ -12,7 +12,7 @@ Naming = Literal["default", "neptune-exporter"]
 Key = TypeVar("Key", bound=Hashable)
 
 MAX_NAME: Final = 128
-"""Characters of project names, run names, groups and artifact names."""
+"""Characters of project names, run names and groups."""
 MAX_KEY: Final = 512
 """Characters of a key of the history, as a bound of ours: W&B states none."""
 MAX_TAG: Final = 64
@@ -21,7 +21,6 @@ RESERVED_KEYS: Final = frozenset({"", "_step", "_timestamp", "_runtime", "_wandb
 _NOT_IN_PROJECTS: Final = re.compile(r"[/\\#?%:\x00-\x1f\x7f]")
 _NOT_IN_EXPORTER_PROJECTS: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _NOT_IN_EXPORTER_KEYS: Final = re.compile(r"[^a-zA-Z0-9_]")
-_NOT_IN_ARTIFACTS: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def digest_of(text: str, length: int = 8) -> str:
@@ -56,12 +55,6 @@ def project_name(project_id: str, others: Iterable[str], naming: Naming, prefix:
     name = clean(project_id)
     meets = any(other != project_id and clean(other).casefold() == name.casefold() for other in others)
     return shorten(name, MAX_NAME, source=project_id, always=meets)
-
-
-def artifact_name(run: str, attribute_path: str) -> str:
-    """Return the artifact of one attribute of one run: valid, at most 128 characters, never that of another."""
-    name = _NOT_IN_ARTIFACTS.sub("_", attribute_path)
-    return shorten(f"{run}-{name}", MAX_NAME, source=attribute_path, always=name != attribute_path)
 
 
 def clean_key(naming: Naming) -> Callable[[str], str]:

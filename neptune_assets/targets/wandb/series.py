@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
-from neptune_assets.schema import AttributeType
+import pyarrow as pa
+
 from neptune_assets.targets.wandb.columns import NO_TIME, microsteps, milliseconds, plain, present
-from neptune_assets.targets.wandb.history import seconds_text, step_text
 from neptune_assets.targets.wandb.records import json_text
-
-if TYPE_CHECKING:
-    from neptune_assets.lake.reader import LakeRun
+from neptune_assets.targets.wandb.texts import seconds_text, step_text
 
 MAX_BINS: Final = 512
 TABLE_ROWS: Final = 10_000
@@ -34,21 +32,17 @@ class Text:
     value: str | None
 
 
-def texts(run: LakeRun) -> Iterator[Text]:
-    """Yield all entries of all string series, by attribute and step."""
-    for batch in run.batches(
-        types={AttributeType.STRING_SERIES}, columns=["attribute_path", "step", "timestamp", "string_value"]
+def texts(rows: pa.RecordBatch) -> Iterator[Text]:
+    """Yield the entries of string series that a batch of their rows holds."""
+    for path, step, has_step, time, value in zip(
+        plain(rows.column("attribute_path")).to_pylist(),
+        microsteps(rows.column("step")).tolist(),
+        present(rows.column("step")).tolist(),
+        milliseconds(rows.column("timestamp")).tolist(),
+        plain(rows.column("string_value")).to_pylist(),
+        strict=True,
     ):
-        stepped = present(batch.column("step")).tolist()
-        for path, step, has_step, time, value in zip(
-            plain(batch.column("attribute_path")).to_pylist(),
-            microsteps(batch.column("step")).tolist(),
-            stepped,
-            milliseconds(batch.column("timestamp")).tolist(),
-            plain(batch.column("string_value")).to_pylist(),
-            strict=True,
-        ):
-            yield Text(path, step if has_step else None, None if time == NO_TIME else time, value)
+        yield Text(path, step if has_step else None, None if time == NO_TIME else time, value)
 
 
 def text_row(text: Text) -> str:
@@ -59,10 +53,10 @@ def text_row(text: Text) -> str:
 
 
 class TableFile:
-    """One W&B table being written, row by row."""
+    """One W&B table of one attribute being written, row by row."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self.name = path, name
         self._file: IO[str] = path.open("x", encoding="utf-8", newline="")
         self._file.write('{"columns":["step","timestamp","value"],"data":[')
         self.rows = 0

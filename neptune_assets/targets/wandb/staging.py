@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +18,10 @@ from neptune_assets.schema import SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.wandb import records
 from neptune_assets.targets.wandb.gathering import EXACT, Account, Gathering
-from neptune_assets.targets.wandb.history import HistoryEncoder, seconds_text, step_text
-from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout, Parameters, parameters
+from neptune_assets.targets.wandb.history import HistoryEncoder
+from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout, Parameters
 from neptune_assets.targets.wandb.naming import MAX_NAME, MAX_TAG, run_key, shorten
+from neptune_assets.targets.wandb.texts import seconds_text, step_text
 from neptune_assets.targets.wandb.transaction_log import LogWriter
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Place:
     entity: str
     project: str
     run: str
+    exporter_names: bool = False
+    """True if runs are called as neptune-exporter called them: by their custom run id, if they have one."""
 
 
 class RunStage:
@@ -58,7 +61,8 @@ class RunStage:
     def _build(self) -> Account:
         (self._directory / "files" / OURS).mkdir(parents=True)
         account, found = self._gathering.account, self._placed.survey
-        values = parameters(self._run, self._placed)
+        self._gathering.gather()
+        values = self._gathering.parameters
         account.written.update(values.written)
         account.mapped.update(values.mapped)
         for kind, rows in values.null.items():
@@ -67,7 +71,6 @@ class RunStage:
             account.notes.append(
                 f"{values.beyond} whole numbers are beyond 2^53: exact in the config, rounded in a browser."
             )
-        self._gathering.gather()
         self._write_log(values)
         account.bytes = sum(path.stat().st_size for path in self._directory.rglob("*") if path.is_file())
         if dict(found.by_type()) != dict(self._run.record.rows):
@@ -93,7 +96,7 @@ class RunStage:
                     run_id=place.run,
                     entity=place.entity,
                     project=place.project,
-                    name=shorten(self._run.run_id, MAX_NAME),
+                    name=shorten(self._name(system), MAX_NAME, source=self._run.run_id),
                     group=shorten(str(system.get("sys/name") or ""), MAX_NAME),
                     notes=str(system.get("sys/description") or ""),
                     tags=tags,
@@ -142,6 +145,10 @@ class RunStage:
             if record.fork_step is not None:
                 origin["fork_step"] = step_text(record.fork_step)
         return origin
+
+    def _name(self, system: Mapping[str, Any]) -> str:
+        custom = system.get("sys/custom_run_id") if self._place.exporter_names else None
+        return str(custom or self._run.run_id)
 
     def _other_times(self, other: Counter[str]) -> None:
         """Move rows whose time is not that of their row from written to mapped, and say so."""
