@@ -17,6 +17,7 @@ import dagster as dg
 from neptune_assets.assets.context import Migration
 from neptune_assets.assets.lake import lake_assets
 from neptune_assets.assets.metadata import lake_metadata
+from neptune_assets.assets.reconciliation import reconciliation_assets
 from neptune_assets.assets.source import source_assets
 from neptune_assets.assets.summary import database_asset, summary_assets
 from neptune_assets.assets.tables import ParquetTables
@@ -53,6 +54,7 @@ def build_defs(
     source_and_lake = [*source_assets(migration), *lake_assets(migration)]
     summary = summary_assets(migration)
     targets = target_assets(migration)
+    comparisons = reconciliation_assets(migration)
     database = database_asset(migration)
     partitioned = [*source_and_lake, *summary, *targets]
     migrate = _job(f"{prefix}_migrate", partitioned, "One project through every stage: source, lake, summary, targets.")
@@ -61,6 +63,11 @@ def build_defs(
         _job(f"{prefix}_lake", source_and_lake, "One project from the source into the lake, no further."),
         _job(f"{prefix}_database", [database], "Build neptune.duckdb anew and check every project."),
     ]
+
+    if comparisons:
+        jobs.append(
+            _job(f"{prefix}_reconcile", comparisons, "Compare what the targets hold with the lake. Reads only.")
+        )
 
     def watch() -> dict[str, str]:
         source = open_source(settings)
@@ -75,7 +82,7 @@ def build_defs(
         **(resource_overrides or {}),
     }
     return dg.Definitions(
-        assets=[*partitioned, database],
+        assets=[*partitioned, *comparisons, database],
         resources=resources,
         jobs=jobs,
         schedules=[backfill_schedule(f"{prefix}_backfill", migrate, migration.keys, settings.automation)],

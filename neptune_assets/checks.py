@@ -15,7 +15,10 @@ from neptune_assets.assets.metadata import table
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.schema import SCHEMA, Scope
-from neptune_assets.targets.report import LoadReport
+from neptune_assets.targets.pages import plan_page
+from neptune_assets.targets.plan import ProjectPlan
+from neptune_assets.targets.reconcile import WORDS, Comparison
+from neptune_assets.targets.report import Balance, LoadReport
 
 
 def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
@@ -87,6 +90,49 @@ def check_load(report: LoadReport, key: dg.AssetKey) -> dg.AssetCheckResult:
         wrong,
         f"{len(report.loaded):,} runs loaded and verified, {len(report.skipped):,} already there.",
     )
+
+
+def check_plan(plan: ProjectPlan, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if no run has to be refused; what else somebody should know is a warning in the description."""
+    wrong = sorted(plan.refuse.items())
+    said = "; ".join(plan.warnings)
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        check_name="plan",
+        asset_key=key,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=(
+            f"{len(wrong):,} runs are refused; the first: {wrong[0][0]}: {wrong[0][1]}"
+            if wrong
+            else f"{plan.to_load:,} runs to load, {len(plan.skip):,} already there. {said and said + '.'}".strip()
+        ),
+        metadata={
+            "runs_to_create": len(plan.create),
+            "runs_to_replace": len(plan.replace),
+            "runs_to_skip": len(plan.skip),
+            "runs_to_withhold": len(plan.withhold),
+            "runs_to_refuse": len(plan.refuse),
+            "rows_to_load": plan.total_rows,
+            "file_bytes_to_load": plan.file_bytes,
+            **({} if plan.seconds is None else {"seconds_expected": round(plan.seconds, 1)}),
+            "plan": dg.MetadataValue.md(plan_page(plan)),
+        },
+    )
+
+
+def check_balance(rows: Balance, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if for every run and attribute type all rows of the lake are accounted for."""
+    wrong = [(run_id, f"{count:,} rows of {kind} are not accounted for") for run_id, kind, count in rows.wrong]
+    total = sum(rows.lake.values())
+    return _result("rows_accounted_for", key, wrong, f"All {total:,} rows of the lake are accounted for.")
+
+
+def check_reconciled(found: Comparison, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if the target holds now what the lake holds."""
+    wrong = [
+        (item.run_id, f"{item.word}: {'; '.join(item.differences[:5]) or WORDS[item.word]}") for item in found.wrong
+    ]
+    return _result("reconciled", key, wrong, f"{len(found.runs):,} runs are as in the lake.")
 
 
 def check_projects(lake: Lake, keys: Iterable[str], key: dg.AssetKey) -> dg.AssetCheckResult:

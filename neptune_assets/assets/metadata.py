@@ -8,16 +8,17 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from neptune_assets import markdown
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import WriteReport
+from neptune_assets.markdown import escape
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.settings import Settings
-from neptune_assets.summary.picture import curves, escape, markdown_image, sample
+from neptune_assets.summary.picture import curves, markdown_image, sample
 from neptune_assets.summary.tables import summarize
 
-_ISSUES_SHOWN = 50
 _SAMPLED_RUNS = 8
 _SAMPLED_ROWS = 2_000_000
 
@@ -102,8 +103,4 @@ def _latest(records: Mapping[str, RunRecord]) -> list[str]:
 
 def table(header: list[str], rows: list[tuple[Any, ...]]) -> str:
     """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(escape(str(cell), 200) for cell in row) + " |" for row in rows[:_ISSUES_SHOWN]]
-    if len(rows) > _ISSUES_SHOWN:
-        lines.append(f"\n{len(rows) - _ISSUES_SHOWN:,} more are in the lake's manifest.")
-    return "\n".join(lines)
+    return markdown.table(header, rows, more="are in the lake's manifest")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.failures import clear_failures
-from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.storage import Storage
 from neptune_assets.settings import LakeSettings
 from neptune_assets.summary.writing import write_table
@@ -21,6 +21,17 @@ class TableStream:
 
     rows: pa.RecordBatchReader
     data_version: str
+
+
+def report_path(settings: LakeSettings, target: str, project_id: str) -> str:
+    """Return where the table lies that says where every row of a load went."""
+    return Layout(settings.root.rstrip("/")).ledger(target, project_id, "report.parquet")
+
+
+def write_report(settings: LakeSettings, path: str, rows: pa.RecordBatchReader) -> int:
+    """Write a table beside those of the IO manager, atomically; return its rows."""
+    storage = Storage(settings.root, settings.storage)
+    return write_table(rows, path, storage.filesystem, settings.scratch)
 
 
 class ParquetTables(dg.IOManager):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import unicodedata
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from neptune_assets.markdown import escape, shorten
 from neptune_assets.summary.quoting import identifier
 
 if TYPE_CHECKING:
@@ -67,28 +67,6 @@ def sample(summary: Summary, *, rows: int = 8) -> str:
     if found:
         tables.append(_table(("run", "metric", "points", "last step", "last value"), found))
     return "\n\n".join(tables)
-
-
-def escape(text: str, limit: int = 60) -> str:
-    """Return text that Markdown and HTML show as it is, on one line, cut at ``limit`` characters.
-
-    ASCII punctuation becomes character references, which can never be markup, table borders or links; control
-    and formatting characters, which could turn a line around, become the replacement character.
-    """
-    text = shorten(text, limit)
-    return "".join(
-        f"&#{ord(char)};" if char.isascii() and not (char.isalnum() or char in " -/") else char for char in text
-    )
-
-
-def shorten(text: str, limit: int) -> str:
-    """Return one line of at most ``limit`` characters that show: the beginning and the end of longer text."""
-    if len(text) > limit:
-        half = (limit - 1) // 2
-        text = f"{text[: limit - 1 - half]}…{text[len(text) - half :]}"
-    return "".join(
-        "\ufffd" if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} else char for char in text
-    )
 
 
 def _max_png() -> int:

@@ -87,6 +87,17 @@ class Ledger:
             self._entries = self._read()
         return self._entries
 
+    def of_other_projects(self) -> list[Entry]:
+        """Return the entries of another project's ledger of this target, the first in order of names that has any."""
+        directory = self._path.rpartition("/")[0]
+        for name in sorted(self._storage.names(directory)):
+            path = f"{directory}/{name}"
+            if name.endswith(".jsonl") and path != self._path:
+                entries, _ = _parse(self._storage.read(path))
+                if entries:
+                    return list(entries.values())
+        return []
+
     def rebuild(self, held: Iterable[TargetRun]) -> dict[str, Entry]:
         """Forget everything and take what the target says it holds; runs without a digest are not finished."""
         self._entries = {run.run_id: Entry(run.run_id, run.target_id, run.digest) for run in held if run.digest}
@@ -132,22 +143,26 @@ class Ledger:
 
     def _read(self) -> dict[str, Entry] | None:
         try:
-            lines = self._storage.read(self._path).split(b"\n")
+            data = self._storage.read(self._path)
         except FileNotFoundError:
             return None
-        entries: dict[str, Entry] = {}
-        for number, line in enumerate(lines):
-            if not line:
-                continue
-            try:
-                entry = Entry.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                if number == len(lines) - 1:
-                    self._torn = True
-                    break
-                return None
-            entries[entry.run_id] = entry
+        entries, self._torn = _parse(data)
         return entries
+
+
+def _parse(data: bytes) -> tuple[dict[str, Entry] | None, bool]:
+    """Return the entries of a ledger, None if any line but the last is not ours, and whether the last one is torn."""
+    lines = data.split(b"\n")
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            entry = Entry.from_json(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return (entries, True) if number == len(lines) - 1 else (None, False)
+        entries[entry.run_id] = entry
+    return entries, False
 
 
 def _line(entry: Entry) -> bytes:

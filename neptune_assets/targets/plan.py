@@ -1,0 +1,180 @@
+"""What a load of one project will do, found out without writing anything.
+
+For every run: create, replace, skip, withhold or refuse. For those to be loaded: names, collisions, steps, values that
+the target cannot hold with what becomes of them, sizes, and the time it will take as far as earlier loads tell.
+Memory grows with the number of runs and the names listed, never with points; lists are cut, counts are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets.lake.reader import LakeProject
+from neptune_assets.settings import NameRules
+from neptune_assets.targets.ledger import Ledger
+from neptune_assets.targets.load import refusals
+from neptune_assets.targets.order import parents_first, why_partial
+from neptune_assets.targets.protocol import Plan, Target
+from neptune_assets.targets.ruled import RuledProject, RuledRun
+from neptune_assets.targets.rules import Rules
+from neptune_assets.targets.speed import Speed, measured
+from neptune_assets.targets.survey import count_values
+
+LISTED: Final = 200
+"""Names, collisions, notes that a plan lists; it counts all of them."""
+
+Fate = Literal["create", "replace", "skip", "withhold", "refuse"]
+
+
+@dataclass
+class ProjectPlan:
+    """What a load will do with one project."""
+
+    target: str
+    project_id: str
+    create: list[str] = field(default_factory=list)
+    replace: list[str] = field(default_factory=list)
+    skip: list[str] = field(default_factory=list)
+    withhold: dict[str, str] = field(default_factory=dict)
+    refuse: dict[str, str] = field(default_factory=dict)
+    """Run id -> why it will not be loaded: these are what makes a plan fail."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows to load by attribute type, those that rules drop left out."""
+    dropped: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Rows that rules drop, by (attribute type, reason)."""
+    unfit: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    """(attribute type, what, what becomes of it) -> rows that the target cannot hold as they are."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Attribute path -> name in the target, where they differ: the first :data:`LISTED`."""
+    renamed: int = 0
+    """How many attributes of all runs get another name."""
+    collisions: dict[str, list[str]] = field(default_factory=dict)
+    """Name -> attributes that would all have had it: the first :data:`LISTED`."""
+    collided: int = 0
+    multipliers: dict[int, int] = field(default_factory=dict)
+    """Step multiplier -> how many runs have it."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Run id -> what its plan remarks: the first :data:`LISTED`."""
+    lake_bytes: int = 0
+    """Size of the Parquet parts of runs to load."""
+    file_bytes: int = 0
+    """Size of the files of runs to load."""
+    speed: Speed = field(default_factory=Speed)
+    values_counted: bool = True
+    """False if values were not looked at, so that ``unfit`` is not known."""
+
+    @property
+    def to_load(self) -> int:
+        """Runs that will be written."""
+        return len(self.create) + len(self.replace)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows that will be loaded."""
+        return sum(self.rows.values())
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the load will take; None if no earlier load was measured."""
+        return self.speed.estimate(self.to_load, self.total_rows, self.file_bytes)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What somebody should know before the load, though nothing keeps it from running."""
+        found = []
+        if self.withhold:
+            found.append(f"{len(self.withhold):,} partial runs will be withheld")
+        if self.collided:
+            found.append(f"{self.collided:,} names would meet and are told apart")
+        if self.unfit:
+            found.append(f"{sum(self.unfit.values()):,} values cannot be held as they are")
+        if self.dropped:
+            found.append(f"{sum(self.dropped.values()):,} rows are dropped by rules")
+        return found
+
+
+def plan_project(
+    project: LakeProject,
+    open_target: Callable[[], Target],
+    ledger: Ledger,
+    *,
+    partial_runs: Literal["withhold", "load"] = "withhold",
+    rules: Rules | None = None,
+    full_refresh: bool = False,
+    values: bool = True,
+) -> ProjectPlan:
+    """Find out what :func:`~neptune_assets.targets.load.load_project` would do now, with the same arguments.
+
+    ``values`` False leaves out the pass over the values of runs. Raises TargetError if the target cannot be used; what
+    is wrong with one run is in the plan.
+    """
+    ruled = RuledProject(project, rules or Rules(NameRules()))
+    target = open_target()
+    try:
+        plan = ProjectPlan(target.name, project.project_id, values_counted=values)
+        new = target.is_new()
+        if not new:
+            target.check()
+        entries = ledger.entries() or {}
+        plan.speed = measured(entries.values())
+        if not plan.speed.known:
+            plan.speed = measured(ledger.of_other_projects())
+        records = ruled.records()
+        for run_id in parents_first(records):
+            record = records[run_id]
+            if not record.complete and partial_runs == "withhold":
+                plan.withhold[run_id] = why_partial(record)
+                continue
+            try:
+                found = None if new else target.find(project.project_id, run_id)
+                entry = entries.get(run_id)
+                failed = entry is not None and entry.verified is False
+                if found is not None and found.digest == ruled.digest(record) and not full_refresh and not failed:
+                    plan.skip.append(run_id)
+                    continue
+                run = ruled.run(run_id)
+                of_run = target.plan(run)
+                if refused := refusals(of_run, ruled.rules):
+                    plan.refuse[run_id] = "; ".join(refused[:5])
+                    continue
+                _add(plan, target, run, of_run)
+                (plan.create if found is None else plan.replace).append(run_id)
+            except NeptuneAssetsError as error:
+                plan.refuse[run_id] = str(error)
+        return plan
+    finally:
+        target.close()
+
+
+def _add(plan: ProjectPlan, target: Target, run: RuledRun, of_run: Plan) -> None:
+    """Add one run that will be loaded to the sums. What can fail, comes first."""
+    unfit = target.unfit(count_values(run, of_run.step_multiplier), of_run) if plan.values_counted else ()
+    for kind, rows in run.record.rows.items():
+        plan.rows[kind] = plan.rows.get(kind, 0) + rows
+    for item in run.dropped:
+        _count(plan.dropped, (item.attribute_type, item.reason), item.rows)
+    plan.renamed += len(of_run.names)
+    _list(plan.names, of_run.names)
+    plan.collided += len(of_run.collisions)
+    _list(plan.collisions, {name: list(paths) for name, paths in of_run.collisions.items()})
+    _count(plan.multipliers, of_run.step_multiplier, 1)
+    if of_run.notes:
+        _list(plan.notes, {run.run_id: "; ".join(of_run.notes)})
+    plan.lake_bytes += sum(part.bytes for part in run.record.parts)
+    plan.file_bytes += sum(item.size for item in run.record.files)
+    for value in unfit:
+        _count(plan.unfit, (value.attribute_type, value.what, value.fate), value.rows)
+
+
+def _count(counts: dict[Any, int], key: Any, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+
+
+def _list(listed: dict[str, Any], more: Any) -> None:
+    for key, value in more.items():
+        if len(listed) >= LISTED:
+            return
+        listed.setdefault(key, value)
