@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from threading import RLock
 from typing import Any, Final
 from urllib.parse import quote
 
-import adbc_driver_manager
+import adbc_driver_manager.dbapi
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -73,9 +74,7 @@ class Session:
             self._lock = _locks.setdefault(str(connection.database_file), RLock())
             self._lock.acquire()
         try:
-            self._driver: Any = importlib.import_module(f"adbc_driver_{connection.dialect}")
-            connect = importlib.import_module(f"adbc_driver_{connection.dialect}.dbapi").connect
-            self._connection: Any = connect(_address(connection))
+            self._connection: Any = _connect(connection)
         except BaseException:
             self._release()
             raise
@@ -102,8 +101,7 @@ class Session:
         """Run a query and yield its rows as Arrow, in bounded memory."""
         with self._connection.cursor() as cursor:
             if self.is_file:
-                option = self._driver.StatementOptions.BATCH_ROWS.value
-                cursor.adbc_statement.set_options(**{option: str(BATCH_ROWS)})
+                cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
             cursor.execute(*self._compiled(statement))
             yield from cursor.fetch_record_batch()
 
@@ -145,6 +143,28 @@ class Session:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+class _Shared:
+    """Stands for what several connections share, which none of them may close."""
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+def _connect(connection: Connection) -> Any:
+    address = _address(connection)
+    if connection.database_file is not None:
+        return importlib.import_module("adbc_driver_sqlite.dbapi").connect(address)
+    # Opening a database, other than connecting to it, reads all its types, which takes longer than loading a run.
+    opened = adbc_driver_manager.AdbcConnection(_postgres(address))
+    return adbc_driver_manager.dbapi.Connection(_Shared(), opened)  # type: ignore[arg-type]
+
+
+@cache
+def _postgres(address: str) -> adbc_driver_manager.AdbcDatabase:
+    opened: adbc_driver_manager.AdbcDatabase = importlib.import_module("adbc_driver_postgresql").connect(address)
+    return opened
 
 
 def _address(connection: Connection) -> str:
