@@ -174,12 +174,12 @@ class _Loading:
     def _settled(self, found: TargetRun, record: RunRecord) -> bool:
         """True if nothing speaks against the digest that the target holds.
 
-        A load that died before reading back is read back now; one that did not read back as loaded is loaded again.
+        A load that died before reading back is read back now; one that did not read back as loaded is loaded again, and
+        so is one of which no receipt was kept: it died, or its answer was lost, before it could be read back.
         """
         entry = (self.ledger.entries() or {}).get(record.run_id)
         if entry is None or entry.digest != found.digest or entry.target_id != found.target_id:
-            self.ledger.record(Entry(record.run_id, found.target_id, self.project.digest(record)))
-            return True
+            return False
         if entry.receipt is None or entry.verified:
             return True
         if entry.verified is None:

@@ -14,10 +14,10 @@ from typing import Any, Final, Literal
 from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.settings import NameRules
-from neptune_assets.targets.ledger import Ledger
+from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import refusals
 from neptune_assets.targets.order import parents_first, why_partial
-from neptune_assets.targets.protocol import Plan, Target
+from neptune_assets.targets.protocol import Plan, Target, TargetRun
 from neptune_assets.targets.ruled import RuledProject, RuledRun
 from neptune_assets.targets.rules import Rules
 from neptune_assets.targets.speed import Speed, measured
@@ -118,7 +118,8 @@ def plan_project(
         new = target.is_new()
         if not new:
             target.check()
-        entries = ledger.entries() or {}
+        kept = ledger.entries()
+        entries = kept or {}
         plan.speed = measured(entries.values())
         if not plan.speed.known:
             plan.speed = measured(ledger.of_other_projects())
@@ -130,9 +131,8 @@ def plan_project(
                 continue
             try:
                 found = None if new else target.find(project.project_id, run_id)
-                entry = entries.get(run_id)
-                failed = entry is not None and entry.verified is False
-                if found is not None and found.digest == ruled.digest(record) and not full_refresh and not failed:
+                known = found is not None and (kept is None or _known(found, entries.get(run_id)))
+                if found is not None and found.digest == ruled.digest(record) and not full_refresh and known:
                     plan.skip.append(run_id)
                     continue
                 run = ruled.run(run_id)
@@ -147,6 +147,15 @@ def plan_project(
         return plan
     finally:
         target.close()
+
+
+def _known(found: TargetRun, entry: Entry | None) -> bool:
+    """True if the ledger speaks for what the target holds, as a load asks it."""
+    return (
+        entry is not None
+        and (entry.digest, entry.target_id) == (found.digest, found.target_id)
+        and entry.verified is not False
+    )
 
 
 def _add(plan: ProjectPlan, target: Target, run: RuledRun, of_run: Plan) -> None:

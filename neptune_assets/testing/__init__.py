@@ -8,4 +8,5 @@ The only part of the package that needs pytest.
 import pytest
 
 # Before the suites are imported: their plain asserts then tell what differs, as in a test module.
-pytest.register_assert_rewrite("neptune_assets.testing.targets", "neptune_assets.testing.sources")
+for _name in ("sources", "target_case", "target_plans", "target_runs", "target_troubles", "target_values"):
+    pytest.register_assert_rewrite(f"{__name__}.{_name}")

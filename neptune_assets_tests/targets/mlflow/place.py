@@ -90,7 +90,8 @@ class MlflowPlace:
                         for row in rows
                     ]
                 case "file" | "artifact":
-                    held.files[path] = {"": (folder / item["artifact"]).read_bytes()}
+                    if (folder / item["artifact"]).exists():
+                        held.files[path] = {"": (folder / item["artifact"]).read_bytes()}
                 case "file_series" | "file_set":
                     base = folder / item["artifact"]
                     members = [file for file in base.rglob("*") if file.is_file()]
