@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, overload
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 _SECRET = re.compile(r"secret|token|password|passwd|api_?key|credential|(^|_)key($|_)", re.IGNORECASE)
 
@@ -95,7 +95,8 @@ class ExportSource(Model):
         "first point), `report` (infer and only report) or `UTC` (times are right).",
     )
     storage: StorageSettings = Field(
-        default_factory=StorageSettings, description="Access to the export if it is remote."
+        default_factory=StorageSettings,
+        description="Access to the export if it is remote, for copying it and for reading it in place.",
     )
 
     @model_validator(mode="after")
@@ -195,6 +196,18 @@ class LakeSettings(Model):
     sort_memory_mb: int = Field(default=128, ge=32, description="Memory for sorting runs that spilled, in MiB.")
     part_mb: int = Field(default=50, ge=1, description="A run's part file is closed once it is this large, in MiB.")
     scratch: str | None = Field(default=None, description="Local directory for spilled runs; the system's if left out.")
+    _export_storage: StorageSettings | None = PrivateAttr(default=None)
+
+    @property
+    def export_storage(self) -> StorageSettings | None:
+        """Access to an export that is read in place, which is ``source.export.storage``; None if that is not known."""
+        return self._export_storage
+
+    def with_export_storage(self, storage: StorageSettings) -> LakeSettings:
+        """Return a copy for a lake whose runs are read in place from an export on this storage."""
+        settings = self.model_copy()
+        settings._export_storage = storage
+        return settings
 
 
 class SummarySettings(Model):
@@ -323,6 +336,12 @@ class Settings(Model):
         pattern=r"^[A-Za-z0-9_]+$",
         description="First part of this migration's asset keys; the folder's name if left out.",
     )
+
+    @model_validator(mode="after")
+    def _lake_reads_the_export(self) -> Settings:
+        if self.source.export is not None:
+            self.lake = self.lake.with_export_storage(self.source.export.storage)
+        return self
 
     def anchored(self, root: Path) -> Settings:
         """Return a copy in which relative local paths are taken from ``root`` instead of the working directory."""

@@ -69,7 +69,9 @@ def digest_in_place(record: RunRecord, project_id: str, settings: LakeSettings) 
 
 
 def storage_in_place(place: str, settings: LakeSettings) -> Storage:
-    """Reach an export: with the lake's own options if it lies on the same kind of storage."""
+    """Reach an export: with its own storage settings, else with the lake's if it lies on the same kind of storage."""
+    if settings.export_storage is not None:
+        return Storage(place, settings.export_storage if "://" in place else None)
     protocol = settings.root.partition("://")[0] if "://" in settings.root else ""
     same = protocol and place.startswith(f"{protocol}://")
     return Storage(place, settings.storage if same else StorageSettings())

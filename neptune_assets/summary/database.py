@@ -15,8 +15,9 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 from neptune_assets.summary.columns import TABLES
+from neptune_assets.summary.filesystems import register_filesystems
 from neptune_assets.summary.quoting import identifier, literal, parquet, plain_path
-from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows, register_filesystems
+from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows
 from neptune_assets.summary.writing import replacing, write_table
 
 if TYPE_CHECKING:

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from neptune_assets.lake.repair import DUPLICATE_ROWS, NAN_VALUES, PHANTOM_ROWS, TIMEZONE, TIMEZONE_SHIFT_MS
-from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, SCHEMA, SERIES_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.summary.quoting import identifier, literal, literals, parquet, plain_path
 
 if TYPE_CHECKING:
-    import duckdb
-
     from neptune_assets.lake.reader import LakeProject
     from neptune_assets.lake.records import RunRecord
 
@@ -119,24 +116,6 @@ def project_rows(project: LakeProject, run_ids: Collection[str] | None = None) -
     for repairs, files in groups.items():
         if files:
             yield Rows(tuple(files), repairs)
-
-
-def register_filesystems(con: duckdb.DuckDBPyConnection, project: LakeProject) -> None:
-    """Let a connection read the parts of a project wherever they lie: the lake's storage, and an export's in place."""
-    lake = project.lake
-    if not lake.storage.local:
-        con.register_filesystem(lake.storage.filesystem)
-    own = lake.storage.url(lake.storage.root).partition("://")[0]
-    protocols = {
-        part.name.partition("://")[0]
-        for record in project.records().values()
-        if record.in_place is not None
-        for part in record.parts
-        if "://" in part.name
-    }
-    for protocol in sorted(protocols - {own, "file"}):
-        # An export elsewhere than the lake: whatever credentials its file system finds by itself.
-        con.register_filesystem(Storage(f"{protocol}://").filesystem)
 
 
 def _repaired(parts: Sequence[str], repairs: Repairs, empty_part: str) -> str:

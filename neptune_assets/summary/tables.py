@@ -21,9 +21,10 @@ from neptune_assets.errors import LakeError
 from neptune_assets.lake.parts import GENERATION
 from neptune_assets.schema import SCHEMA, TIME_TYPE
 from neptune_assets.summary.columns import TABLES
+from neptune_assets.summary.filesystems import register_filesystems
 from neptune_assets.summary.manifest import load_manifest
 from neptune_assets.summary.quoting import identifier, parquet, plain_path
-from neptune_assets.summary.rows import COLUMN_NAMES, Rows, project_rows, register_filesystems
+from neptune_assets.summary.rows import COLUMN_NAMES, Rows, project_rows
 from neptune_assets.summary.writing import write_table
 
 if TYPE_CHECKING:
