@@ -261,6 +261,10 @@ class WandbTarget(Model):
     naming: Literal["default", "neptune-exporter"] = Field(
         default="default", description="How names are made; neptune-exporter for teams that loaded some runs with it."
     )
+    forks: Literal["stitched", "own"] = Field(
+        default="stitched",
+        description="Forks begin with their ancestors' metrics and histograms (stitched), or have only their own.",
+    )
 
 
 class PrefixRename(Model):

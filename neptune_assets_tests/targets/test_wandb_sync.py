@@ -146,7 +146,7 @@ def test_an_upload_that_broke_off_goes_on_where_it_was(tmp_path: Path, stub: Wan
     assert target.replace(run, target.plan(run)) == receipt
     assert [row["m"] for row in sent.rows()] == [1, 2, 3]
     assert target.verify(run, receipt).ok
-    assert not list((tmp_path / "lake/wandb/.staging").iterdir())
+    assert not list((tmp_path / "lake/wandb/.staging").glob("*/*"))
 
 
 def test_what_the_server_refuses_is_an_error_and_is_healed(

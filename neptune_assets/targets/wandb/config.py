@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from neptune_assets.settings import LakeSettings, WandbTarget
 MARKER: Final = "neptune_assets.json"
 SYNCED: Final = "synced.json"
 PROJECT: Final = "project.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised when the same run would be staged differently; runs staged in an older format are staged anew."""
 
 
@@ -49,6 +49,8 @@ class Marker:
     naming: str
     history_rows: int
     receipt: dict[str, Any]
+    lineage: dict[str, str] = field(default_factory=dict)
+    """Digests of the runs whose points stand in front of this fork's own."""
     format: int = FORMAT
 
 
@@ -80,7 +82,12 @@ class StagedProject:
     def __init__(self, root: Path, project_id: str) -> None:
         self.root = root
         self.path = root / safe_name(project_id)
-        self._scratch = root / ".staging"
+        self._scratch = root / ".staging" / safe_name(project_id)
+
+    def sweep(self) -> None:
+        """Remove what a load that died left behind; whoever calls this is the only one to load this project."""
+        if self._scratch.is_dir():
+            shutil.rmtree(self._scratch)
 
     def directories(self, wandb_run: str) -> list[Path]:
         """Return the directories of one W&B run; there should be one at most."""

@@ -20,6 +20,7 @@ from neptune_assets.targets.wandb import records
 from neptune_assets.targets.wandb.columns import NO_TIME, Ints, codes, microsteps, milliseconds, plain, present
 from neptune_assets.targets.wandb.encoding import EVENTS, item
 from neptune_assets.targets.wandb.history import POINTS
+from neptune_assets.targets.wandb.lineage import Inheritance
 from neptune_assets.targets.wandb.mapping import Layout, Parameters
 from neptune_assets.targets.wandb.media import Copy, FileStage, StagedFile
 from neptune_assets.targets.wandb.rows import typed_rows
@@ -82,11 +83,15 @@ class Gathering:
         self._malformed = 0
         self._table: TableFile | None = None
         self.parameters = Parameters(placed)
+        self.inherited = 0
+        """Rows of ancestors that stand in front of the run's own."""
         self.last_values: dict[int, tuple[int, str]] = {}
 
     def gather(self) -> None:
         """Read the run, once."""
+        inherited = Inheritance(self._placed.lineage)
         for kind, rows in typed_rows(self._run, tuple(AttributeType)):
+            inherited.own(kind, rows)
             if kind in PARAMETER_TYPES:
                 self.parameters.add(kind, rows)
             elif kind is AttributeType.FLOAT_SERIES:
@@ -98,6 +103,12 @@ class Gathering:
             else:
                 self._files(str(kind), rows)
         self._end_table()
+        for kind, rows in inherited.rows():
+            self.inherited += rows.num_rows
+            if kind is AttributeType.FLOAT_SERIES:
+                self._points(rows, own=False)
+            else:
+                self._histograms(rows, own=False)
         self.account.mapped[str(AttributeType.FLOAT_SERIES)] += self._placed.survey.stepless[
             str(AttributeType.FLOAT_SERIES)
         ]
@@ -112,7 +123,7 @@ class Gathering:
         self.points.close()
         self.events.close()
 
-    def _points(self, rows: pa.RecordBatch) -> None:
+    def _points(self, rows: pa.RecordBatch, *, own: bool = True) -> None:
         kind = str(AttributeType.FLOAT_SERIES)
         local, names = codes(rows.column("attribute_path"))
         numbers = np.array([self._numbers[name, kind] for name in names], dtype=np.int64)
@@ -120,7 +131,7 @@ class Gathering:
         made = pa.RecordBatch.from_arrays(
             [
                 pa.array(microsteps(rows.column("step"))),
-                pa.array(numbers[local]),
+                pa.array(numbers[local] if own else numbers[local] + len(self._numbers)),
                 pa.array(milliseconds(rows.column("timestamp"))),
                 plain(rows.column("float_value")).fill_null(float("nan")),
             ],
@@ -130,7 +141,8 @@ class Gathering:
             made = made.filter(pa.array(stepped))
         self._remember_last(made)
         self.points.add(made)
-        self.account.written[kind] += made.num_rows
+        if own:
+            self.account.written[kind] += made.num_rows
 
     def _remember_last(self, batch: pa.RecordBatch) -> None:
         """Keep the value at the highest step of every key for the summary; rows come sorted by key and step."""
@@ -143,10 +155,11 @@ class Gathering:
             self._last(key, step, records.number_text(value))
 
     def _last(self, key: int, step: int, text: str) -> None:
+        key %= len(self._numbers)
         if key not in self.last_values or self.last_values[key][0] <= step:
             self.last_values[key] = (step, text)
 
-    def _histograms(self, rows: pa.RecordBatch) -> None:
+    def _histograms(self, rows: pa.RecordBatch, *, own: bool = True) -> None:
         kind = str(AttributeType.HISTOGRAM_SERIES)
         for path, step, stepped, time, value in zip(
             plain(rows.column("attribute_path")).to_pylist(),
@@ -157,6 +170,10 @@ class Gathering:
             strict=True,
         ):
             made = histogram(value)
+            if not own:
+                if made is not None:
+                    self._event(path, kind, step, time, made.json, counted=False)
+                continue
             if not stepped or made is None:
                 self._malformed += stepped
                 self.account.mapped[kind] += 1

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neptune_assets.targets.wandb.columns import NO_TIME, Ints
+from neptune_assets.targets.wandb.columns import NO_TIME, Bools, Ints
 from neptune_assets.targets.wandb.encoding import Column, EncodedPoints, Event, Events, PointEncoder
 from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Stepping
 from neptune_assets.targets.wandb.records import history_fields, varint
@@ -64,13 +64,17 @@ class _Block:
     firsts: Ints
     """The earliest time of each row."""
     encoded: EncodedPoints
+    own: Bools
+    """Which points are the run's own and no ancestor's."""
 
 
 class HistoryEncoder:
     """Turns points and events, both sorted by step, into serialised history records."""
 
     def __init__(self, keys: Sequence[str], stepping: Stepping, start_ms: int | None, first_number: int) -> None:
-        self._points = PointEncoder(keys)
+        """``keys`` are told by their number; a number beyond the last is that of a key whose point is inherited."""
+        self._own_keys = len(keys)
+        self._points = PointEncoder([*keys, *keys])
         self._stepping = stepping
         self._start = start_ms
         self._number = first_number
@@ -113,13 +117,15 @@ class HistoryEncoder:
             return
         steps: Ints = table.column("step").to_numpy()
         times: Ints = table.column("time").to_numpy()
+        keys: Ints = table.column("key").to_numpy()
         starts = np.concatenate(([0], np.flatnonzero(np.diff(steps)) + 1))
         block = _Block(
             steps[starts],
             np.append(starts, len(steps)),
             times,
             np.minimum.reduceat(times, starts),
-            self._points.encode(table.column("key").to_numpy(), table.column("value")),
+            self._points.encode(keys, table.column("value")),
+            keys < self._own_keys,
         )
         if self._stepping.ordinal:
             yield from self._counted(block, waiting)
@@ -163,12 +169,13 @@ class HistoryEncoder:
                 extra[place] += event.item
                 times[place] = min(times[place], event.time)
             for place, event in zip(places, events, strict=True):
-                self.result.other_time[event.kind] += event.time != times[place] or event.time == NO_TIME
+                other = event.time != int(times[place]) or event.time == NO_TIME
+                self.result.other_time[event.kind] += other
             parts.append(pa.array(extra, pa.large_binary()))
         if block is not None and end > begin:
             counts = np.diff(block.starts[begin : end + 1])
             rows = times[np.searchsorted(steps, block.steps[begin:end])]
-            self._count_times(block.times[block.starts[begin] : block.starts[end]], np.repeat(rows, counts))
+            self._count_times(block, slice(block.starts[begin], block.starts[end]), np.repeat(rows, counts))
         return self._finished(steps, times, parts)
 
     def _counted(self, block: _Block | None, waiting: Events) -> Iterator[bytes]:
@@ -184,7 +191,7 @@ class HistoryEncoder:
             events = waiting.take_step() if waiting.step == step else []
             begin, end = int(block.starts[number]), int(block.starts[number + 1])
             when = min([int(block.firsts[number]), *(event.time for event in events)])
-            self._count_times(block.times[begin:end], np.full(end - begin, when))
+            self._count_times(block, slice(begin, end), np.full(end - begin, when))
             self._split(made, step, when, block.encoded.pieces(begin, end, LINE_BYTES // 2), events)
             yield from self._flush(made, LINE_BYTES)
         yield from self._flush(made, 0)
@@ -210,9 +217,11 @@ class HistoryEncoder:
             yield from self._finished(np.array(made.steps), np.array(made.times), [items])
             made.steps, made.times, made.items, made.size = [], [], [], 0
 
-    def _count_times(self, times: Ints, rows: Ints) -> None:
-        """Count the points whose time is not that of their row."""
-        self.result.other_time["float_series"] += int(np.count_nonzero((times != rows) | (times == NO_TIME)))
+    def _count_times(self, block: _Block, points: slice, rows: Ints) -> None:
+        """Count the run's own points whose time is not that of their row."""
+        times = block.times[points]
+        other = ((times != rows) | (times == NO_TIME)) & block.own[points]
+        self.result.other_time["float_series"] += int(np.count_nonzero(other))
 
     def _finished(self, steps: Ints, times: Ints, items: list[Any]) -> list[bytes]:
         """Return whole records: what every row has is added to the items, and number and length go in front."""

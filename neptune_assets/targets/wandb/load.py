@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neptune_assets.errors import TargetError
+from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
 from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
@@ -28,6 +28,7 @@ from neptune_assets.targets.wandb.config import (
     write_marker,
 )
 from neptune_assets.targets.wandb.fates import unfit
+from neptune_assets.targets.wandb.lineage import ancestors, chain
 from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of, survey
 from neptune_assets.targets.wandb.naming import project_name, run_key
 from neptune_assets.targets.wandb.records import history_fields
@@ -37,6 +38,7 @@ from neptune_assets.targets.wandb.verify import differences
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
+    from neptune_assets.lake.records import RunRecord
 
 
 class WandbTarget:
@@ -54,6 +56,8 @@ class WandbTarget:
         self._client = WandbClient(settings) if settings.api_key_env is not None else None
         self._layouts: dict[tuple[str, str, str], Layout] = {}
         self._projects: dict[str, str] = {}
+        self._swept: set[str] = set()
+        self._records: dict[str, dict[str, RunRecord]] = {}
 
     def check(self) -> None:
         """Raise TargetError if runs cannot be staged (disk, wandb's version) or the server refuses the key."""
@@ -138,13 +142,15 @@ class WandbTarget:
     def close(self) -> None:
         """Forget what was read of runs."""
         self._layouts.clear()
+        self._records.clear()
 
     # -- what stands where
 
     def _layout(self, run: LakeRun) -> Layout:
         key = (run.project_id, run.run_id, run.record.digest)
         if key not in self._layouts:
-            self._layouts = {key: layout(survey(run), self._settings.naming, wanted_name(run))}
+            lineage = ancestors(run) if self._settings.forks == "stitched" else ()
+            self._layouts = {key: layout(survey(run), self._settings.naming, wanted_name(run), lineage)}
         return self._layouts[key]
 
     def _project(self, project_id: str) -> str:
@@ -187,7 +193,22 @@ class WandbTarget:
             and marker.naming == self._settings.naming
             and marker.entity == (self._settings.entity or "")
             and marker.wandb_project == self._project(marker.project_id)
+            and marker.lineage == self._lineage(marker.project_id, marker.run_id)
         )
+
+    def _lineage(self, project_id: str, run_id: str) -> dict[str, str]:
+        """Return the digests of the runs whose points belong in front of this one, as the lake has them now."""
+        if self._settings.forks != "stitched":
+            return {}
+        if project_id not in self._records:
+            from neptune_assets.lake.reader import Lake
+
+            try:
+                self._records[project_id] = Lake(self._lake).project(project_id).records()
+            except UnknownProjectError:  # a target outlives its lake; what is staged is then as good as it gets
+                self._records[project_id] = {}
+        records = self._records[project_id]
+        return {ancestor: records[ancestor].digest for ancestor, _ in chain(records, run_id)}
 
     def _target_run(self, project_id: str, run_id: str, directory: Path) -> TargetRun:
         marker = read_marker(directory)
@@ -225,6 +246,9 @@ class WandbTarget:
         exporter_names = self._settings.naming == "neptune-exporter"
         place = Place(self._settings.entity or "", self._project(run.project_id), wandb_run, exporter_names)
         self._keep_project(run.project_id)
+        if run.project_id not in self._swept:
+            project.sweep()
+            self._swept.add(run.project_id)
         directory = project.new()
         try:
             account = RunStage(run, self._layout(run), place, directory, self._lake).build()
@@ -250,6 +274,10 @@ class WandbTarget:
                 entity=place.entity,
                 naming=self._settings.naming,
                 history_rows=account.history_rows,
+                lineage={
+                    ancestor.run.run_id: run.project.records()[ancestor.run.run_id].digest
+                    for ancestor in self._layout(run).lineage
+                },
                 receipt=asdict(receipt),
             )
             for earlier in project.directories(wandb_run):

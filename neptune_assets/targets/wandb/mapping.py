@@ -14,8 +14,10 @@ import pyarrow as pa
 from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.protocol import Plan
 from neptune_assets.targets.wandb.columns import codes, microsteps, plain, present
+from neptune_assets.targets.wandb.lineage import INHERITED, Ancestor
 from neptune_assets.targets.wandb.naming import MAX_KEY, Naming, clean_key, digest_of, distinct
 from neptune_assets.targets.wandb.records import number_text
+from neptune_assets.targets.wandb.texts import step_text
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
@@ -87,6 +89,8 @@ class Layout:
     survey: Survey
     collisions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names that several attributes would have had -> their paths; they are told apart."""
+    lineage: tuple[Ancestor, ...] = ()
+    """Runs whose points stand in front of the run's own, nearest first."""
 
     def names(self) -> dict[str, str]:
         """Return {attribute path: name in W&B} where the two differ; ``path (type)`` where a path has two types."""
@@ -98,17 +102,24 @@ class Layout:
         ]:
             path, kind = attribute
             if name != path:
-                result[path if paths[path] == 1 else f"{path} ({kind})"] = name
+                result[path if paths[path] <= 1 else f"{path} ({kind})"] = name
         return dict(sorted(result.items()))
 
 
-def survey(run: LakeRun) -> Survey:
-    """Read names, types and steps of a run; memory grows with its attributes, not with its points."""
+def survey(run: LakeRun, until: int | None = None) -> Survey:
+    """Read names, types and steps of a run; memory grows with its attributes, not with its points.
+
+    ``until`` is for ancestors: only what a fork inherits up to this micro-step is looked at.
+    """
     found = Survey()
     lowest: list[int] = []
     highest: list[int] = []
     series = {str(item) for item in SERIES_TYPES}
-    for batch in run.batches(columns=["attribute_path", "attribute_type", "step"]):
+    types = None if until is None else INHERITED
+    for batch in run.batches(types=types, columns=["attribute_path", "attribute_type", "step"]):
+        if until is not None:
+            place = batch.column("step")
+            batch = batch.filter(pa.array(present(place) & (microsteps(place) <= until)))
         paths, path_names = codes(batch.column("attribute_path"))
         kinds, kind_names = codes(batch.column("attribute_type"))
         pair, counts = np.unique(paths * len(kind_names) + kinds, return_counts=True)
@@ -144,19 +155,22 @@ def stepping(found: Survey) -> Stepping:
     return Stepping(multiplier=multiplier, fractional=found.places > 0)
 
 
-def layout(found: Survey, naming: Naming, wanted: Callable[[str], str] = str) -> Layout:
-    """Give every attribute its place. Names depend on the run's attributes alone: a second load makes the same.
+def layout(
+    found: Survey, naming: Naming, wanted: Callable[[str], str] = str, lineage: tuple[Ancestor, ...] = ()
+) -> Layout:
+    """Give every attribute its place. Names depend on the attributes of the run, and of those it is forked from, alone.
 
     ``wanted`` is what rules for names want an attribute to be called.
     """
     clean = clean_key(naming)
-    paths = Counter(path for path, _ in found.rows)
+    whole = _whole(found, [survey(ancestor.run, ancestor.until) for ancestor in lineage])
+    paths = Counter(path for path, _ in whole.rows)
 
     def source(attribute: Attribute) -> str:
         path, kind = attribute
         return path if paths[path] == 1 else f"{path}\n{kind}"
 
-    keyed = {item: (clean(wanted(item[0])), source(item)) for item in found.of(_KEYED)}
+    keyed = {item: (clean(wanted(item[0])), source(item)) for item in whole.of(_KEYED)}
     parameters = {item: clean(wanted(item[0])) for item in found.of(PARAMETER_TYPES)}
     if naming == "neptune-exporter":
         flat = distinct({item: (name, source(item)) for item, name in parameters.items()}, MAX_KEY, _CONFIG_RESERVED)
@@ -164,7 +178,18 @@ def layout(found: Survey, naming: Naming, wanted: Callable[[str], str] = str) ->
     else:
         places = _nested(parameters, source)
     collisions = _meeting(parameters) | _meeting({item: name for item, (name, _) in keyed.items()})
-    return Layout(distinct(keyed), places, stepping(found), found, collisions)
+    return Layout(distinct(keyed), places, stepping(whole), found, collisions, lineage)
+
+
+def _whole(found: Survey, inherited: Sequence[Survey]) -> Survey:
+    """Return what a run and what it inherits have together: attributes, and the reach of steps."""
+    whole = Survey(Counter(found.rows), found.places, found.lowest, found.highest)
+    for other in inherited:
+        if other.rows:
+            whole.rows |= other.rows
+            whole.places = max(whole.places, other.places)
+            whole.lowest, whole.highest = min(whole.lowest, other.lowest), max(whole.highest, other.highest)
+    return whole
 
 
 def _meeting(named: Mapping[Attribute, str]) -> dict[str, list[str]]:
@@ -204,6 +229,9 @@ def plan_of(run_id: str, placed: Layout) -> Plan:
         notes.append(f"_step is the step times {steps.multiplier}; {AXIS} holds the step itself and is the x axis.")
     if max(abs(found.lowest), abs(found.highest)) >= MAX_EXACT:
         notes.append(f"Some steps have more digits than a 64-bit float; {AXIS} has them all in the run file.")
+    if placed.lineage:
+        names = ", ".join(f"{item.run.run_id} up to step {step_text(item.until)}" for item in placed.lineage)
+        notes.append(f"Metrics and histograms of {names} stand in front, as W&B cannot be told of a fork from files.")
     for kind, rows in sorted(found.stepless.items()):
         notes.append(f"{rows} rows of {kind} have no step; they are kept in neptune_assets/series.parquet.")
     return Plan(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 OURS: Final = "neptune_assets"
 """Directory of our own files below the run's, and key of our own entry in config and summary."""
+STITCHED: Final = "stitched fork"
+"""Tag of runs whose history begins with that of the runs they are forked from."""
 INDEX: Final = f"{OURS}/index.json"
 _EXACT_TYPES: Final = {AttributeType.FLOAT_SERIES, AttributeType.HISTOGRAM_SERIES, AttributeType.FILE_SERIES}
 
@@ -62,6 +64,8 @@ class RunStage:
         (self._directory / "files" / OURS).mkdir(parents=True)
         account, found = self._gathering.account, self._placed.survey
         self._gathering.gather()
+        if self._gathering.inherited:
+            account.notes.append(f"{self._gathering.inherited} rows of ancestors stand in front; they are not counted.")
         values = self._gathering.parameters
         account.written.update(values.written)
         account.mapped.update(values.mapped)
@@ -86,6 +90,8 @@ class RunStage:
         system = values.system
         start = start_of(self._run, system)
         tags, tag_notes = tags_of(system)
+        if self._gathering.inherited:
+            tags = sorted({*tags, STITCHED})
         account.notes.extend(tag_notes)
         config = {**values.config, OURS: self._origin()}
         with LogWriter(self._directory / f"run-{place.run}.wandb") as log:
@@ -144,6 +150,10 @@ class RunStage:
             origin["parent_run"] = run_key(self._run.project_id, record.parent)
             if record.fork_step is not None:
                 origin["fork_step"] = step_text(record.fork_step)
+        if self._gathering.inherited:
+            origin["stitched"] = [
+                {"run_id": item.run.run_id, "until": step_text(item.until)} for item in self._placed.lineage
+            ]
         return origin
 
     def _name(self, system: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from neptune_assets.schema import PARAMETER_TYPES, AttributeType
 from neptune_assets.targets.wandb.columns import codes, microsteps, plain, present
 from neptune_assets.targets.wandb.content import Content, ContentReader, text_number
 from neptune_assets.targets.wandb.gathering import EXACT
+from neptune_assets.targets.wandb.lineage import Inheritance
 from neptune_assets.targets.wandb.mapping import Layout, Parameters
 from neptune_assets.targets.wandb.media import sha256_of
 from neptune_assets.targets.wandb.records import json_text
@@ -57,7 +58,9 @@ class _Lake:
         self._layout, self._content = layout, content
         self._points, self._histograms, self._parameters = SeriesSums(), SeriesSums(), Parameters(layout)
         self._texts = _Tables(layout, content, directory)
+        inherited = Inheritance(layout.lineage)
         for kind, rows in typed_rows(run, _COMPARED):
+            inherited.own(kind, rows)
             if kind is AttributeType.FLOAT_SERIES:
                 self._add_points(rows)
             elif kind is AttributeType.HISTOGRAM_SERIES:
@@ -66,6 +69,8 @@ class _Lake:
                 self._texts.compare(rows)
             else:
                 self._parameters.add(kind, rows)
+        for kind, rows in inherited.rows():
+            (self._add_points if kind is AttributeType.FLOAT_SERIES else self._add_histograms)(rows)
 
     def differences(self) -> Iterator[str]:
         """Yield what is not in the staged run as it is in the lake."""
