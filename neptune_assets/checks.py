@@ -22,21 +22,27 @@ from neptune_assets.targets.report import Balance, LoadReport
 
 
 def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if no run is partial. A warning: partial runs are withheld from loads, complete ones go on."""
+    """Pass if no run is partial or stale. A warning: partial runs are withheld from loads, complete ones go on.
+
+    A stale run is complete, but older than what the source has now, which could not be read whole.
+    """
     partial = [record for record in project.records().values() if not record.complete]
+    stale = [record for record in project.records().values() if record.stale is not None]
     rows = [(r.run_id, issue.attribute_path or "", issue.message) for r in partial for issue in r.errors]
+    rows += [(r.run_id, "", f"kept as it was, its newer state is not whole: {r.stale}") for r in stale]
     return dg.AssetCheckResult(
-        passed=not partial,
+        passed=not partial and not stale,
         check_name="complete",
         asset_key=key,
         severity=dg.AssetCheckSeverity.WARN,
         description=(
-            f"{len(partial):,} runs are partial and will be read again next time."
-            if partial
+            f"{len(partial):,} runs are partial, {len(stale):,} are complete but stale; they are read again next time."
+            if partial or stale
             else "Every run is complete."
         ),
         metadata={
             "partial_runs": len(partial),
+            "stale_runs": len(stale),
             **({"reasons": dg.MetadataValue.md(table(["run", "attribute", "reason"], rows))} if rows else {}),
         },
     )
@@ -136,14 +142,14 @@ def check_reconciled(found: Comparison, key: dg.AssetKey) -> dg.AssetCheckResult
 
 
 def check_projects(lake: Lake, keys: Iterable[str], key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if every project that is in the lake can be opened and holds no partial run."""
+    """Pass if every project that is in the lake can be opened and holds no partial or stale run."""
     wrong: list[tuple[str, str]] = []
     present = set(lake.projects())
     for project_id in sorted({*keys} & present):
         records = lake.project(project_id, Scope.RUNS).records()
-        partial = sum(not record.complete for record in records.values())
-        if partial:
-            wrong.append((project_id, f"{partial:,} of {len(records):,} runs are partial"))
+        broken = sum(not record.complete or record.stale is not None for record in records.values())
+        if broken:
+            wrong.append((project_id, f"{broken:,} of {len(records):,} runs are partial or stale"))
     missing = sorted({*keys} - present)
     wrong += [(project_id, "not in the lake yet: materialize its partition") for project_id in missing]
     return _result("no_project_broken", key, wrong, f"{len(present):,} projects are whole.")

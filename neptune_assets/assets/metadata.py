@@ -47,6 +47,7 @@ def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings)
         "runs_changed": len(report.changed),
         "runs_skipped": len(report.skipped),
         "runs_partial": len(partial),
+        "runs_stale": sum(record.stale is not None for record in records.values()),
         "runs_vanished": sum(record.vanished_at is not None for record in records.values()),
         "rows_written": report.total_rows,
         "bytes_written": report.bytes,
@@ -68,6 +69,9 @@ def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings)
     ]
     if issues:
         metadata["partial_runs"] = dg.MetadataValue.md(table(["run", "attribute", "reason"], issues))
+    stale = [(record.run_id, record.stale) for record in records.values() if record.stale is not None]
+    if stale:
+        metadata["stale_runs"] = dg.MetadataValue.md(table(["run", "why its newer state was not taken"], stale))
     if report.problems:
         rows = [(issue.attribute_path or "", issue.message) for issue in report.problems]
         metadata["source_problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))

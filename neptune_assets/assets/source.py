@@ -86,7 +86,7 @@ def _change(info: RunInfo, records: dict[str, RunRecord]) -> str:
         return "new"
     if record.fingerprint != info.fingerprint:
         return "changed"
-    return "unchanged" if record.complete else "partial"
+    return "unchanged" if record.complete and record.stale is None else "partial"
 
 
 def _reader(project_id: str, infos: list[RunInfo], changes: list[str]) -> pa.RecordBatchReader:

@@ -238,6 +238,13 @@ def keep_parts(old: RunRecord, new: RunRecord) -> RunRecord:
     return replace(new, generation=old.generation, parts=old.parts, files=old.files)
 
 
+def stale_reason(errors: Sequence[IssueRecord]) -> str:
+    """Return why a state of a run was not taken, in one line of bounded length."""
+    told = [f"{error.attribute_path}: {error.message}" if error.attribute_path else error.message for error in errors]
+    rest = f" and {len(told) - 5:,} more" if len(told) > 5 else ""
+    return "; ".join(message[:1_000] for message in told[:5]) + rest
+
+
 def now() -> str:
     """Return the present moment as the manifest writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

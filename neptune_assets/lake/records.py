@@ -77,6 +77,11 @@ class RunRecord:
     in_place: str | None = None
     """Files root of an export that is read in place; None for runs whose parts lie in the lake."""
     vanished_at: str | None = None
+    stale: str | None = None
+    """Why a newer state of the run could not be read whole; this complete, earlier one was kept. None if there is none.
+
+    Fingerprint and everything else are of the state that was kept, and the run is read again next time.
+    """
 
     @property
     def complete(self) -> bool:

@@ -39,7 +39,8 @@ class WriteReport:
 
     ``new``, ``changed``, ``retried`` (partial before) and ``skipped`` part the runs that the source has, except those
     in ``failed`` (id to message), whose last good version stays. ``partial`` lists the runs of all these that are
-    partial now. ``unchanged_content`` lists runs that were read and found to be the same.
+    partial now, ``stale`` those whose newer state was read only in part, so that the complete one of before was kept.
+    ``unchanged_content`` lists runs that were read and found to be the same.
     """
 
     project_id: str
@@ -49,6 +50,7 @@ class WriteReport:
     skipped: list[str] = field(default_factory=list)
     unchanged_content: list[str] = field(default_factory=list)
     partial: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
     reappeared: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)

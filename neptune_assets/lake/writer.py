@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from neptune_assets.errors import LakeError, NeptuneAssetsError, SourceError
-from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content
+from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content, stale_reason
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.in_place import digest_in_place
@@ -135,7 +135,7 @@ class _ProjectWrite:
                 self._report.new.append(run_id)
             elif self._full_refresh or not self._is_current(record, info):
                 self._report.changed.append(run_id)
-            elif not record.complete:
+            elif not record.complete or record.stale is not None:
                 self._report.retried.append(run_id)
             else:
                 self._report.skipped.append(run_id)
@@ -285,9 +285,31 @@ class _ProjectWrite:
             return False
         if run_id in self._copied_instead:
             record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
+        old = self._manifest.records.get(run_id)
+        if old is not None and self._outranks(old, record):
+            self._keep_complete(old, record)
+            return True
         self._commit(record)
         self._keep_statistics(record, builder)
         return True
+
+    def _outranks(self, old: RunRecord, new: RunRecord) -> bool:
+        """True if the complete state that the lake holds must not give way to a partial one."""
+        if self._full_refresh or not old.complete or new.complete:
+            return False
+        return self._holds(old) if old.in_place is None else self._reads_the_same(old)
+
+    def _keep_complete(self, old: RunRecord, new: RunRecord) -> None:
+        """Discard a partial reading, leave the run as it is, and record why it is not newer."""
+        self._staging.discard(new.generation)
+        self._staging.sweep_files(old.run_id, old)
+        kept = replace(old, stale=stale_reason(new.errors), vanished_at=None)
+        if kept != old:
+            self._lock.check()
+            self._store.commit(self._manifest, [kept], written_at=new.committed_at)
+        for issue in new.errors:
+            message = f"{issue.message} The complete state read before was kept."
+            self._report.issues.append(RunIssue(old.run_id, message, issue.attribute_path, issue.attribute_type))
 
     def _keep_statistics(self, record: RunRecord, builder: RunBuilder) -> None:
         if self._scope is Scope.RUNS:
@@ -358,6 +380,11 @@ class _ProjectWrite:
             record.run_id
             for record in self._manifest.records.values()
             if not record.complete and record.vanished_at is None
+        )
+        report.stale = sorted(
+            record.run_id
+            for record in self._manifest.records.values()
+            if record.stale is not None and record.vanished_at is None
         )
         report.digest = digest_of_project(self._manifest.records.values())
         known = {part.name for record in self._manifest.records.values() for part in record.parts}

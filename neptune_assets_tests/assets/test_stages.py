@@ -164,6 +164,19 @@ def test_a_partial_run_fails_its_check_and_is_named(migration: Migration) -> Non
     assert healed.checks["lake/runs:complete"].passed
 
 
+def test_a_stale_run_fails_its_check_and_is_named(migration: Migration) -> None:
+    assert migration.materialize("lake/runs").checks["lake/runs:complete"].passed
+    migration.export.part(ONE, "b").write_bytes(b"PAR1 torn")
+    outcome = migration.materialize("lake/runs")
+    assert outcome.success
+    check = outcome.checks["lake/runs:complete"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "kept as it was" in str(check.metadata["reasons"])
+    assert outcome.checks["lake/runs:schema"].passed
+    assert "b" in outcome.metadata["lake/runs"]["stale_runs"]
+    assert outcome.metadata["lake/runs"]["runs_partial"] == 0
+
+
 def test_a_part_that_was_damaged_in_the_lake_is_written_anew(migration: Migration) -> None:
     assert migration.materialize("lake/runs").success
     part = next(path for path in migration.lake.rglob("*_part_0.parquet") if path.parent.parent.name == "data")
