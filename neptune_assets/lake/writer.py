@@ -26,7 +26,7 @@ from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
-from neptune_assets.lake.statistics import StatisticsFiles
+from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings

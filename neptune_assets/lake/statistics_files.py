@@ -1,0 +1,119 @@
+"""Where the statistics of a project lie: ``<root>/statistics/<S(project)>/{series,params}.parquet``, runs by digest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.parts import open_parquet
+from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.statistics import PARAMS, SERIES
+from neptune_assets.lake.storage import Storage
+
+_SCHEMAS: Final = {"series": SERIES, "params": PARAMS}
+_BATCH_ROWS: Final = 65_536
+_OPTIONS: Final[dict[str, Any]] = {
+    "compression": "zstd",
+    "compression_level": 13,
+    "store_decimal_as_integer": True,
+    "use_dictionary": [field.name for schema in (SERIES, PARAMS) for field in schema if field.type == pa.string()],
+}
+
+
+class StatisticsFiles:
+    """The statistics of one project, rewritten once at the end of a materialization that read runs."""
+
+    def __init__(self, storage: Storage, layout: Layout, project_id: str, scratch: str | None) -> None:
+        self._storage = storage
+        self._directory = layout.statistics(project_id)
+        self._scratch = scratch
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._writers: list[Any] = []
+        self._added: dict[str, str] = {}
+
+    def add(self, run_id: str, digest: str, tables: tuple[pa.RecordBatch, pa.RecordBatch]) -> None:
+        """Take what :meth:`RunStatistics.tables` returned for a run that was committed."""
+        if self._spool is None:
+            if self._scratch is not None:
+                Path(self._scratch).mkdir(parents=True, exist_ok=True)
+            self._spool = tempfile.TemporaryDirectory(prefix="neptune_assets-statistics-", dir=self._scratch)
+            for name, schema in _SCHEMAS.items():
+                sink = pa.OSFile(f"{self._spool.name}/{name}.arrow", "wb")
+                self._writers.append((sink, pa.ipc.new_stream(sink, schema)))
+        for (_, writer), batch in zip(self._writers, tables, strict=True):
+            writer.write_batch(batch)
+        self._added[run_id] = digest
+
+    def save(self, records: Mapping[str, RunRecord]) -> None:
+        """Write the files anew: what was added, and what was there of runs that are as they were."""
+        if self._spool is None:
+            return
+        self._close_writers()
+        digests = {run_id: record.digest for run_id, record in records.items()}
+        kept = {run_id: digest for run_id, digest in digests.items() if self._added.get(run_id) != digest}
+        self._storage.make_directory(self._directory)
+        for name, schema in _SCHEMAS.items():
+            target = f"{self._directory}/{name}.parquet"
+            # Under the project's lock nobody else writes here; a local move needs the same file system.
+            local = f"{target}.tmp" if self._storage.local else f"{self._spool.name}/{name}.parquet"
+            with pq.ParquetWriter(local, schema, **_OPTIONS) as writer:
+                old, new = self._stored(target), _spooled(f"{self._spool.name}/{name}.arrow")
+                for batches, wanted in ((old, kept), (new, self._added)):
+                    for table in _gathered((_of(batch, wanted) for batch in batches), schema):
+                        writer.write_table(table)
+            self._storage.put_file(local, target)
+
+    def _stored(self, path: str) -> Iterator[pa.RecordBatch]:
+        try:
+            with open_parquet(self._storage, path) as file:
+                yield from file.iter_batches(batch_size=_BATCH_ROWS)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            # None yet, or damaged: what is not in the new file is scanned by the summary.
+            return
+
+    def close(self) -> None:
+        """Remove what was spooled."""
+        self._close_writers()
+        if self._spool is not None:
+            self._spool.cleanup()
+            self._spool = None
+
+    def _close_writers(self) -> None:
+        for sink, writer in self._writers:
+            writer.close()
+            sink.close()
+        self._writers = []
+
+
+def _spooled(path: str) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(path, "rb") as source:
+        yield from pa.ipc.open_stream(source)
+
+
+def _of(batch: pa.RecordBatch, wanted: Mapping[str, str]) -> pa.RecordBatch:
+    """Return the rows of these runs, where they are of this digest."""
+    runs = batch["run_id"].dictionary_encode()
+    # A batch holds few runs in long stretches; a run that was read twice is there with its last digest only.
+    digests = pa.array([wanted.get(run_id) for run_id in runs.dictionary.to_pylist()], pa.string())
+    return batch.filter(pc.equal(batch["digest"], digests.take(runs.indices)))
+
+
+def _gathered(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Join small batches into tables worth a row group."""
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.num_rows
+        if rows >= _BATCH_ROWS:
+            yield pa.Table.from_batches(held, schema=schema)
+            held, rows = [], 0
+    if rows:
+        yield pa.Table.from_batches(held, schema=schema)
