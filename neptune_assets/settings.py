@@ -84,6 +84,11 @@ class ExportSource(Model):
     )
     model_data: str | None = Field(default=None, description="Data directory of `export-models`.")
     model_files: str | None = Field(default=None, description="Files directory of `export-models`.")
+    error_report: str | None = Field(
+        default=None,
+        description="The exporter's `--error-report-file`, if it lies elsewhere than in the data directory or the two "
+        "above it.",
+    )
     mode: Literal["copy", "in_place"] = Field(
         default="copy",
         description="copy: repaired rows and files go into the lake. in_place: nothing is copied, the lake points at "
@@ -352,7 +357,7 @@ class Settings(Model):
         settings = self.model_copy(deep=True)
         export, offline = settings.source.export, settings.source.offline
         if export is not None:
-            for name in ("data", "files", "model_data", "model_files"):
+            for name in ("data", "files", "model_data", "model_files", "error_report"):
                 setattr(export, name, _anchor(getattr(export, name), root))
         if offline is not None:
             offline.paths = [_anchor(path, root) for path in offline.paths]

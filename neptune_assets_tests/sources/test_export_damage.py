@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from neptune_assets.errors import SourceError
 from neptune_assets_tests.sources.export_support import PROJECT, messages, read, rows, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
@@ -248,6 +249,22 @@ def test_the_error_report_is_found_where_the_exporter_leaves_it(factory, place):
         [{"project_id": PROJECT, "run_id": "a", "attribute_path": "m", "exception": "E"}], factory.directory / place
     )
     assert len(read(source(factory), "a")[1].errors) == 1
+
+
+def test_an_error_report_elsewhere_is_read_where_settings_name_it(factory, tmp_path):
+    factory.run(PROJECT, "a", run_v3("a"))
+    elsewhere = tmp_path / "started" / "here"
+    entry = {"project_id": PROJECT, "run_id": "a", "attribute_path": "m", "exception": "E"}
+    report = factory.errors([entry], elsewhere).rename(elsewhere / "my errors.jsonl")
+    assert not read(source(factory), "a")[1].errors
+    (error,) = read(source(factory, error_report=str(report)), "a")[1].errors
+    assert str(report) in error.message
+    beside = factory.errors([entry])
+    assert len(read(source(factory, error_report=str(beside)), "a")[1].errors) == 1
+    marks = {source(factory, error_report=given).runs(PROJECT)[0].fingerprint for given in (None, str(report))}
+    assert len(marks) == 2
+    with pytest.raises(SourceError, match=r"nowhere\.jsonl"):
+        source(factory, error_report=str(tmp_path / "nowhere.jsonl")).projects()
 
 
 def test_strange_things_in_a_project_are_reported_and_not_read(factory):

@@ -1,18 +1,17 @@
 """The exporter's error report, ``neptune_exporter_errors.jsonl``: what it could not download, one line each.
 
 The exporter writes it to the directory it was started in, by default two levels above the data, so it is looked
-for in the data directory and in the two above it.
+for in the data directory and in the two above it. ``source.export.error_report`` names one that lies elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from neptune_assets.errors import FileGoneError
+from neptune_assets.errors import FileGoneError, SourceError
 from neptune_assets.schema import AttributeType
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
@@ -66,14 +65,24 @@ class ErrorReport:
         ]
 
 
-def read_error_report(root: Root, also_in: Iterable[str] = ()) -> ErrorReport:
-    """Read every error report near the data directory (and in more directories, as paths of its file system)."""
+def read_error_report(root: Root, named: Root | None = None) -> ErrorReport:
+    """Read every error report near the data directory, and the one that settings name.
+
+    Raises SourceError if the one that settings name is not there.
+    """
     report = ErrorReport()
     above = root.base.rsplit("/", 1)[0]
-    for directory in dict.fromkeys((root.base, above, above.rsplit("/", 1)[0], *also_in)):
+    for directory in dict.fromkeys((root.base, above, above.rsplit("/", 1)[0])):
         path = f"{directory}/{FILE_NAME}"
         if directory and root.filesystem.isfile(path):
             _read(root, path, report)
+    if named is not None and named.address(named.base) not in map(root.address, report.places):
+        if not named.filesystem.isfile(named.base):
+            raise SourceError(
+                f"There is no error report at {named.url}.",
+                hint="Correct source.export.error_report, or leave it out if the exporter wrote none.",
+            )
+        _read(named, named.base, report)
     return report
 
 

@@ -44,6 +44,7 @@ class Export:
             settings, "model_data", settings.model_data if filters.model_registry else None
         )
         self._model_files = _optional_root(settings, "model_files", settings.model_files)
+        self._error_report = _optional_root(settings, "error_report", settings.error_report)
         self._projects = {root.setting: Projects(root) for root in (self._data, self._model_data) if root is not None}
         self._found: dict[tuple[str, Scope], FoundProject] = {}
         self._directories: dict[str, dict[str, str]] = {}
@@ -256,7 +257,7 @@ class Export:
 
     def _errors(self) -> ErrorReport:
         if self._report is None:
-            self._report = read_error_report(self._data)
+            self._report = read_error_report(self._data, self._error_report)
         return self._report
 
     def _errors_if_there(self) -> ErrorReport:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -103,6 +103,13 @@ class Recording(Protocol):
         """
 
 
+MAX_DEPTH: Final = 64
+"""Folders between a path of the settings and the deepest that is searched."""
+
+MAX_FOLDERS: Final = 1_000_000
+"""Folders searched below one path of the settings."""
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """One folder met by :func:`walk`: names of its files and of the folders below it (symlinks to files included)."""
@@ -116,15 +123,21 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
     """Yield ``root`` and every folder below it, sorted by name; a folder that cannot be listed gives a Refusal.
 
     Symlinks to folders are followed once: a folder reached a second time, by a loop or otherwise, is passed over.
+    The search ends with a Refusal after :data:`MAX_FOLDERS`, and does not go deeper than :data:`MAX_DEPTH`.
     """
     seen: set[tuple[int, int]] = set()
-    waiting = [root]
+    waiting = [(root, 0)]
     while waiting:
-        path = waiting.pop()
+        path, depth = waiting.pop()
         try:
             status = path.stat()
             if (status.st_dev, status.st_ino) in seen:
                 continue
+            if depth > MAX_DEPTH or len(seen) == MAX_FOLDERS:
+                yield _too_much(path, depth)
+                if depth > MAX_DEPTH:
+                    continue
+                return
             seen.add((status.st_dev, status.st_ino))
             files: list[str] = []
             folders: list[str] = []
@@ -139,4 +152,9 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
         files.sort()
         folders.sort()
         yield Folder(path, tuple(files), tuple(folders))
-        waiting.extend(path / name for name in reversed(folders))
+        waiting.extend((path / name, depth + 1) for name in reversed(folders))
+
+
+def _too_much(path: Path, depth: int) -> Refusal:
+    bound = f"lies more than {MAX_DEPTH} folders deep" if depth > MAX_DEPTH else f"comes after {MAX_FOLDERS:,} folders"
+    return Refusal(path, f"{path} {bound} and was not searched. Name a folder nearer to it in source.offline.paths.")
