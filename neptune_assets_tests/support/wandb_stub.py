@@ -10,6 +10,8 @@ import json
 import re
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -45,11 +47,19 @@ class WandbStub:
         self.runs: dict[str, StubRun] = {}
         self.unknown: list[str] = []
         self.fail_history = False
+        self.faults: dict[str, list[int | str]] = {"graphql": [], "stream": [], "put": []}
+        """What the next requests of a kind meet instead of an answer: a status, or "drop", "lose", "cut", "hang".
+
+        "drop" closes the connection at once, "lose" after the request took effect, "cut" amid the answer.
+        """
+        self.hang_seconds = 3.0
+        self.on_stream: Callable[[], None] | None = None
         self.refuse_upsert: str | None = None
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            losing: str | int | None = None
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -69,8 +79,28 @@ class WandbStub:
                     data = gzip.decompress(data)
                 return data
 
+            def _fault(self, kind: str) -> bool:
+                """Meet the next fault of a kind; True if the request is done with."""
+                with stub.lock:
+                    fault = stub.faults[kind].pop(0) if stub.faults[kind] else None
+                self.losing = fault if fault in {"lose", "cut"} else None
+                if isinstance(fault, int):
+                    self._answer({"error": "a fault"}, fault)
+                elif fault == "hang":
+                    time.sleep(stub.hang_seconds)
+                    self.close_connection = True
+                elif fault == "drop":
+                    self.close_connection = True
+                return fault is not None and self.losing is None
+
             def _answer(self, value: Any, status: int = 200) -> None:
                 data = json.dumps(value).encode()
+                if self.losing:
+                    self.close_connection = True
+                    if self.losing == "cut":
+                        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\n\r\n"
+                        self.wfile.write(head.encode() + data[:1])
+                    return
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -83,10 +113,16 @@ class WandbStub:
                 if self.headers.get("Authorization") != f"Basic {token}":
                     self._answer({"errors": [{"message": "permission denied"}]}, 401)
                 elif self.path == "/graphql":
+                    if self._fault("graphql"):
+                        return
                     request = json.loads(body)
                     with stub.lock:
                         self._answer(stub.graphql(request["query"], request.get("variables") or {}))
                 elif match := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", self.path):
+                    if stub.on_stream is not None:
+                        stub.on_stream()
+                    if self._fault("stream"):
+                        return
                     with stub.lock:
                         if stub.fail_history:
                             self._answer({"error": "no"}, 400)
@@ -101,6 +137,8 @@ class WandbStub:
                 body = self._body()
                 match = re.fullmatch(r"/put/([^/]+)/(.+)", self.path)
                 assert match
+                if self._fault("put"):
+                    return
                 with stub.lock:
                     stub.runs[match[1]].files[unquote(match[2])] = body
                 self._answer({})

@@ -8,14 +8,17 @@ environment only and never stands in a message.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,24 +75,20 @@ class WandbClient:
         if marker.entity:
             command += ["--entity", marker.entity]
         with tempfile.TemporaryDirectory(prefix="neptune_assets-wandb-") as home:
-            try:
-                done = subprocess.run(  # noqa: S603 (a fixed command; names are arguments, not shell text)
-                    command,
-                    env=self._environment(home),
-                    cwd=home,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    timeout=600 + size / _BYTES_PER_SECOND,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise TargetUnavailableError(
-                    f"Uploading run {marker.run_id} took longer than {error.timeout:.0f} seconds.",
-                    hint="Load again; the staged run is kept.",
-                ) from None
-        said = self._tail(done.stdout.decode("utf-8", "replace"))
-        if done.returncode != 0:
+            code, output = _run(command, self._environment(home), home, 600 + size / _BYTES_PER_SECOND)
+        if code is None:
+            raise TargetUnavailableError(
+                f"Uploading run {marker.run_id} took too long and was given up.",
+                hint="Load again; the staged run is kept.",
+            )
+        said = self._tail(output)
+        if code < 0:
+            raise TargetUnavailableError(
+                f"wandb sync was killed by signal {-code} while it uploaded run {marker.run_id}.",
+                hint="Load again; the staged run is kept and nothing is doubled.",
+            )
+        if code:
+            self.check()  # a server that is away or refuses the key is the better reason
             raise TargetError(
                 f"wandb sync failed for run {marker.run_id}: {said}", hint="Mend what it names and load again."
             )
@@ -173,7 +172,7 @@ class WandbClient:
             raise TargetError(
                 f"{self.base_url} answers with HTTP {error.code}.", hint="Check targets.wandb.base_url."
             ) from None
-        except (urllib.error.URLError, TimeoutError, ConnectionError, json.JSONDecodeError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError, json.JSONDecodeError) as error:
             reason = getattr(error, "reason", error)
             raise TargetUnavailableError(
                 f"{self.base_url} does not answer: {reason}.", hint="Check targets.wandb.base_url and the network."
@@ -185,3 +184,28 @@ class WandbClient:
             )
         data = body.get("data")
         return data if isinstance(data, dict) else {}
+
+
+def _run(command: list[str], environment: dict[str, str], home: str, seconds: float) -> tuple[int | None, str]:
+    """Run a command in a session of its own; return its exit code and what it said.
+
+    After ``seconds`` it and everything that it started is killed, and the code is None: nothing goes on uploading.
+    """
+    with subprocess.Popen(  # noqa: S603 (a fixed command; names are arguments, not shell text)
+        command,
+        env=environment,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None, ""
+        else:
+            return process.returncode, output.decode("utf-8", "replace")
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
