@@ -256,7 +256,7 @@ class LakeRun:
                     continue
                 for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=read):
                     if kinds is not None:
-                        batch = batch.filter(pc.is_in(batch["attribute_type"], pa.array(kinds)))
+                        batch = _of_kinds(batch, kinds)
                     if batch.num_rows:
                         yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
 
@@ -317,6 +317,18 @@ class LakeRun:
             f"File {path!r} of run {self.run_id!r} is not in {storage.url(root)}.",
             hint="Materialize the project's lake asset with full_refresh to fetch it again.",
         )
+
+
+def _of_kinds(batch: pa.RecordBatch, kinds: list[str]) -> pa.RecordBatch:
+    """Return the rows of these attribute types; without copying where they lie side by side, as points mostly do."""
+    mask = pc.is_in(batch["attribute_type"], pa.array(kinds))
+    count = mask.true_count
+    if count == len(mask):
+        return batch
+    first = max(0, pc.index(mask, True).as_py())
+    if mask.slice(first, count).true_count == count:
+        return batch.slice(first, count)
+    return batch.filter(mask)
 
 
 def _row_groups(file: pq.ParquetFile, kinds: list[str] | None) -> list[int]:

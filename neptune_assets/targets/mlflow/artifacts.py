@@ -35,6 +35,7 @@ MANIFEST_FILE: Final = "neptune/artifacts.json"
 SIDECAR_FILE: Final = "neptune/points_apart.parquet"
 
 _BLOCK: Final = 1 << 20
+_STAMPED: Final = ("attribute_path", "step", "timestamp")
 
 
 class Artifacts:
@@ -123,11 +124,11 @@ def write_artifacts(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, co
         path = plan.long_params.get(attribute)
         if path is not None:
             store.write(path, [mapping.param_text(attribute[1], value).encode("utf-8", errors="surrogatepass")])
-    for kinds, line in (
-        ([AttributeType.STRING_SERIES], _text_lines),
-        ([AttributeType.HISTOGRAM_SERIES], _histogram_lines),
+    for kinds, column, line in (
+        ([AttributeType.STRING_SERIES], "string_value", _text_lines),
+        ([AttributeType.HISTOGRAM_SERIES], "histogram_value", _histogram_lines),
     ):
-        rows = (item for batch in run.batches(types=kinds) for item in line(batch))
+        rows = (item for batch in run.batches(kinds, (*_STAMPED, column)) for item in line(batch))
         for attribute_path, lines in groupby(rows, key=lambda item: item[0]):
             counted = _Counted(text for _, text in lines)
             store.write(plan.artifacts[(attribute_path, kinds[0])], counted)
@@ -232,7 +233,7 @@ def _strict(value: Any) -> Any:
 
 
 def _write_files(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: Counts) -> None:
-    for batch in run.batches(types=FILE_TYPES):
+    for batch in run.batches(FILE_TYPES, ("attribute_path", "attribute_type", "step", "file_value")):
         for path, kind, step, value in zip(
             batch["attribute_path"].to_pylist(),
             batch["attribute_type"].to_pylist(),

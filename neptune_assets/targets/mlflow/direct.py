@@ -30,6 +30,7 @@ class Direct:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._database = Database(connection)
+        self._experiments: dict[str, tuple[str, str]] = {}
 
     def usable(self) -> bool:
         """True if the schema of the database is one that direct loads were tested with."""
@@ -53,6 +54,8 @@ class Direct:
 
     def experiment(self, name: str) -> tuple[str, str]:
         """Return (id, artifact location) of the experiment, created if it is missing."""
+        if name in self._experiments:
+            return self._experiments[name]
         with self._errors(f"looking for experiment {name!r}"):
             with self._database.reading() as reader:
                 found = reader.experiment(name)
@@ -70,7 +73,8 @@ class Direct:
                 f"MLflow experiment {name!r} is deleted.",
                 hint=f"Restore it (`mlflow experiments restore -x {found and found[0]}`) or set experiment_prefix.",
             )
-        return found[0], found[1]
+        self._experiments[name] = found[0], found[1]
+        return self._experiments[name]
 
     def held(self, project_key: str) -> list[HeldRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from neptune_assets import settings
 from neptune_assets.errors import TargetError
@@ -27,6 +28,8 @@ from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Ver
 from neptune_assets.targets.survey import ValueCounts
 
 log = logging.getLogger(__name__)
+
+_plans: WeakKeyDictionary[LakeRun, dict[tuple[str, bool], MlflowPlan]] = WeakKeyDictionary()
 
 
 class MlflowTarget:
@@ -58,13 +61,18 @@ class MlflowTarget:
 
     def plan(self, run: LakeRun) -> MlflowPlan:
         """Say what loading the run will do. Writes nothing."""
-        return mapping.make_plan(
-            run,
-            naming=self._settings.naming,
-            prefix=self._settings.experiment_prefix,
-            step_multiplier=self._settings.step_multiplier,
-            case_sensitive=self._connection.case_sensitive,
-        )
+        # One opened run is one state of the lake and has one plan, which loading and reading back both ask for.
+        plans = _plans.setdefault(run, {})
+        key = (self._fingerprint, self._connection.case_sensitive)
+        if key not in plans:
+            plans[key] = mapping.make_plan(
+                run,
+                naming=self._settings.naming,
+                prefix=self._settings.experiment_prefix,
+                step_multiplier=self._settings.step_multiplier,
+                case_sensitive=self._connection.case_sensitive,
+            )
+        return plans[key]
 
     def is_new(self) -> bool:
         """True if the database is a file that is not there yet."""

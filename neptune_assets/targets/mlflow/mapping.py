@@ -22,19 +22,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-import numpy as np
-import pyarrow.compute as pc
-
-from neptune_assets.lake.layout import extension_of, format_step
+from neptune_assets.lake.layout import format_step
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.lake.rows import NONE, microsteps
-from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.mlflow import names
-from neptune_assets.targets.mlflow.points import smallest_multiplier
+from neptune_assets.targets.mlflow.overview import Attribute as Attribute
+from neptune_assets.targets.mlflow.overview import Overview, overview
 from neptune_assets.targets.protocol import Plan
 from neptune_assets.targets.ruled import wanted_name
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever the same run would be loaded differently, so that runs loaded before are loaded again."""
 
 MAX_PARAM: Final = 6_000
@@ -49,9 +46,6 @@ MAPPING: Final = "neptune_assets.mapping"
 PROJECT: Final = "neptune.project"
 RUN_ID: Final = "neptune.run_id"
 PARENT_RUN: Final = "mlflow.parentRunId"
-
-Attribute = tuple[str, str]
-"""(attribute path, attribute type)."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WRITTEN: Final = frozenset({AttributeType.INT, AttributeType.FLOAT, AttributeType.STRING, AttributeType.BOOL})
@@ -123,8 +117,9 @@ def is_written(kind: str) -> bool:
 
 def parameters(run: LakeRun) -> Iterator[tuple[Attribute, Any]]:
     """Yield ((path, type), value) of all parameters of a run."""
-    for batch in run.batches(types=PARAMETER_TYPES):
-        columns = {name: batch[name] for name in {VALUE_COLUMN[kind] for kind in PARAMETER_TYPES}}
+    values = sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES})
+    for batch in run.batches(PARAMETER_TYPES, ("attribute_path", "attribute_type", *values)):
+        columns = {name: batch[name] for name in values}
         for row, (path, kind) in enumerate(
             zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
         ):
@@ -142,16 +137,6 @@ def tag_text(text: str) -> str:
     return text if len(text) <= MAX_TAG else text[: MAX_TAG - 1] + "…"
 
 
-@dataclass
-class _Series:
-    """What one pass over steps and times tells of the series of a run."""
-
-    attributes: dict[Attribute, None] = field(default_factory=dict)
-    multiplier: int = 1
-    earliest: int | None = None
-    latest: int | None = None
-
-
 def make_plan(
     run: LakeRun,
     *,
@@ -166,7 +151,8 @@ def make_plan(
     long: set[Attribute] = set()
     rows: dict[str, int] = {}
     nulls: dict[str, int] = {}
-    for attribute, value in parameters(run):
+    seen = overview(run)
+    for attribute, value in seen.parameters:
         path, kind = attribute
         rows[kind] = rows.get(kind, 0) + 1
         if value is None:
@@ -179,22 +165,20 @@ def make_plan(
             values[attribute] = text
         else:
             long.add(attribute)
-    series = _scan(run)
-    files = _file_attributes(run)
 
     clean = names.clean_key if naming == "default" else names.exporter_key
     fold = not case_sensitive
     wanted = wanted_name(run)
     param_names = {a: wanted(a[0]) for a in sorted({*values, *long})}
     params = names.distinct_keys(param_names, clean, fold_case=fold)
-    floats = sorted(path for path, kind in series.attributes if kind == AttributeType.FLOAT_SERIES)
+    floats = sorted(path for path, kind in seen.series if kind == AttributeType.FLOAT_SERIES)
     metric_names = {path: wanted(path) for path in floats}
     metrics = names.distinct_keys(metric_names, clean, fold_case=fold)
     path_names = {
         **{a: f"params/{wanted(a[0])}.txt" for a in sorted(long)},
         **{
-            a: _artifact_path((wanted(a[0]), a[1]))
-            for a in sorted({*series.attributes, *files})
+            a: _artifact_path((wanted(a[0]), a[1]), seen.files.get(a, ""))
+            for a in sorted({*seen.series, *seen.files})
             if a[1] != AttributeType.FLOAT_SERIES
         },
     }
@@ -208,8 +192,8 @@ def make_plan(
     texts = {params[attribute]: text for attribute, text in values.items()}
     texts.update({params[a]: f"(whole in artifact {path})" for a, path in long_params.items()})
 
-    start, end = _times(run, sys, series)
-    multiplier = step_multiplier or series.multiplier
+    start, end = _times(run, sys, seen)
+    multiplier = step_multiplier or seen.multiplier
     notes = [
         f"{len(long):,} params are too long for MLflow or hold NUL and are whole in artifacts under params/"
     ] * bool(long)
@@ -266,42 +250,6 @@ def names_json(plan: MlflowPlan) -> bytes:
     return json.dumps({"step_multiplier": plan.step_multiplier, "attributes": entries}, ensure_ascii=False).encode()
 
 
-def _scan(run: LakeRun) -> _Series:
-    result = _Series()
-    kinds = [AttributeType.FLOAT_SERIES, AttributeType.STRING_SERIES, AttributeType.HISTOGRAM_SERIES]
-    for batch in run.batches(types=kinds, columns=("attribute_path", "attribute_type", "step", "timestamp")):
-        if not batch.num_rows:
-            continue
-        paths, types = batch["attribute_path"].dictionary_encode(), batch["attribute_type"].dictionary_encode()
-        codes = paths.indices.to_numpy().astype(np.int64) * len(types.dictionary) + types.indices.to_numpy()
-        path_names, type_names = paths.dictionary.to_pylist(), types.dictionary.to_pylist()
-        for code in np.unique(codes).tolist():
-            result.attributes[(path_names[code // len(type_names)], type_names[code % len(type_names)])] = None
-        if AttributeType.FLOAT_SERIES in type_names:
-            micro = microsteps(batch["step"].filter(pc.equal(batch["attribute_type"], AttributeType.FLOAT_SERIES)))
-            result.multiplier = smallest_multiplier(micro[micro != NONE], result.multiplier)
-        limits = pc.min_max(batch["timestamp"])
-        if limits["min"].is_valid:
-            least, most = milliseconds(limits["min"].as_py()), milliseconds(limits["max"].as_py())
-            result.earliest = least if result.earliest is None else min(least, result.earliest)
-            result.latest = most if result.latest is None else max(most, result.latest)
-    return result
-
-
-def _file_attributes(run: LakeRun) -> dict[Attribute, str]:
-    """Return the file attributes and the extension, without dot, that the lake's file of each has."""
-    found: dict[Attribute, str] = {}
-    for batch in run.batches(types=FILE_TYPES, columns=("attribute_path", "attribute_type", "file_value")):
-        for path, kind, value in zip(
-            batch["attribute_path"].to_pylist(),
-            batch["attribute_type"].to_pylist(),
-            batch["file_value"].to_pylist(),
-            strict=True,
-        ):
-            found[(path, kind)] = extension_of((value or {}).get("path") or "")
-    return found
-
-
 def _artifact_path(attribute: Attribute, extension: str = "") -> str:
     path, kind = attribute
     if extension and names.split_extension(path)[1].lower() != f".{extension.lower()}":
@@ -323,7 +271,7 @@ def _artifact_path(attribute: Attribute, extension: str = "") -> str:
             return f"artifacts/{path_with}"
 
 
-def _times(run: LakeRun, sys: Mapping[str, Any], series: _Series) -> tuple[int, int]:
+def _times(run: LakeRun, sys: Mapping[str, Any], seen: Overview) -> tuple[int, int]:
     """Return start and end: creation, and the last point or else the last change."""
     start: int | None = None
     created = sys.get("sys/creation_time")
@@ -331,12 +279,12 @@ def _times(run: LakeRun, sys: Mapping[str, Any], series: _Series) -> tuple[int, 
         start = milliseconds(created)
     elif run.record.created_at is not None:
         start = milliseconds(datetime.fromisoformat(run.record.created_at))
-    elif series.earliest is not None:
-        start = series.earliest
+    elif seen.earliest is not None:
+        start = milliseconds(seen.earliest)
     else:
         start = milliseconds(datetime.fromisoformat(run.record.committed_at))
     modified = sys.get("sys/modification_time")
-    end = series.latest
+    end = milliseconds(seen.latest) if seen.latest is not None else None
     if end is None and isinstance(modified, datetime):
         end = milliseconds(modified)
     return max(start, 0), max(start, 0, end if end is not None else start)

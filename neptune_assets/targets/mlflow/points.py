@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +166,8 @@ class Sums:
         """Take in some points."""
         if not len(points):
             return
-        order = np.argsort(points.codes, kind="stable")
+        in_order = bool((np.diff(points.codes) >= 0).all())
+        order: Any = slice(None) if in_order else np.argsort(points.codes, kind="stable")
         codes = points.codes[order]
         starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
         counts = np.diff(np.append(starts, len(codes)))
@@ -211,12 +212,17 @@ class Latest:
         """Take in some points."""
         if not len(points):
             return
-        order = np.lexsort((points.values, points.times, points.steps, points.codes))
-        codes = points.codes[order]
-        for place in np.flatnonzero(np.concatenate([codes[1:] != codes[:-1], [True]])).tolist():
-            row = int(order[place])
+        ahead, same = points.steps[1:] > points.steps[:-1], points.codes[1:] == points.codes[:-1]
+        # The lake's order is by name and step: then the last row of each name is its latest, without sorting.
+        if (ahead | ~same).all() and (np.diff(points.codes)[~same] > 0).all():
+            rows = np.flatnonzero(np.concatenate([~same, [True]]))
+        else:
+            order = np.lexsort((points.values, points.times, points.steps, points.codes))
+            codes = points.codes[order]
+            rows = order[np.flatnonzero(np.concatenate([codes[1:] != codes[:-1], [True]]))]
+        for row in rows.tolist():
             new = (int(points.steps[row]), int(points.times[row]), float(points.values[row]), bool(points.is_nan[row]))
-            key = points.keys[int(codes[place])]
+            key = points.keys[int(points.codes[row])]
             old = self._rows.get(key)
             if old is None or new[:3] > old[:3]:
                 self._rows[key] = new

@@ -148,7 +148,7 @@ def test_names_of_neptune_exporter(place: MlflowPlace) -> None:
 
 
 def test_other_naming_loads_again_and_leaves_one(place: MlflowPlace) -> None:
-    runs = {"R-1": born(point("m", 0, 1.0))}
+    runs = {"R-1": born(param("sys/name", "string", "exp"), point("m", 0, 1.0))}
     load(place, runs)
     assert load(place, runs, naming="neptune-exporter").loaded == ["R-1"]
     assert len(place.query("SELECT * FROM runs")) == 1
@@ -194,7 +194,7 @@ def test_two_finished_runs_are_doubt_not_a_choice(place: MlflowPlace) -> None:
 
 
 def test_untested_schema_goes_through_mlflows_client(place: MlflowPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neptune_assets.targets.mlflow import load as module
+    from neptune_assets.targets.mlflow import direct as module
 
     monkeypatch.setattr(module, "TESTED_REVISIONS", frozenset())
     load(place, {"R-1": born(point("m", 0, 1.0))})
