@@ -17,6 +17,7 @@ import dagster as dg
 from neptune_assets.assets.context import Migration
 from neptune_assets.assets.lake import lake_assets
 from neptune_assets.assets.metadata import lake_metadata
+from neptune_assets.assets.models import model_assets
 from neptune_assets.assets.reconciliation import reconciliation_assets
 from neptune_assets.assets.source import source_assets
 from neptune_assets.assets.summary import database_asset, summary_assets
@@ -53,7 +54,7 @@ def build_defs(
     migration = Migration(settings, prefix, project_keys(keys))
     source_and_lake = [*source_assets(migration), *lake_assets(migration)]
     summary = summary_assets(migration)
-    targets = target_assets(migration)
+    targets = [*target_assets(migration), *model_assets(migration)]
     comparisons = reconciliation_assets(migration)
     database = database_asset(migration)
     partitioned = [*source_and_lake, *summary, *targets]

@@ -6,7 +6,7 @@ Each function reads what is on disk and returns a result; none writes. Counts ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -96,6 +96,27 @@ def check_load(report: LoadReport, key: dg.AssetKey) -> dg.AssetCheckResult:
         wrong,
         f"{len(report.loaded):,} runs loaded and verified, {len(report.skipped):,} already there.",
     )
+
+
+def check_models(reports: Iterable[LoadReport], key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if every model and version that had to be loaded is in the registry as it is in the lake."""
+    found = list(reports)
+    wrong = [item for report in found for item in sorted(report.failed.items())]
+    loaded, skipped = sum(len(report.loaded) for report in found), sum(len(report.skipped) for report in found)
+    return _result(
+        "load_verified", key, wrong, f"{loaded:,} models and versions loaded and verified, {skipped:,} already there."
+    )
+
+
+def check_models_balance(balances: Mapping[str, Balance], key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if for every model and version all rows of the lake are accounted for."""
+    wrong = [
+        (run_id, f"{count:,} rows of {kind} in {scope} are not accounted for")
+        for scope, rows in balances.items()
+        for run_id, kind, count in rows.wrong
+    ]
+    total = sum(sum(rows.lake.values()) for rows in balances.values())
+    return _result("rows_accounted_for", key, wrong, f"All {total:,} rows of the lake are accounted for.")
 
 
 def check_plan(plan: ProjectPlan, key: dg.AssetKey) -> dg.AssetCheckResult:

@@ -13,6 +13,7 @@ from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.io_manager import ProjectStream
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import Scope
+from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 
 _DESCRIPTIONS = {
@@ -24,10 +25,15 @@ _DESCRIPTIONS = {
 
 def lake_assets(migration: Migration) -> list[dg.AssetsDefinition]:
     """Build the lake's assets: ``runs`` always, the model registry where the source can hold one."""
-    export = migration.settings.source.export
-    registry = migration.settings.filters.model_registry and (export is None or export.model_data is not None)
+    registry = has_model_registry(migration.settings)
     scopes = [Scope.RUNS, *([Scope.MODELS, Scope.MODEL_VERSIONS] if registry else [])]
     return [_lake_asset(migration, scope) for scope in scopes]
+
+
+def has_model_registry(settings: Settings) -> bool:
+    """True if the source can hold a model registry and the filters do not leave it out."""
+    export = settings.source.export
+    return settings.filters.model_registry and (export is None or export.model_data is not None)
 
 
 def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:

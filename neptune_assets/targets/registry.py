@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from neptune_assets.settings import Settings
+from neptune_assets.schema import Scope
+from neptune_assets.settings import Settings, TargetSettings
 from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.rules import read_rules
+
+
+def model_openers(settings: Settings) -> dict[Scope, Callable[[], Target]]:
+    """Return what opens MLflow for models and for model versions, in this order; nothing if MLflow is not configured.
+
+    Raises SettingsError if the rules for names are wrong.
+    """
+    mlflow = _named(settings).mlflow
+    if mlflow is None:
+        return {}
+
+    def opener(scope: Scope) -> Callable[[], Target]:
+        def open_models() -> Target:
+            from neptune_assets.targets.mlflow.models import ModelsTarget
+
+            return ModelsTarget(mlflow, settings.lake, scope)
+
+        return open_models
+
+    return {scope: opener(scope) for scope in (Scope.MODELS, Scope.MODEL_VERSIONS)}
 
 
 def target_openers(settings: Settings) -> dict[str, Callable[[], Target]]:
@@ -15,11 +36,8 @@ def target_openers(settings: Settings) -> dict[str, Callable[[], Target]]:
     Raises SettingsError if the rules for names are wrong.
     """
     openers: dict[str, Callable[[], Target]] = {}
-    mlflow, wandb = settings.targets.mlflow, settings.targets.wandb
-    naming = read_rules(settings.targets.names).settings.naming
-    if naming is not None:
-        mlflow = mlflow and mlflow.model_copy(update={"naming": naming})
-        wandb = wandb and wandb.model_copy(update={"naming": naming})
+    targets = _named(settings)
+    mlflow, wandb = targets.mlflow, targets.wandb
     if mlflow is not None:
 
         def open_mlflow() -> Target:
@@ -37,3 +55,18 @@ def target_openers(settings: Settings) -> dict[str, Callable[[], Target]]:
 
         openers["wandb"] = open_wandb
     return openers
+
+
+def _named(settings: Settings) -> TargetSettings:
+    """Return the targets with the naming that rules give to all of them."""
+    targets = settings.targets
+    naming = read_rules(targets.names).settings.naming
+    if naming is None:
+        return targets
+    change = {"naming": naming}
+    return targets.model_copy(
+        update={
+            "mlflow": targets.mlflow and targets.mlflow.model_copy(update=change),
+            "wandb": targets.wandb and targets.wandb.model_copy(update=change),
+        }
+    )

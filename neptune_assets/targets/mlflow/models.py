@@ -1,0 +1,296 @@
+"""Neptune's models and model versions as MLflow targets: each one a run that holds everything, and a registry entry.
+
+MLflow's registry knows tags, a description and an address, no params, series or files. So all that a model or version
+has is loaded as a run of the experiment ``<project>/models`` or ``<project>/model_versions``, with the same guarantees
+as any other run; the entry's source is that run, and its tags repeat the parameters.
+
+| Neptune | MLflow's registry |
+|-|-|
+| model ``PRJ-MOD`` | registered model ``PRJ-MOD`` (with a digest if that name is taken) |
+| version ``PRJ-MOD-3`` | the next version of it, in Neptune's order; the tag ``neptune.version_id`` has the id |
+| sys/stage | tag ``neptune.stage``; the latest version of a stage has the stage as its alias |
+| parameters | tags ``neptune/<path>``, cut where they are long; whole in the run |
+| sys/description | description |
+| a text that is the id of a run of the project | ``run_link``, and the tags ``neptune.run_id``, ``neptune.run`` |
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from mlflow.entities.model_registry import RegisteredModel
+
+from neptune_assets import settings
+from neptune_assets.errors import UnknownProjectError
+from neptune_assets.lake.reader import Lake, LakeRun
+from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.targets.mlflow import mapping, names
+from neptune_assets.targets.mlflow.client import Client, mlflow_errors
+from neptune_assets.targets.mlflow.config import connection
+from neptune_assets.targets.mlflow.load import MlflowTarget
+from neptune_assets.targets.mlflow.model_registry import STAGE, VERSION_ID, Entry, ModelRegistry, alias_of
+from neptune_assets.targets.order import natural
+from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.ruled import RuledRun
+from neptune_assets.targets.rules import Rules
+from neptune_assets.targets.survey import ValueCounts
+
+MODEL_ID = "neptune.model_id"
+LINKED = "neptune.run"
+"""Tag with the MLflow id of the run that a version links to."""
+
+
+class ModelsTarget:
+    """One connection to MLflow and its registry, for models or for model versions. Not shared between threads."""
+
+    def __init__(self, target: settings.MlflowTarget, lake: settings.LakeSettings, scope: Scope) -> None:
+        self.scope = scope
+        self._target = target
+        self._lake = lake
+        self._connection = connection(target, lake)
+        self._runs = MlflowTarget(target, lake)
+        """Runs that hold what models and versions have."""
+        self._trained = MlflowTarget(target, lake)
+        """Runs of the project itself, which versions link to."""
+        self._held: dict[str, tuple[str, str | None, str]] | None = None
+        self._run_ids: dict[str, frozenset[str]] = {}
+
+    @property
+    def name(self) -> str:
+        """The word that ledgers and reports use for this target."""
+        return f"mlflow_{self.scope.value}"
+
+    def check(self) -> None:
+        """Raise TargetError with the next action if MLflow or its registry cannot be used."""
+        self._runs.check()
+        with mlflow_errors("listing registered models", self._connection.shown):
+            self._registry.models("")
+
+    def is_new(self) -> bool:
+        """True if the database is a file that is not there yet."""
+        return self._runs.is_new()
+
+    def plan(self, run: LakeRun) -> Plan:
+        """Say what loading the model or version will do. Writes nothing."""
+        return self._runs.plan(self._filed(run))
+
+    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+        """Say which values MLflow cannot hold, and what becomes of them."""
+        return self._runs.unfit(values, plan)
+
+    def find(self, project_id: str, run_id: str) -> TargetRun | None:
+        """Find a model or version: it is finished if both its run and its entry are, and its link is up to date."""
+        held = self._runs.find(self._place(project_id), run_id)
+        if held is None:
+            return None
+        return TargetRun(project_id, run_id, held.target_id, self._finished(project_id, run_id, held.digest))
+
+    def replace(self, run: LakeRun, plan: Plan) -> Receipt:
+        """Make MLflow hold exactly this model or version: first its run, then its entry."""
+        receipt = self._runs.replace(self._filed(run), plan)
+        self._held = None
+        with mlflow_errors(f"registering {run.run_id!r}", self._connection.shown):
+            note = self._register(run, receipt.target_id)
+        return replace(receipt, project_id=run.project_id, notes=(*receipt.notes, note))
+
+    def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
+        """Read back the run and the entry and compare them with the lake."""
+        verdict = self._runs.verify(self._filed(run), receipt)
+        with mlflow_errors(f"reading back {run.run_id!r} from the registry", self._connection.shown):
+            differences = self._differences(run, receipt.target_id)
+        return Verdict(run.run_id, (*verdict.differences, *differences))
+
+    def remove(self, project_id: str, run_id: str) -> None:
+        """Take a model or version out of MLflow: the entry, then the run that holds it."""
+        key = self._key(project_id, run_id)
+        with mlflow_errors(f"removing {run_id!r}", self._connection.shown):
+            if self.scope is Scope.MODELS:
+                model = self._registry.model(key)
+                if model is not None:
+                    self._registry.remove_model(model)
+            else:
+                for model in self._models_of(project_id):
+                    self._registry.remove_version(str(model.name), key)
+        self._held = None
+        self._runs.remove(self._place(project_id), run_id)
+
+    def runs(self, project_id: str) -> Iterator[TargetRun]:
+        """Everything of this project and kind that loads left in MLflow."""
+        for held in self._runs.runs(self._place(project_id)):
+            digest = self._finished(project_id, held.run_id, held.digest)
+            yield TargetRun(project_id, held.run_id, held.target_id, digest)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._runs.close()
+        self._trained.close()
+
+    # -- internals
+
+    @cached_property
+    def _registry(self) -> ModelRegistry:
+        return ModelRegistry(Client(self._connection).api)
+
+    def _place(self, project_id: str) -> str:
+        """Return what stands for the project where runs of this kind are filed; no project is named like this."""
+        return f"{project_id}/{self.scope.value}"
+
+    def _filed(self, run: LakeRun) -> LakeRun:
+        # It reads its rows through the run it was made of, so another name for the project does no harm.
+        filed = copy.copy(run) if isinstance(run, RuledRun) else RuledRun(run, Rules(settings.NameRules()))
+        filed.project_id = self._place(run.project_id)
+        return filed
+
+    def _key(self, project_id: str, run_id: str) -> str:
+        return mapping.external_key(self._place(project_id), run_id)
+
+    def _models_of(self, project_id: str) -> list[RegisteredModel]:
+        return self._registry.models(mapping.project_key(f"{project_id}/{Scope.MODELS.value}"))
+
+    def _finished(self, project_id: str, run_id: str, digest: str | None) -> str | None:
+        """Return the digest if the entry has the same one and its link is up to date."""
+        if self._held is None:
+            with mlflow_errors(f"listing the registry of {project_id}", self._connection.shown):
+                self._held = self._entries(project_id)
+        entry = self._held.get(self._key(project_id, run_id))
+        if digest is None or entry is None:
+            return None
+        held_digest, linked, neptune_run = entry[1], entry[0], entry[2]
+        # A digest with words behind it means that the run was mapped by other settings: it is loaded again anyway.
+        if held_digest is None or digest.split(" ")[0] != held_digest:
+            return None
+        return digest if linked == self._mlflow_run(project_id, neptune_run) else None
+
+    def _entries(self, project_id: str) -> dict[str, tuple[str, str | None, str]]:
+        """Return key -> (MLflow run linked to, digest, Neptune run linked to) of all entries of this kind."""
+        found: dict[str, tuple[str, str | None, str]] = {}
+        for model in self._models_of(project_id):
+            if self.scope is Scope.MODELS:
+                found[model.tags[mapping.KEY]] = ("", model.tags.get(mapping.DIGEST), "")
+                continue
+            for entry in self._registry.entries(str(model.name)):
+                found[entry.key] = (entry.tags.get(LINKED, ""), entry.digest, entry.tags.get(mapping.RUN_ID, ""))
+        return found
+
+    def _register(self, run: LakeRun, uuid: str) -> str:
+        description, tags, facts = self._texts(run, uuid)
+        if self.scope is Scope.MODELS:
+            model = self._model(run.project_id, run.run_id)
+            self._registry.settle_model(model, description, tags)
+            return f"registered as {model.name}"
+        model = self._model(run.project_id, facts[MODEL_ID])
+        number = self._registry.place(str(model.name), self._entry(run, uuid, description, tags))
+        return f"registered as version {number} of {model.name}"
+
+    def _model(self, project_id: str, model_id: str) -> RegisteredModel:
+        """Return the registered model, created bare if it is missing: versions may come before their model."""
+        place = f"{project_id}/{Scope.MODELS.value}"
+        key = mapping.external_key(place, model_id)
+        return self._registry.model(key) or self._registry.create_model(model_id, key, mapping.project_key(place))
+
+    def _entry(self, run: LakeRun, uuid: str, description: str, tags: dict[str, str]) -> Entry:
+        key, linked = self._key(run.project_id, run.run_id), tags.get(LINKED)
+        link = f"#/experiments/{self._experiment_of(linked)}/runs/{linked}" if linked else None
+        return Entry(run.run_id, key, f"runs:/{uuid}", uuid, link, description, tags)
+
+    def _experiment_of(self, uuid: str) -> str:
+        return str(self._api.get_run(uuid).info.experiment_id)
+
+    @cached_property
+    def _api(self) -> Any:
+        return Client(self._connection).api
+
+    def _texts(self, run: LakeRun, uuid: str) -> tuple[str, dict[str, str], dict[str, str]]:
+        """Return description, tags and the tags that say what the thing is, all of one model or version."""
+        values: dict[mapping.Attribute, Any] = {
+            attribute: value for attribute, value in mapping.parameters(run) if value is not None
+        }
+        sys = {path: value for (path, _), value in values.items() if path.startswith("sys/")}
+        facts = {
+            mapping.KEY: self._key(run.project_id, run.run_id),
+            mapping.PROJECT_KEY: mapping.project_key(f"{run.project_id}/{Scope.MODELS.value}"),
+            mapping.PROJECT: mapping.tag_text(run.project_id),
+            MODEL_ID: run.run_id,
+            "neptune_assets.run": uuid,
+        }
+        if sys.get("sys/name"):
+            facts["neptune.name"] = mapping.tag_text(str(sys["sys/name"]))
+        if self.scope is Scope.MODEL_VERSIONS:
+            facts[VERSION_ID] = run.run_id
+            facts[MODEL_ID] = str(sys.get("sys/model_id") or run.run_id.rpartition("-")[0] or run.run_id)
+            if sys.get("sys/stage"):
+                facts[STAGE] = mapping.tag_text(str(sys["sys/stage"]))
+            neptune_run = self._linked(run.project_id, values)
+            if neptune_run is not None:
+                facts[mapping.RUN_ID] = mapping.tag_text(neptune_run)
+                if uuid_of_run := self._mlflow_run(run.project_id, neptune_run):
+                    facts[LINKED] = uuid_of_run
+        keys = names.distinct_keys(
+            {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)}, fold_case=True
+        )
+        tags = {keys[a]: mapping.tag_text(mapping.param_text(a[1], value)) for a, value in values.items()}
+        description = mapping.tag_text(str(sys.get("sys/description") or ""))
+        return description, {**tags, **facts, mapping.DIGEST: run.record.digest}, facts
+
+    def _linked(self, project_id: str, values: dict[mapping.Attribute, Any]) -> str | None:
+        """Return the id of the run that a version says it comes from: Neptune has no field for it, people log one.
+
+        A text that is the id of a run of the project counts, one under a name with "run" in it first.
+        """
+        runs = self._ids_of_runs(project_id)
+        found = sorted(
+            ("run" not in path.lower(), path, value)
+            for (path, kind), value in values.items()
+            if kind == AttributeType.STRING and not path.startswith("sys/") and value in runs
+        )
+        return found[0][2] if found else None
+
+    def _ids_of_runs(self, project_id: str) -> frozenset[str]:
+        if project_id not in self._run_ids:
+            try:
+                self._run_ids[project_id] = frozenset(Lake(self._lake).project(project_id).records())
+            except UnknownProjectError:
+                self._run_ids[project_id] = frozenset()
+        return self._run_ids[project_id]
+
+    def _mlflow_run(self, project_id: str, neptune_run: str) -> str:
+        """Return the MLflow id of a run of the project, "" if it was not loaded."""
+        held = self._trained.find(project_id, neptune_run) if neptune_run else None
+        return held.target_id if held is not None and held.digest is not None else ""
+
+    def _differences(self, run: LakeRun, uuid: str) -> Iterator[str]:
+        description, tags, facts = self._texts(run, uuid)
+        place = f"{run.project_id}/{Scope.MODELS.value}"
+        model = self._registry.model(mapping.external_key(place, facts[MODEL_ID]))
+        if model is None:
+            yield f"registered model {facts[MODEL_ID]!r} is missing"
+            return
+        if self.scope is Scope.MODELS:
+            yield from _compare(description, tags, model.description or "", model.tags)
+            return
+        wanted = self._entry(run, uuid, description, tags)
+        held = self._registry.entries(str(model.name))
+        mine = [entry for entry in held if entry.key == wanted.key]
+        if len(mine) != 1:
+            yield f"the registry holds version {run.run_id!r} {len(mine)} times"
+            return
+        if mine[0].unchangeable != wanted.unchangeable:
+            yield f"source, run and link are {mine[0].unchangeable} instead of {wanted.unchangeable}"
+        yield from _compare(description, tags, mine[0].description, mine[0].tags)
+        if [entry.version_id for entry in held] != sorted((entry.version_id for entry in held), key=natural):
+            yield f"the versions of {model.name} are not in Neptune's order"
+        alias = alias_of(tags.get(STAGE))
+        if alias is not None and alias not in self._registry.aliases(str(model.name)):
+            yield f"alias {alias!r} is missing"
+
+
+def _compare(description: str, tags: dict[str, str], held_description: str, held_tags: Any) -> Iterator[str]:
+    if description != held_description:
+        yield f"the description is {held_description[:100]!r} instead of {description[:100]!r}"
+    for key, value in sorted(tags.items()):
+        if held_tags.get(key) != value:
+            yield f"tag {key!r} is {held_tags.get(key, '')[:100]!r} instead of {value[:100]!r}"
