@@ -117,8 +117,12 @@ class TableSource:
 
 
 def as_table(project_id: str, run_id: str, rows: Sequence[Mapping[str, object]] | pa.Table) -> pa.Table:
-    """Return rows as a table in the lake's schema, with their ids filled in; a table passes as it is."""
+    """Return rows as a table in the lake's schema; ids and columns that are not there are filled in."""
     if isinstance(rows, pa.Table):
+        ids = {"project_id": project_id, "run_id": run_id}
+        for item in SCHEMA:
+            if item.name not in rows.schema.names:
+                rows = rows.append_column(item, pa.repeat(pa.scalar(ids.get(item.name), item.type), rows.num_rows))
         return rows.select(SCHEMA.names).cast(SCHEMA)
     names = [name for name in SCHEMA.names if name not in {"project_id", "run_id"}]
     columns = {name: [row.get(name) for row in rows] for name in names}
