@@ -7,27 +7,27 @@ Belongs here: which runs to read and in what order things become visible. What o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
-from neptune_assets.errors import LakeError, NeptuneAssetsError, SourceError
-from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content, stale_reason
+from neptune_assets.errors import NeptuneAssetsError, SourceError
+from neptune_assets.lake.commits import RunBuilder, now
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
-from neptune_assets.lake.in_place import digest_in_place
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import ProjectLock, project_lock
 from neptune_assets.lake.manifest import Manifest, ManifestStore
+from neptune_assets.lake.publication import Publication
+from neptune_assets.lake.readings import Chunks, Reading
 from neptune_assets.lake.records import IssueRecord, RunRecord
-from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
-from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
+from neptune_assets.lake.tracker import Tracker
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows, Source
@@ -99,7 +99,6 @@ class _ProjectWrite:
         self._statistics = StatisticsFiles(storage, layout, project_id, settings.scratch)
         self._report = WriteReport(project_id)
         self._manifest = Manifest(project_id)
-        self._present: dict[str, int] = {}
         self._copied_instead: set[str] = set()
         self._full_refresh = False
         self._started = time.monotonic()
@@ -110,13 +109,24 @@ class _ProjectWrite:
         existing = self._store.read()
         self._manifest = existing or self._manifest
         self._report.recovered = self._staging.recover(self._manifest)
-        self._present, strays = self._staging.present(self._manifest)
+        present, strays = self._staging.present(self._manifest)
+        self._publication = Publication(
+            self._settings,
+            self._manifest,
+            self._store,
+            self._staging,
+            self._statistics if self._scope is Scope.RUNS else None,
+            self._lock,
+            self._report,
+            present,
+            full_refresh=full_refresh,
+        )
         todo = self._choose(infos)
         self._mark_vanished(infos)
         if existing is None and not self._manifest.sequence:
             # A project without runs exists too: its manifest says so.
             self._store.commit(self._manifest, [], written_at=now())
-        tracker = _Tracker(self._report, self._files, infos, todo, progress, self._started)
+        tracker = Tracker(self._report, self._files, infos, todo, progress, self._started)
         try:
             self._write_runs(infos, todo, tracker)
             self._statistics.save(self._manifest.records)
@@ -153,11 +163,7 @@ class _ProjectWrite:
                 return record.in_place == in_place.files_root
             if all(note.message != COPIED_INSTEAD for note in record.notes):
                 return False
-        return record.in_place is None and self._holds(record)
-
-    def _holds(self, record: RunRecord) -> bool:
-        """True if the run's parts lie in the lake with the sizes they were written with."""
-        return all(self._present.get(part.name) == part.bytes for part in record.parts)
+        return record.in_place is None and self._publication.holds(record)
 
     def _mark_vanished(self, infos: dict[str, RunInfo]) -> None:
         moment = now()
@@ -176,7 +182,7 @@ class _ProjectWrite:
             self._lock.check()
             self._store.commit(self._manifest, changed, written_at=moment)
 
-    def _write_runs(self, infos: dict[str, RunInfo], todo: list[str], tracker: _Tracker) -> None:
+    def _write_runs(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> None:
         remaining = dict.fromkeys(todo)
         failures = 0
         while remaining:
@@ -198,10 +204,10 @@ class _ProjectWrite:
                     hint="Check that the source can be read, then materialize again; finished runs are kept.",
                 ) from failure
 
-    def _read_once(self, infos: dict[str, RunInfo], remaining: dict[str, None], tracker: _Tracker) -> Exception | None:
+    def _read_once(self, infos: dict[str, RunInfo], remaining: dict[str, None], tracker: Tracker) -> Exception | None:
         """Read and commit runs until the source ends (None) or breaks off (the error); these leave ``remaining``."""
-        chunks = _Chunks(self._source.read(self._project_id, list(remaining), self._scope))
-        current: _Reading | None = None
+        chunks = Chunks(self._source.read(self._project_id, list(remaining), self._scope))
+        current: Reading | None = None
         try:
             for chunk in chunks:
                 if chunk.run_id not in remaining:
@@ -210,7 +216,7 @@ class _ProjectWrite:
                     self._end(infos, current, None, remaining, tracker)
                     current = None
                 if current is None:
-                    current = _Reading(chunk.run_id, self._settings)
+                    current = Reading(chunk.run_id, self._settings)
                 if isinstance(chunk, RunRows):
                     current.add(chunk.batch)
                     tracker.tick(current.rows)
@@ -233,10 +239,10 @@ class _ProjectWrite:
     def _end(
         self,
         infos: dict[str, RunInfo],
-        reading: _Reading,
+        reading: Reading,
         end: RunEnd | None,
         remaining: dict[str, None],
-        tracker: _Tracker,
+        tracker: Tracker,
     ) -> None:
         if self._finish(infos, reading, end):
             remaining.pop(reading.run_id)
@@ -244,7 +250,7 @@ class _ProjectWrite:
         else:
             self._copied_instead.add(reading.run_id)
 
-    def _finish(self, infos: dict[str, RunInfo], reading: _Reading, end: RunEnd | None) -> bool:
+    def _finish(self, infos: dict[str, RunInfo], reading: Reading, end: RunEnd | None) -> bool:
         """Build and commit one run that was read; a run with rows that cannot be understood fails alone.
 
         False if it was to stay in place but has to be copied, which takes reading it again.
@@ -281,91 +287,12 @@ class _ProjectWrite:
             raise
         finally:
             reading.close()
-        if in_place is not None and not self._reads_the_same(record):
+        if in_place is not None and not self._publication.reads_the_same(record):
             return False
         if run_id in self._copied_instead:
             record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
-        old = self._manifest.records.get(run_id)
-        if old is not None and self._outranks(old, record):
-            self._keep_complete(old, record)
-            return True
-        self._commit(record)
-        self._keep_statistics(record, builder)
+        self._publication.publish(record, builder)
         return True
-
-    def _outranks(self, old: RunRecord, new: RunRecord) -> bool:
-        """True if the complete state that the lake holds must not give way to a partial one."""
-        if self._full_refresh or not old.complete or new.complete:
-            return False
-        return self._holds(old) if old.in_place is None else self._reads_the_same(old)
-
-    def _keep_complete(self, old: RunRecord, new: RunRecord) -> None:
-        """Discard a partial reading, leave the run as it is, and record why it is not newer."""
-        self._staging.discard(new.generation)
-        self._staging.sweep_files(old.run_id, old)
-        kept = replace(old, stale=stale_reason(new.errors), vanished_at=None)
-        if kept != old:
-            self._lock.check()
-            self._store.commit(self._manifest, [kept], written_at=new.committed_at)
-        for issue in new.errors:
-            message = f"{issue.message} The complete state read before was kept."
-            self._report.issues.append(RunIssue(old.run_id, message, issue.attribute_path, issue.attribute_type))
-
-    def _keep_statistics(self, record: RunRecord, builder: RunBuilder) -> None:
-        if self._scope is Scope.RUNS:
-            tables = builder.statistics.tables(record.run_id, record.digest)
-            if tables is not None:
-                self._statistics.add(record.run_id, record.digest, tables)
-
-    def _reads_the_same(self, record: RunRecord) -> bool:
-        """True if reading a run in place, without its source, gives the rows that the source gave."""
-        try:
-            return digest_in_place(record, self._project_id, self._settings) == record.digest
-        except (LakeError, ValueError, OSError, pa.ArrowException):
-            return False
-
-    def _commit(self, record: RunRecord) -> None:
-        old = self._manifest.records.get(record.run_id)
-        generation = record.generation
-        kept = (
-            old is not None
-            and not self._full_refresh
-            and same_content(old, record)
-            and (old.in_place is not None or self._holds(old))
-        )
-        if old is not None and kept and record.in_place is None:
-            record = keep_parts(old, record)
-            self._staging.discard(generation)
-        self._lock.check()
-        try:
-            self._store.commit(self._manifest, [record], written_at=record.committed_at)
-        except BaseException:
-            if not kept:
-                self._staging.discard(generation)
-            raise
-        if not kept:
-            if record.in_place is None:
-                self._staging.promote(record, sweep=bool(record.files or (old is not None and old.files)))
-            elif old is not None and old.in_place is None:
-                self._staging.remove_copy(record.run_id)
-            self._present.update((part.name, part.bytes) for part in record.parts)
-        self._note(record, kept)
-
-    def _note(self, record: RunRecord, kept: bool) -> None:
-        report = self._report
-        if kept:
-            report.unchanged_content.append(record.run_id)
-        elif record.in_place is None:
-            report.bytes += sum(part.bytes for part in record.parts) + sum(item.size for item in record.files)
-            report.files += len(record.files)
-        if not kept:
-            for kind, count in record.rows.items():
-                report.rows[kind] = report.rows.get(kind, 0) + count
-        for name, count in record.repairs.items():
-            if name not in NOT_COUNTS:
-                report.repairs[name] = report.repairs.get(name, 0) + count
-        for issue in (*record.errors, *record.notes):
-            report.issues.append(RunIssue(record.run_id, issue.message, issue.attribute_path, issue.attribute_type))
 
     def _fail(self, run_id: str, message: str) -> None:
         self._report.failed[run_id] = message
@@ -388,7 +315,7 @@ class _ProjectWrite:
         )
         report.digest = digest_of_project(self._manifest.records.values())
         known = {part.name for record in self._manifest.records.values() for part in record.parts}
-        left = [name for name in strays if name not in known and name in self._present]
+        left = [name for name in strays if name not in known and name in self._publication.present]
         problems = list(self._source.problems(self._project_id))
         if left:
             problems.append(
@@ -407,107 +334,3 @@ class _ProjectWrite:
             return None
         ask: Callable[[str, str, Scope], InPlaceRun | None] | None = getattr(self._source, "in_place", None)
         return None if ask is None else ask(self._project_id, run_id, self._scope)
-
-
-class _Reading:
-    """The rows of the run being read."""
-
-    def __init__(self, run_id: str, settings: LakeSettings) -> None:
-        self.run_id = run_id
-        self.rows = 0
-        self.error: Exception | None = None
-        self.sorter = RunSorter(settings.rows_in_memory, settings.sort_memory_mb, settings.scratch)
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Take rows; the first batch that cannot be understood makes the run fail."""
-        if self.error is not None:
-            return
-        try:
-            self.sorter.add(batch)
-            self.rows += batch.num_rows
-        except (ValueError, KeyError, pa.ArrowException) as error:
-            if isinstance(error, OSError):
-                raise
-            self.error = error
-            self.sorter.close()
-
-    def close(self) -> None:
-        self.sorter.close()
-
-
-class _Chunks:
-    """A source's chunks; an error of the source ends them and stays in :attr:`error`, apart from the lake's errors."""
-
-    def __init__(self, chunks: Iterator[RunRows | RunEnd]) -> None:
-        self._chunks = iter(chunks)
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[RunRows | RunEnd]:
-        while True:
-            try:
-                chunk = next(self._chunks)
-            except StopIteration:
-                return
-            except LakeError:
-                raise
-            except (NeptuneAssetsError, OSError, ValueError, KeyError, pa.ArrowException) as error:
-                self.error = error
-                return
-            yield chunk
-
-
-class _Tracker:
-    """Counts what is done and tells the caller, at most twice a second within a run."""
-
-    def __init__(
-        self,
-        report: WriteReport,
-        files: FileStore,
-        infos: dict[str, RunInfo],
-        todo: list[str],
-        call: ProgressCall | None,
-        started: float,
-    ) -> None:
-        self._report = report
-        self._files = files
-        self._sizes = {run_id: infos[run_id].size_hint for run_id in todo}
-        self._call = call
-        self._started = started
-        self._size_total = sum(self._sizes.values())
-        self._size_done = 0
-        self._runs_done = 0
-        self._last = 0.0
-
-    def tick(self, rows: int) -> None:
-        """Some rows of the current run were read."""
-        if self._call is not None and time.monotonic() - self._last > 0.5:
-            self._tell(rows)
-
-    def done(self, run_id: str) -> None:
-        """A run is finished, well or not."""
-        self._runs_done += 1
-        self._size_done += self._sizes[run_id]
-        self._tell(0)
-
-    def _tell(self, rows: int) -> None:
-        if self._call is None:
-            return
-        self._last = time.monotonic()
-        elapsed = self._last - self._started
-        share: Any = None
-        if self._size_total:
-            share = self._size_done / self._size_total
-        elif self._sizes:
-            share = self._runs_done / len(self._sizes)
-        self._call(
-            Progress(
-                runs_done=self._runs_done,
-                runs_total=len(self._sizes),
-                rows=self._report.total_rows + rows,
-                bytes=self._report.bytes,
-                size_done=self._size_done,
-                size_total=self._size_total,
-                elapsed=elapsed,
-                eta=elapsed * (1 - share) / share if share else None,
-            )
-        )
