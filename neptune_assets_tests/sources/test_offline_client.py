@@ -25,7 +25,7 @@ from neptune_assets.errors import FileGoneError, SourceError, UnsafePathError
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.settings import Filters, OfflineSource
 from neptune_assets.sources.offline.client_log import Garbage, Log, json_objects
-from neptune_assets.sources.offline.client_operations import micro_steps, milliseconds
+from neptune_assets.sources.offline.client_values import micro_steps, milliseconds
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets_tests.conformance.sources import SourceCase, SourceContract

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from neptune_assets.lake import repair
 from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.sources.export.directory import RunParts
+from neptune_assets.sources.export.findings import Findings
 from neptune_assets.sources.export.generation import Generation, as_hours, detect_generation, infer_offset, milliseconds
 from neptune_assets.sources.export.heading import Heading
 from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, Part, PartError, open_part
@@ -21,37 +21,10 @@ from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
 
-FOREIGN_ROWS: Final = "foreign_rows"
-"""Rows dropped because their project_id or run_id is another run's."""
-
-UNUSABLE_ROWS: Final = "unusable_rows"
-"""Rows dropped because their type is unknown, or they are points without a step."""
-
-LOST_FILES: Final = "lost_files"
-"""Points of a file series dropped because the exporter could not download their file."""
-
 _KNOWN: Final = pa.array([str(kind) for kind in AttributeType])
 _SERIES: Final = pa.array([str(kind) for kind in SERIES_TYPES])
 _FILES: Final = pa.array([str(kind) for kind in FILE_TYPES])
 _EXACT: Final = 1 << 53
-_NAMED: Final = 20
-"""Attributes named one by one in notes; further ones are counted."""
-
-
-@dataclass(slots=True)
-class Findings:
-    """What reading one run brought to light, collected for its RunEnd."""
-
-    errors: list[Issue] = field(default_factory=list)
-    notes: list[Issue] = field(default_factory=list)
-    repairs: Counter[str] = field(default_factory=Counter)
-    lost_files: Counter[str] = field(default_factory=Counter)
-    unusable: Counter[str] = field(default_factory=Counter)
-    rounded: dict[str, int] = field(default_factory=dict)
-    empty_points: Counter[tuple[str, str]] = field(default_factory=Counter)
-    references: dict[str, str] = field(default_factory=dict)
-    indexed: set[str] = field(default_factory=set)
-    doubtful_times: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +75,7 @@ class RunReading:
             size += batch.nbytes
         if pending:
             yield RunRows(self._run_id, _joined(pending))
-        yield self._end()
+        yield self._found.end(self._run_id, self._times.zone)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for _, entry in sorted(self._run.parts.items()):
@@ -116,10 +89,10 @@ class RunReading:
                         if batch.num_rows:
                             yield batch
             except PartError as error:
-                self._error(f"Part {error} The other parts were read. Export the run again to get all of it.")
+                self._found.error(f"Part {error} The other parts were read. Export the run again to get all of it.")
             if foreign:
-                self._found.repairs[FOREIGN_ROWS] += foreign
-                self._error(
+                self._found.repairs[repair.FOREIGN_ROWS] += foreign
+                self._found.error(
                     f"Part {entry.name} holds {foreign} rows of another run or project; they were left out. "
                     "Export both runs again."
                 )
@@ -147,7 +120,9 @@ class RunReading:
                     if fresh.num_rows:
                         yield fresh
             except PartError as error:
-                self._error(f"Part {error} Its other row groups were read. Export the run again to get all of it.")
+                self._found.error(
+                    f"Part {error} Its other row groups were read. Export the run again to get all of it."
+                )
             done = 0
 
     def _own_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -160,9 +135,9 @@ class RunReading:
             return batch
         batch = self._without_unusable(batch)
         batch, phantoms = repair.drop_phantom_rows(batch)
-        self._count(repair.PHANTOM_ROWS, phantoms)
+        self._found.count(repair.PHANTOM_ROWS, phantoms)
         batch, restored = repair.restore_nan(batch)
-        self._count(repair.NAN_VALUES, restored)
+        self._found.count(repair.NAN_VALUES, restored)
         batch = self._without_empty_points(batch)
         batch = self._with_true_times(batch)
         self._notice(batch)
@@ -178,7 +153,7 @@ class RunReading:
         dropped = batch.filter(pc.invert(usable))
         for counted in dropped["attribute_type"].value_counts().to_pylist():
             self._found.unusable[str(counted["values"])] += counted["counts"]
-        self._count(UNUSABLE_ROWS, dropped.num_rows)
+        self._found.count(repair.UNUSABLE_ROWS, dropped.num_rows)
         return batch.filter(usable)
 
     def _without_empty_points(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -192,10 +167,10 @@ class RunReading:
             return batch
         timed = pc.and_(empty, pc.is_valid(batch["timestamp"]))
         lost = batch.filter(timed)
-        self._count(LOST_FILES, lost.num_rows)
+        self._found.count(repair.LOST_FILES, lost.num_rows)
         for counted in lost["attribute_path"].value_counts().to_pylist():
             self._found.lost_files[counted["values"]] += counted["counts"]
-        self._count(repair.PHANTOM_ROWS, int(pc.sum(empty).as_py()) - lost.num_rows)
+        self._found.count(repair.PHANTOM_ROWS, int(pc.sum(empty).as_py()) - lost.num_rows)
         return batch.filter(pc.invert(empty))
 
     def _with_true_times(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -206,7 +181,7 @@ class RunReading:
                 for choice in ("earliest", "latest")
             )
             self._found.doubtful_times += int(pc.sum(pc.not_equal(first, last)).as_py() or 0)
-            self._count(repair.TIMEZONE + self._times.zone, len(local) - local.null_count)
+            self._found.count(repair.TIMEZONE + self._times.zone, len(local) - local.null_count)
             return repair.localize_timestamps(batch, self._times.zone)
         return repair.shift_timestamps(batch, self._times.shift_ms)
 
@@ -250,18 +225,20 @@ class RunReading:
         if source_tz == "UTC" or self._generation == Generation.V3 or self._heading.first_point is None:
             return TimeRepair()
         if self._generation is None:
-            self._note("Whether times of series are right cannot be told, because sys/id is missing; they are kept.")
+            self._found.note(
+                "Whether times of series are right cannot be told, because sys/id is missing; they are kept."
+            )
             return TimeRepair()
         if source_tz not in {"infer", "report"}:
             return TimeRepair(zone=source_tz)
         offset = infer_offset(self._heading)
         if offset is None:
-            self._note("The time zone of the exporting host cannot be told from the first point; times are kept.")
+            self._found.note("The time zone of the exporting host cannot be told from the first point; times are kept.")
             return TimeRepair()
         if offset == timedelta():
             return TimeRepair()
         if source_tz == "report":
-            self._note(
+            self._found.note(
                 f"Times of series seem to be local time at UTC{as_hours(offset)}: the first point stands at "
                 f"{self._heading.first_point:%Y-%m-%d %H:%M:%S}, the run was created at "
                 f"{self._heading.moment('sys/creation_time'):%Y-%m-%d %H:%M:%S}. They are kept; set source_tz to the "
@@ -270,61 +247,8 @@ class RunReading:
             return TimeRepair()
         shift = -milliseconds(offset)
         self._found.repairs[repair.TIMEZONE_SHIFT_MS] = shift
-        self._note(f"Times of series were local time at UTC{as_hours(offset)} and were put right.")
+        self._found.note(f"Times of series were local time at UTC{as_hours(offset)} and were put right.")
         return TimeRepair(shift_ms=shift)
-
-    def _end(self) -> RunEnd:
-        found = self._found
-        for attribute, count in found.lost_files.items():
-            found.errors.append(
-                Issue(
-                    f"{count} files of {attribute} were not downloaded by the exporter. Export the run again.",
-                    attribute,
-                    str(AttributeType.FILE_SERIES),
-                )
-            )
-        for kind, count in found.unusable.items():
-            self._error(
-                f"{count} rows of type {kind} are of no known type or points without a step; they were left out."
-            )
-        for at, (attribute, value) in enumerate(sorted(found.rounded.items())):
-            if at == _NAMED:
-                self._note(f"{len(found.rounded) - _NAMED} more whole numbers beyond 2^53 may have been rounded.")
-                break
-            found.notes.append(
-                Issue(
-                    f"{attribute} = {value} is beyond 2^53; the exporter may have rounded it.",
-                    attribute,
-                    str(AttributeType.INT),
-                )
-            )
-        for (attribute, kind), count in found.empty_points.items():
-            found.notes.append(Issue(f"{count} points of {attribute} have a time and no value.", attribute, kind))
-        for attribute in sorted(found.indexed):
-            found.notes.append(
-                Issue(
-                    f"Steps of {attribute} are indexes 0, 1, 2 ..., because the exporter kept no steps of file series.",
-                    attribute,
-                    str(AttributeType.FILE_SERIES),
-                )
-            )
-        if found.doubtful_times:
-            self._note(
-                f"{found.doubtful_times} times lie in an hour that {self._times.zone} has twice or not at all; "
-                "the first, or the time after the gap, was taken."
-            )
-        repairs = {name: count for name, count in found.repairs.items() if count}
-        return RunEnd(self._run_id, None, tuple(found.errors), tuple(found.notes), repairs)
-
-    def _count(self, name: str, rows: int) -> None:
-        if rows:
-            self._found.repairs[name] += rows
-
-    def _error(self, message: str) -> None:
-        self._found.errors.append(Issue(message))
-
-    def _note(self, message: str) -> None:
-        self._found.notes.append(Issue(message))
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

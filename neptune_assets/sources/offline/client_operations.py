@@ -7,14 +7,23 @@ which its points count. The second pass (:class:`Points`) hands on the points be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from decimal import ROUND_HALF_EVEN, Decimal
-from functools import lru_cache
 from typing import Any, Final
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
 from neptune_assets.sources.offline.client_log import Entry
+from neptune_assets.sources.offline.client_values import (
+    ASSIGN,
+    described,
+    micro_steps,
+    milliseconds,
+    path_of,
+    real,
+    text,
+    texts,
+    tracked_entry,
+)
 
 ContainerKey = tuple[str, str]
 """Type and uuid of a container, as in the names of its folders."""
@@ -41,9 +50,6 @@ COPIED: Final = {
     "Datetime": AttributeType.DATETIME,
 }
 """Classes of the client whose values can be copied from one object to another."""
-
-_EXACT: Final = 2.0**43
-"""Below this the product of a double and 1,000 or 1,000,000 is off by less than a thousandth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +146,9 @@ class Plan:
         if kind in SERIES:
             series: SeriesPlan = self._attribute(path, SERIES[kind], lambda: SeriesPlan(order))
             if kind == "LogImages":
-                series.described += sum(map(_described, operation["values"]))
-        elif kind in _ASSIGN:
-            attribute_type, convert = _ASSIGN[kind]
+                series.described += sum(map(described, operation["values"]))
+        elif kind in ASSIGN:
+            attribute_type, convert = ASSIGN[kind]
             self.attributes.setdefault(path, {})[attribute_type] = convert(operation["value"])
         elif kind in _CLEAR_SERIES:
             # The series stays, empty, and its points count from here.
@@ -151,10 +157,10 @@ class Plan:
             if any(operation.get(name) is not None for name in ("min", "max", "unit")):
                 self.configured.add(path)
         elif kind == "AddStrings":
-            self._attribute(path, AttributeType.STRING_SET, dict).update(dict.fromkeys(_texts(operation["values"])))
+            self._attribute(path, AttributeType.STRING_SET, dict).update(dict.fromkeys(texts(operation["values"])))
         elif kind == "RemoveStrings":
             members = self._attribute(path, AttributeType.STRING_SET, dict)
-            for item in _texts(operation["values"]):
+            for item in texts(operation["values"]):
                 members.pop(item, None)
         elif kind == "ClearStringSet":
             self.attributes.setdefault(path, {})[AttributeType.STRING_SET] = {}
@@ -165,13 +171,13 @@ class Plan:
         elif kind == "UploadFileSet":
             self._upload_set(path, operation, execution)
         elif kind == "DeleteFiles":
-            deleted = SetChange(execution, deleted=tuple(_texts(operation["file_paths"])))
+            deleted = SetChange(execution, deleted=tuple(texts(operation["file_paths"])))
             self._attribute(path, AttributeType.FILE_SET, list).append(deleted)
         elif kind == "TrackFilesToArtifact":
             tracked: Tracked = self._attribute(path, AttributeType.ARTIFACT, Tracked)
-            tracked.entries.extend((execution, *_tracked_entry(item)) for item in operation["entries"])
+            tracked.entries.extend((execution, *tracked_entry(item)) for item in operation["entries"])
         elif kind == "AssignArtifact":
-            self.attributes.setdefault(path, {})[AttributeType.ARTIFACT] = Tracked(hash=_text(operation["hash"]))
+            self.attributes.setdefault(path, {})[AttributeType.ARTIFACT] = Tracked(hash=text(operation["hash"]))
         elif kind == "ClearArtifact":
             self.attributes.setdefault(path, {})[AttributeType.ARTIFACT] = Tracked()
         elif kind == "CopyAttribute":
@@ -190,7 +196,7 @@ class Plan:
         return values[kind]
 
     def _upload_set(self, path: str, operation: dict[str, Any], execution: int) -> None:
-        globs = tuple(_texts(operation["file_globs"]))
+        globs = tuple(texts(operation["file_globs"]))
         if str(operation.get("reset", "False")) != "False":
             self.attributes.setdefault(path, {})[AttributeType.FILE_SET] = [SetChange(execution, globs)]
         elif globs:  # an empty upload creates nothing; the client writes one for runs without source files
@@ -201,7 +207,7 @@ class Plan:
         source = path_of({"path": operation["source_path"]})
         if kind is None or source is None:
             raise ValueError(f"attributes of type {operation['source_attr_name']!r} cannot be copied")
-        container = (_text(operation["container_type"]), _text(operation["container_id"]))
+        container = (text(operation["container_type"]), text(operation["container_id"]))
         value: Any = Copied(container, source, kind, entry.at)
         if container in self.keys:
             value = self.get(source, kind)
@@ -268,105 +274,7 @@ class Points:
 
     def _value(self, kind: AttributeType, path: str, execution: int, entry: Entry, index: int, value: Any) -> Any:
         if kind is AttributeType.FLOAT_SERIES:
-            return _real(value)
+            return real(value)
         if kind is AttributeType.STRING_SERIES:
-            return _text(value)
+            return text(value)
         return self._image(execution, entry, path, index, value)
-
-
-def path_of(operation: dict[str, Any]) -> str | None:
-    """The attribute's path, its segments joined with slashes; None if the operation has none."""
-    segments = operation.get("path")
-    if not isinstance(segments, list):
-        return None
-    try:
-        return _joined(tuple(segments))
-    except TypeError:
-        return None
-
-
-@lru_cache(maxsize=10_000)
-def _joined(segments: tuple[str, ...]) -> str | None:
-    return "/".join(filter(None, segments)) or None
-
-
-def micro_steps(step: float) -> int:
-    """A step as whole micro-steps, rounded half to even in decimal; TypeError or ValueError if not finite."""
-    return _scaled(step, MICROSTEPS)
-
-
-def milliseconds(seconds: float) -> int:
-    """Epoch seconds as whole milliseconds, rounded half to even in decimal; raises ValueError if not finite."""
-    return _scaled(seconds, 1_000)
-
-
-def _scaled(number: float, factor: int) -> int:
-    """``number * factor`` rounded half to even, as the decimal text of the number says, not its double."""
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{number!r:.80} is no number")
-    if isinstance(number, int):
-        return number * factor
-    if number.is_integer():
-        return int(number) * factor
-    product = number * factor
-    if -_EXACT < product < _EXACT:
-        near = round(product)
-        if abs(product - near) < 0.499:
-            return near
-    exact = Decimal(repr(number))
-    if not exact.is_finite():
-        raise ValueError(f"{number!r} is not finite")
-    return int((exact * factor).to_integral_value(ROUND_HALF_EVEN))
-
-
-def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r:.80} is no number")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r:.80} is no whole number")
-    return value
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r:.80} is neither true nor false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is no string")
-    return value
-
-
-def _moment(value: Any) -> int:
-    return _scaled(value, 1)
-
-
-def _texts(values: Iterable[Any]) -> list[str]:
-    if isinstance(values, str):
-        raise TypeError(f"{values!r:.80} is no list")
-    return [_text(value) for value in values]
-
-
-def _tracked_entry(item: Any) -> tuple[str, str | None]:
-    location, destination = item
-    return _text(location), None if destination is None else _text(destination)
-
-
-def _described(item: Any) -> bool:
-    value = item.get("value") if isinstance(item, dict) else None
-    return isinstance(value, dict) and bool(value.get("name") or value.get("description"))
-
-
-_ASSIGN: Final[dict[str, tuple[AttributeType, Callable[[Any], Any]]]] = {
-    "AssignFloat": (AttributeType.FLOAT, _real),
-    "AssignInt": (AttributeType.INT, _whole),
-    "AssignBool": (AttributeType.BOOL, _truth),
-    "AssignString": (AttributeType.STRING, _text),
-    "AssignDatetime": (AttributeType.DATETIME, _moment),
-}

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.offline.client_faults import Fault, Flaws, silent
 from neptune_assets.sources.offline.client_files import FileFinder, FileInMemory, files_list, gone
 from neptune_assets.sources.offline.client_layout import EPOCH, SCOPES, Execution, distinct, stable_id
 from neptune_assets.sources.offline.client_log import Entry
@@ -113,12 +114,12 @@ class ClientRecording:
         """Read the log twice: first for attributes, then for points (see the module client_operations)."""
         for copy in self._copies:
             state.note(f"{copy} is a copy of an execution that is read from {self.path.parent}; it is left out.")
-        flaws = _Flaws(state)
+        flaws = Flaws(state)
         plan = self._plan(state, flaws)
         self._assign(plan, state)
         if not any(isinstance(value, SeriesPlan) for kinds in plan.attributes.values() for value in kinds.values()):
             return
-        points = Points(plan, state.rows.point, self._references.image, _Fault(state))
+        points = Points(plan, state.rows.point, self._references.image, Fault(state))
         for order, execution, entry in self._entries(flaws):
             points.apply(order, execution, entry)
             if state.rows.ready:
@@ -149,7 +150,7 @@ class ClientRecording:
         waiting = sorted(
             range(len(wanted)), key=lambda number: (wanted[number].at is None, wanted[number].at or 0.0), reverse=True
         )
-        plan = Plan(self.keys, _silent)
+        plan = Plan(self.keys, silent)
 
         def answer() -> None:
             number = waiting.pop()
@@ -167,7 +168,7 @@ class ClientRecording:
             answer()
         return self._fetch(values, busy | self.keys)
 
-    def _entries(self, flaws: _Flaws | None, *, skim: bool = False) -> Iterator[tuple[Order, int, Entry]]:
+    def _entries(self, flaws: Flaws | None, *, skim: bool = False) -> Iterator[tuple[Order, int, Entry]]:
         """All records in order, as (place, number of the execution, record)."""
         if len(self._executions) == 1:
             for entry in self._executions[0].log.entries(flaws, skim=skim):
@@ -184,8 +185,8 @@ class ClientRecording:
 
         yield from heapq.merge(*map(timed, range(len(self._executions))), key=lambda item: item[0])
 
-    def _plan(self, state: RunState, flaws: _Flaws) -> Plan:
-        plan = Plan(self.keys, _Fault(state))
+    def _plan(self, state: RunState, flaws: Flaws) -> Plan:
+        plan = Plan(self.keys, Fault(state))
         for order, execution, entry in self._entries(flaws, skim=True):
             plan.apply(order, execution, entry)
         self._keep_collections(plan)
@@ -293,47 +294,8 @@ class ClientRecording:
 
     def _collection(self, path: str, kind: AttributeType) -> Any:
         if self._collections is None:
-            plan = Plan(self.keys, _silent)
+            plan = Plan(self.keys, silent)
             for order, execution, entry in self._entries(None, skim=True):
                 plan.apply(order, execution, entry)
             self._keep_collections(plan)
         return (self._collections or {}).get((path, kind))
-
-
-class _Flaws:
-    """Tells a run what is wrong with a log, every flaw once although the log is read twice."""
-
-    def __init__(self, state: RunState) -> None:
-        self._state = state
-        self._told: set[str] = set()
-
-    def _new(self, message: str) -> bool:
-        new = message not in self._told
-        self._told.add(message)
-        return new
-
-    def lost(self, message: str) -> None:
-        """Missing operations make the run partial, and nobody knows what it should hold."""
-        self._state.whole = False
-        if self._new(message):
-            self._state.error(message)
-
-    def noted(self, message: str) -> None:
-        """Report without making the run partial."""
-        if self._new(message):
-            self._state.note(message)
-
-
-class _Fault:
-    """Tells a run of operations that make no sense."""
-
-    def __init__(self, state: RunState) -> None:
-        self._state = state
-
-    def __call__(self, message: str, path: str | None) -> None:
-        """Report an operation that was left out."""
-        self._state.error(message, path)
-
-
-def _silent(message: str, path: str | None) -> None:
-    """For passes whose faults another pass tells."""
