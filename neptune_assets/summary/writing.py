@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from neptune_assets.lake.storage import sync_directory, sync_file
+
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
@@ -35,9 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f"{prefix}{uuid.uuid4().hex}.tmp")
         try:
             yield temporary
-            _sync(temporary)
+            sync_file(str(temporary))
             temporary.replace(path)
-            _sync(path.parent)
+            sync_directory(str(path.parent))
         finally:
             for name in path.parent.iterdir():
                 if name.name.startswith(temporary.name):
@@ -105,11 +107,3 @@ def _same_file(descriptor: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(descriptor), there)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
