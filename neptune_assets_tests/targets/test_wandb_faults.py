@@ -9,6 +9,9 @@ import logging
 import os
 import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -153,3 +156,36 @@ def test_a_refused_key_fails_once_and_clearly(
     assert KEY not in said
     for path in place.root.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from neptune_assets_tests.targets.test_wandb_faults import OnlinePlace
+OnlinePlace(Path(sys.argv[1]), SimpleNamespace(url=sys.argv[2])).load()
+"""
+
+
+def test_a_load_killed_while_it_uploads_is_finished_by_the_next(place: OnlinePlace) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        began.set()
+        go_on.wait(30)
+
+    place.stub.on_stream = wait
+    process = subprocess.Popen([sys.executable, "-c", LOAD, str(place.root), place.stub.url])
+    assert began.wait(60)
+    process.kill()
+    process.wait()
+    report = place.load()  # the tool that the killed load started has not ended
+    assert "still goes on" in report.failed["RUN-1"]
+    assert report.transient
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while not (report := place.load()).ok:
+        assert "still goes on" in report.failed["RUN-1"]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    place.arrived()

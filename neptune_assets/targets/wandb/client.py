@@ -64,9 +64,11 @@ class WandbClient:
                 f"{self.base_url} does not accept the key in {self._key_name}.", hint="Put a valid W&B API key there."
             )
 
-    def sync(self, directory: Path, marker: Marker) -> None:
+    def sync(self, directory: Path, marker: Marker, lock: int) -> None:
         """Run ``wandb sync`` on a directory and wait until the server has all of the run.
 
+        ``lock`` is the descriptor of :func:`~neptune_assets.targets.wandb.upload.upload_lock`, which the tool holds on
+        to: it is free once the tool has ended too, however this process ends.
         Raises TargetError with what the tool said if the run does not arrive.
         """
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
@@ -75,7 +77,7 @@ class WandbClient:
         if marker.entity:
             command += ["--entity", marker.entity]
         with tempfile.TemporaryDirectory(prefix="neptune_assets-wandb-") as home:
-            code, output = _run(command, self._environment(home), home, 600 + size / _BYTES_PER_SECOND)
+            code, output = _run(command, self._environment(home), home, 600 + size / _BYTES_PER_SECOND, lock)
         if code is None:
             raise TargetUnavailableError(
                 f"Uploading run {marker.run_id} took too long and was given up.",
@@ -186,7 +188,9 @@ class WandbClient:
         return data if isinstance(data, dict) else {}
 
 
-def _run(command: list[str], environment: dict[str, str], home: str, seconds: float) -> tuple[int | None, str]:
+def _run(
+    command: list[str], environment: dict[str, str], home: str, seconds: float, lock: int
+) -> tuple[int | None, str]:
     """Run a command in a session of its own; return its exit code and what it said.
 
     After ``seconds`` it and everything that it started is killed, and the code is None: nothing goes on uploading.
@@ -199,6 +203,7 @@ def _run(command: list[str], environment: dict[str, str], home: str, seconds: fl
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        pass_fds=(lock,),
     ) as process:
         try:
             output, _ = process.communicate(timeout=seconds)

@@ -8,16 +8,19 @@ now, uploading is refused, because W&B can neither change nor remove rows.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from neptune_assets.errors import TargetError
+from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.targets.wandb.client import WandbClient
 from neptune_assets.targets.wandb.config import Marker, StagedProject, Synced, read_synced, write_marker
 from neptune_assets.targets.wandb.records import protobuf
@@ -47,8 +50,35 @@ def carry_over(old: Path, new: Path) -> None:
             shutil.copyfile(old / ROWS, new / ROWS)
 
 
+@contextmanager
+def upload_lock(project: StagedProject, marker: Marker) -> Iterator[int]:
+    """Hold the right to upload a run; yield the descriptor that stands for it.
+
+    A load that is killed may leave ``wandb sync`` behind. It has inherited the descriptor, so that the next load does
+    not send the same rows beside it. Raises TargetUnavailableError as long as it runs.
+    """
+    path = project.path / f".{marker.wandb_run}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TargetUnavailableError(
+                f"An upload of run {marker.run_id} that an earlier load began still goes on.",
+                hint="Load again once wandb sync has ended.",
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def upload(client: WandbClient, project: StagedProject, directory: Path, marker: Marker) -> None:
     """Make W&B hold the staged run, and remember it. Raises TargetError if it cannot without doubling rows."""
+    with upload_lock(project, marker) as lock:
+        _upload(client, project, directory, marker, lock)
+
+
+def _upload(client: WandbClient, project: StagedProject, directory: Path, marker: Marker, lock: int) -> None:
     held = client.held(marker)
     expected = Synced.of(marker, client.base_url, confirmed=True)
     log = directory / f"run-{marker.wandb_run}.wandb"
@@ -60,11 +90,11 @@ def upload(client: WandbClient, project: StagedProject, directory: Path, marker:
         if held:
             rest = _rest(project, directory, log, held)
             try:
-                client.sync(rest, marker)
+                client.sync(rest, marker, lock)
             finally:
                 shutil.rmtree(rest.parent)
         else:
-            client.sync(directory, marker)
+            client.sync(directory, marker, lock)
     else:
         _remember_rows(directory, hashes)
     write_marker(directory, expected)
