@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,11 +19,12 @@ class Fault:
     """What goes wrong with the next ``times`` requests whose path contains ``path``.
 
     ``status`` is answered without passing the request on; ``drop`` closes the connection before, ``lose`` after the
-    server has carried the request out; ``hang`` waits ``seconds`` before passing it on; ``garble`` answers no JSON.
+    server has carried the request out; ``late`` closes it and passes the request on ``seconds`` later; ``hang`` waits
+    ``seconds`` before passing it on; ``garble`` answers no JSON.
     """
 
     path: str
-    kind: Literal["status", "drop", "lose", "hang", "garble"] = "status"
+    kind: Literal["status", "drop", "lose", "late", "hang", "garble"] = "status"
     times: int = 1
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -117,25 +119,32 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                 if fault.kind == "garble":
                     self.answer(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
                     return
-                if fault.kind == "drop":
-                    self.close_connection = True
-                    self.connection.close()
+                if fault.kind in {"drop", "late"}:
+                    if fault.kind == "late":
+                        threading.Timer(fault.seconds, self.ask, [body]).start()
+                    self.hang_up()
                     return
                 if fault.kind == "hang":
                     time.sleep(fault.seconds)
+            status, headers, data = self.ask(body)
+            if fault is not None and fault.kind == "lose":
+                self.hang_up()
+                return
+            self.answer(status, headers, data)
+
+        def ask(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             upstream = http.client.HTTPConnection(proxy.upstream.hostname or "", proxy.upstream.port, timeout=60)
             try:
                 upstream.request(self.command, self.path, body, dict(self.headers))
                 response = upstream.getresponse()
-                data = response.read()
                 headers = {k: v for k, v in response.getheaders() if k.lower() not in _HOP}
+                return response.status, headers, response.read()
             finally:
                 upstream.close()
-            if fault is not None and fault.kind == "lose":
-                self.close_connection = True
-                self.connection.close()
-                return
-            self.answer(response.status, headers, data)
+
+        def hang_up(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
 
         def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
             try:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -20,7 +22,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from neptune_assets.errors import LakeError
+from neptune_assets.errors import LakeError, TargetError, TargetUnavailableError
 from neptune_assets.lake.layout import extension_of, format_step
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.rows import microsteps
@@ -58,7 +60,8 @@ class Artifacts:
         with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder:
             file = Path(folder) / name
             self.written[path] = _copy(blocks, file)
-            self._repository.log_artifact(str(file), directory or None)
+            with _storage_errors(self.uri):
+                self._repository.log_artifact(str(file), directory or None)
 
     def sizes(self) -> dict[str, int]:
         """Return what is there: path -> bytes."""
@@ -68,7 +71,8 @@ class Artifacts:
                 for file in self._local.rglob("*")
                 if file.is_file()
             }
-        return dict(self._list(None))
+        with _storage_errors(self.uri):
+            return dict(self._list(None))
 
     def sha256(self, path: str) -> str | None:
         """Return the hash of one artifact where reading it is cheap (local), else None."""
@@ -86,7 +90,7 @@ class Artifacts:
         """Return a small artifact."""
         if self._local is not None:
             return (self._local / path).read_bytes()
-        with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder:
+        with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder, _storage_errors(self.uri):
             return Path(self._repository.download_artifacts(path, folder)).read_bytes()
 
     def delete(self) -> None:
@@ -95,13 +99,15 @@ class Artifacts:
             if self._local.exists():
                 shutil.rmtree(self._local)
         elif self.sizes():
-            self._repository.delete_artifacts()
+            with _storage_errors(self.uri):
+                self._repository.delete_artifacts()
 
     def children(self) -> list[str]:
         """Return the names of the directories right below the root."""
         if self._local is not None:
             return sorted(item.name for item in self._local.iterdir() if item.is_dir()) if self._local.is_dir() else []
-        return sorted(item.path.rpartition("/")[2] for item in self._repository.list_artifacts() if item.is_dir)
+        with _storage_errors(self.uri):
+            return sorted(item.path.rpartition("/")[2] for item in self._repository.list_artifacts() if item.is_dir)
 
     def _list(self, path: str | None) -> Iterator[tuple[str, int]]:
         for item in self._repository.list_artifacts(path):
@@ -109,6 +115,25 @@ class Artifacts:
                 yield from self._list(item.path)
             else:
                 yield item.path, item.file_size or 0
+
+
+@contextmanager
+def _storage_errors(uri: str) -> Iterator[None]:
+    """Turn what an object store's client raises into TargetErrors; MLflow's own errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in {"botocore", "boto3", "s3transfer"}:
+            raise
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300].rstrip(".")
+        if re.search(r"Connect|Timeout|SlowDown|InternalError|ServiceUnavailable|\b50[0234]\b", text):
+            raise TargetUnavailableError(
+                f"The artifact store {uri} does not answer: {text}.", hint="Load again when it does."
+            ) from error
+        raise TargetError(
+            f"The artifact store {uri} refused: {text}.",
+            hint="Look at the bucket's name and rights, the AWS variables, and MLFLOW_S3_ENDPOINT_URL.",
+        ) from error
 
 
 def _local_path(uri: str) -> Path | None:
