@@ -114,11 +114,11 @@ def _series(batch: pa.RecordBatch, kind: AttributeType, column: str, counts: Val
 
 
 def _parameters(run: LakeRun, counts: ValueCounts) -> None:
-    for kind in sorted(PARAMETER_TYPES):
-        if not run.record.rows.get(kind):
-            continue
-        for batch in run.batches(types=[kind], columns=(VALUE_COLUMN[kind],)):
-            values = batch.column(0)
+    kinds = [kind for kind in sorted(PARAMETER_TYPES) if run.record.rows.get(kind)]
+    columns = ("attribute_type", *sorted({VALUE_COLUMN[kind] for kind in kinds}))
+    for batch in run.batches(types=kinds, columns=columns) if kinds else ():
+        for kind in kinds:
+            values = batch[VALUE_COLUMN[kind]].filter(pc.equal(batch["attribute_type"], str(kind)))
             counts.kinds[str(kind), Kind.NULL] += values.null_count
             if kind is AttributeType.INT:
                 numbers = values.fill_null(0).to_numpy()
@@ -128,12 +128,12 @@ def _parameters(run: LakeRun, counts: ValueCounts) -> None:
 
 def _files(run: LakeRun, counts: ValueCounts) -> None:
     stored = {(item.attribute_path, item.step) for item in run.record.files}
-    for kind in sorted(FILE_TYPES):
-        if not run.record.rows.get(kind):
-            continue
-        for batch in run.batches(types=[kind], columns=("attribute_path", "step", "file_value")):
-            steps = microsteps(batch["step"]).tolist()
-            for path, step in zip(batch["attribute_path"].to_pylist(), steps, strict=True):
-                place = step if kind is AttributeType.FILE_SERIES and step != NONE else None
-                if (path, place) not in stored:
-                    counts.kinds[str(kind), Kind.NO_FILE] += 1
+    kinds = [kind for kind in sorted(FILE_TYPES) if run.record.rows.get(kind)]
+    for batch in run.batches(types=kinds, columns=("attribute_path", "attribute_type", "step")) if kinds else ():
+        steps = microsteps(batch["step"]).tolist()
+        for path, kind, step in zip(
+            batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), steps, strict=True
+        ):
+            place = step if kind == AttributeType.FILE_SERIES and step != NONE else None
+            if (path, place) not in stored:
+                counts.kinds[kind, Kind.NO_FILE] += 1
