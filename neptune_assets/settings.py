@@ -249,7 +249,7 @@ class MlflowTarget(Model):
     )
     direct: bool = Field(
         default=True,
-        description="Write straight into the tracking database when it is a SQLite file of a tested schema.",
+        description="Write straight into the tracking database when it is SQLite or PostgreSQL of a tested schema.",
     )
 
 
