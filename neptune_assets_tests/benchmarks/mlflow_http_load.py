@@ -23,7 +23,7 @@ from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.settings import LakeSettings, MlflowTarget
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets_tests.benchmarks.mlflow_load import small_lake
+from neptune_assets_tests.benchmarks.lakes import export_lake
 from neptune_assets_tests.support.mlflow_server import RunningServer, mlflow_server
 
 
@@ -131,8 +131,8 @@ def main() -> None:
     try:
         lake = options.lake
         if lake is None:
-            lake = work / "lake"
-            small_lake(lake, max(options.runs, options.slow_runs), options.series, options.points)
+            runs = max(options.runs, options.slow_runs)
+            lake = export_lake(work / "made", runs, options.series, options.points)
         settings = LakeSettings(root=str(lake))
         whole = Lake(settings).project(Lake(settings).projects()[0])
         run_ids = list(whole.records())

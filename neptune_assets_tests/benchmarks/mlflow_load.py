@@ -27,31 +27,13 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, MlflowTarget
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets_tests.support.lake_factory import make_lake, metric, params
+from neptune_assets_tests.benchmarks.lakes import export_lake
 from neptune_assets_tests.support.postgres import PostgresServer
 
 MIGRATE = (
     "import sys; from mlflow import MlflowClient;"
     "MlflowClient(tracking_uri=sys.argv[1]).search_experiments(max_results=1)"
 )
-
-
-def small_lake(root: Path, runs: int, series: int, points: int) -> None:
-    """Write a lake of one project with metrics and a few params."""
-    rows = {
-        f"run-{number:04d}": [
-            # neptune-exporter passes over runs that have no sys/ attributes.
-            *params({"sys/custom_run_id": f"run-{number:04d}", "sys/name": "bench"}),
-            *params({f"p/{place}": place / 7 for place in range(60)}),
-            *(
-                row
-                for place in range(series)
-                for row in metric(f"metrics/m{place}", [number + place / (step + 1) for step in range(points)])
-            ),
-        ]
-        for number in range(runs)
-    }
-    make_lake(root, {"bench/project": rows})
 
 
 class SqliteStore:
@@ -229,8 +211,7 @@ def main() -> None:
     try:
         lake = options.lake
         if lake is None:
-            lake = work / "lake"
-            small_lake(lake, options.runs, options.series, options.points)
+            lake = export_lake(work / "made", options.runs, options.series, options.points)
         print(f"machine: {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
         stores = options.stores.split(",")
         if "sqlite" in stores:

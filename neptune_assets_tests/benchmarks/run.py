@@ -117,11 +117,12 @@ def report(arguments: argparse.Namespace, work: Path) -> None:
         print("beside neptune-exporter: not measured, give --peer-python and --peer-src")
         return
     runs, steps = str(arguments.runs), str(arguments.points)
-    slow = str(arguments.slow_runs)
+    slow, lake = str(arguments.slow_runs), str(work / "lake")
     for module, options in {
         "summary": ["--runs", runs, "--points", steps],
-        "mlflow_load": ["--runs", runs, "--series", "40", "--points", steps, "--slow-runs", slow],
-        "wandb_load": ["--runs", runs, "--steps", steps, "--peer-runs", slow],
+        "mlflow_load": ["--lake", lake, "--slow-runs", slow],
+        "mlflow_http_load": ["--lake", lake, "--runs", slow, "--slow-runs", slow],
+        "wandb_load": ["--lake", lake, "--steps", steps, "--peer-runs", slow],
     }.items():
         command = [sys.executable, "-m", f"neptune_assets_tests.benchmarks.{module}", *options, *peer_options]
         _, _, text = measure(command)

@@ -16,61 +16,16 @@ import resource
 import subprocess
 import tempfile
 import time
-from decimal import Decimal
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
-from neptune_assets.schema import SCHEMA
 from neptune_assets.settings import LakeSettings, WandbTarget
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.wandb.load import WandbTarget as Target
-from neptune_assets_tests.support.lake_factory import make_lake
+from neptune_assets_tests.benchmarks.generate import Shape
+from neptune_assets_tests.benchmarks.lakes import export_lake
 
-PROJECT = "bench/wandb"
-
-
-def run_table(number: int, series: int, steps: int) -> pa.Table:
-    """Return one run: parameters, metrics and a string series."""
-    source = np.random.default_rng(number)
-    rows = series * steps
-    step = pa.array([Decimal(n) for n in range(steps)], pa.decimal128(18, 6))
-    times = 1_700_000_000_000 + np.arange(steps) * 1_000
-    values = source.standard_normal(rows)
-    if number % 2:
-        values = values.astype(np.float32).astype(np.float64)
-    columns = {
-        "project_id": pa.array([PROJECT] * rows),
-        "run_id": pa.array([f"RUN-{number:04d}"] * rows),
-        "attribute_path": pa.array(np.repeat([f"metrics/group{n % 4}/m{n:03d}" for n in range(series)], steps)),
-        "attribute_type": pa.array(["float_series"] * rows),
-        "step": pa.chunked_array([step] * series).combine_chunks(),
-        "timestamp": pa.array(np.tile(times, series), pa.timestamp("ms", tz="UTC")),
-        "float_value": pa.array(values),
-    }
-    arrays = [columns.get(field.name, pa.nulls(rows, field.type)) for field in SCHEMA]
-    metrics = pa.Table.from_arrays(arrays, schema=SCHEMA)
-    name = {"project_id": PROJECT, "run_id": f"RUN-{number:04d}"}
-    others = [
-        {**name, "attribute_path": f"params/p{n}", "attribute_type": "float", "float_value": n / 7} for n in range(60)
-    ]
-    others += [
-        {**name, "attribute_path": path, "attribute_type": "string", "string_value": value}
-        for path, value in (("sys/custom_run_id", f"RUN-{number:04d}"), ("sys/name", "bench"))
-    ]
-    others += [
-        {
-            **name,
-            "attribute_path": "logs/out",
-            "attribute_type": "string_series",
-            "step": Decimal(n),
-            "string_value": f"line {n}",
-        }
-        for n in range(100)
-    ]
-    return pa.concat_tables([metrics, pa.Table.from_pylist(others, schema=SCHEMA)])
+PROJECT = Shape().project
 
 
 def processor_seconds() -> float:
@@ -79,25 +34,27 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def ours(root: Path) -> tuple[int, float]:
+def ours(root: Path, staging: Path) -> tuple[int, float]:
     """Load the lake at ``root``; return points and seconds, verification included."""
+    options = WandbTarget(staging=str(staging))
     settings = LakeSettings(root=str(root))
     from neptune_assets.lake.reader import Lake
 
     project = Lake(settings).project(PROJECT)
-    report = load_project(project, lambda: Target(WandbTarget(), settings), Ledger(settings, "wandb", PROJECT))
+    receipts = LakeSettings(root=str(staging / "ledger"))
+    report = load_project(project, lambda: Target(options, settings), Ledger(receipts, "wandb", PROJECT))
     if report.failed:
         raise SystemExit(str(report.failed))
     return report.points, report.seconds
 
 
-def staging_only(root: Path) -> tuple[int, float]:
+def staging_only(root: Path, staging: Path) -> tuple[int, float]:
     """Stage the lake at ``root`` without reading it back; return points and seconds."""
     settings = LakeSettings(root=str(root))
     from neptune_assets.lake.reader import Lake
 
     points, started = 0, time.perf_counter()
-    target = Target(WandbTarget(staging=str(root / "again")), settings)
+    target = Target(WandbTarget(staging=str(staging)), settings)
     for run in Lake(settings).project(PROJECT).runs():
         points += target.replace(run, target.plan(run)).rows_in["float_series"]
     return points, time.perf_counter() - started
@@ -140,6 +97,7 @@ def peer(python: str, source: str, lake: Path, work: Path) -> tuple[float, float
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lake", type=Path, help="an existing lake of generated runs; one is made if left out")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--series", type=int, default=40)
     parser.add_argument("--steps", type=int, default=1_000)
@@ -149,25 +107,21 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        tables = {f"RUN-{n:04d}": run_table(n, given.series, given.steps) for n in range(given.runs)}
-        make_lake(root / "lake", {PROJECT: tables})
-        del tables
-        make_lake(root / "small", {PROJECT: {"RUN-0000": run_table(0, 1, 10)}})
-        ours(root / "small")  # imports everything
+        lake = given.lake or export_lake(root / "made", given.runs, given.series, given.steps)
+        ours(export_lake(root / "small", 1, 1, 10), root / "first")  # imports everything
         before = processor_seconds()
-        points, seconds = ours(root / "lake")
+        points, seconds = ours(lake, root / "staged")
         points_by_processor = points / (processor_seconds() - before)
         rate = points / seconds
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"ours, staged and verified: {points} points in {seconds:.1f} s = {rate:,.0f} points/s, {memory:.0f} MiB")
         print(f"ours, by CPU: {points_by_processor:,.0f} points/s")
-        points, seconds = staging_only(root / "lake")
+        points, seconds = staging_only(lake, root / "again")
         print(f"ours, staging alone: {points} points in {seconds:.1f} s = {points / seconds:,.0f} points/s")
         if given.peer_python is None:
             return
-        part = {f"RUN-{n:04d}": run_table(n, given.series, given.steps) for n in range(given.peer_runs)}
-        make_lake(root / "part", {PROJECT: part})
-        spent, peer_processor = peer(given.peer_python, given.peer_src, root / "part", root / "work")
+        part = export_lake(root / "part", given.peer_runs, given.series, given.steps)
+        spent, peer_processor = peer(given.peer_python, given.peer_src, part, root / "work")
         peer_points = given.peer_runs * given.series * given.steps
         peer_rate = peer_points / spent
         print(
