@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -101,7 +102,9 @@ def test_a_killed_materialization_is_repaired_by_the_next_one(tmp_path: Path) ->
         process = bench.start(lake)
         time.sleep(chance.uniform(0.3, 0.95) * seconds)
         interrupted += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        # On a machine that got faster since it was timed, some processes are done before their kill.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if (lake / "data" / safe_name(PROJECT)).exists():
             for run_id, rows in whole_runs(lake).items():

@@ -22,13 +22,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
 from neptune_assets.settings import LakeSettings
 from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.load import WandbTarget
-from neptune_assets_tests.benchmarks.wandb_load import run_table
 from neptune_assets_tests.support.lake_factory import (
     START,
     file,
@@ -102,8 +104,26 @@ def test_row_2_more_than_512_bins_are_joined_and_reported(tmp_path: Path) -> Non
     assert exact["d"]["histogram_value"]["edges"] == wide
 
 
+def long_run(series: int, steps: int) -> pa.Table:
+    """One run of many points, which rows as dictionaries would make slowly."""
+    rows = series * steps
+    step = pa.array([Decimal(number) for number in range(steps)], STEP_TYPE)
+    names = np.repeat([f"metrics/group{number % 4}/m{number:03d}" for number in range(series)], steps)
+    columns = {
+        "project_id": pa.repeat(pa.scalar(PROJECT), rows),
+        "run_id": pa.repeat(pa.scalar("RUN-1"), rows),
+        "attribute_path": pa.array(names),
+        "attribute_type": pa.repeat(pa.scalar("float_series"), rows),
+        "step": pa.chunked_array([step] * series).combine_chunks(),
+        "timestamp": pa.array(np.tile(1_700_000_000_000 + np.arange(steps) * 1_000, series)).cast(TIME_TYPE),
+        "float_value": pa.array(np.random.default_rng(2).standard_normal(rows)),
+    }
+    arrays = [columns.get(field.name, pa.nulls(rows, field.type)) for field in SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
 def test_row_3_many_parts_are_one_history(tmp_path: Path) -> None:
-    table = run_table(2, 10, 30_000)
+    table = long_run(10, 30_000)
     settings = LakeSettings(root=str(tmp_path / "lake"), rows_in_memory=20_000, sort_memory_mb=64, part_mb=1)
     project = make_lake(tmp_path / "lake", {PROJECT: {"RUN-1": table}}, settings=settings).project(PROJECT)
     assert len(project.run("RUN-1").record.parts) > 1
