@@ -11,15 +11,15 @@ import pytest
 # The lake is made in another process as well: a child's peak begins at what its parent holds when it is started.
 MAKE = """
 import sys
-from neptune_assets_tests.benchmarks.wandb_load import PROJECT, run_table
-from neptune_assets_tests.support.lake_factory import make_lake
-make_lake(sys.argv[1], {PROJECT: {"RUN-0": run_table(0, 40, int(sys.argv[2]))}})
+from pathlib import Path
+from neptune_assets_tests.benchmarks.lakes import export_lake
+export_lake(Path(sys.argv[1]), 1, 40, int(sys.argv[2]))
 """
 LOAD = """
 import resource, sys
 from pathlib import Path
 from neptune_assets_tests.benchmarks.wandb_load import ours
-points, _ = ours(Path(sys.argv[1]))
+points, _ = ours(Path(sys.argv[1], "lake"), Path(sys.argv[1], "staged"))
 print(points, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
