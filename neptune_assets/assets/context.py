@@ -46,6 +46,12 @@ class Migration:
         """Name of a concurrency pool; migrations side by side do not share theirs."""
         return f"{self.prefix}_{name}"
 
+    def check(self, asset: dg.AssetKey, name: str, description: str, *, blocking: bool = False) -> dg.AssetCheckSpec:
+        """Declare a check that an asset evaluates itself, for each project."""
+        return dg.AssetCheckSpec(
+            name, asset=asset, partitions_def=self.partitions, description=description, blocking=blocking
+        )
+
 
 class RefreshConfig(dg.Config):
     """Run config of assets that skip what is already there."""

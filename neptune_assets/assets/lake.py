@@ -57,24 +57,19 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
             "dagster/uri": f"{lake_settings.root.rstrip('/')}/{'data' if scope is Scope.RUNS else 'model_data'}",
         },
         check_specs=[
-            dg.AssetCheckSpec(
+            migration.check(
+                key,
                 "complete",
-                asset=key,
-                partitions_def=migration.partitions,
-                description="Every attribute the source promised arrived; partial runs are named with their reason.",
+                "Every attribute the source promised arrived; partial runs are named with their reason.",
             ),
-            dg.AssetCheckSpec(
+            migration.check(
+                key,
                 "schema",
-                asset=key,
-                partitions_def=migration.partitions,
+                "Every part of every run has the lake's columns, and belongs to the committed generation.",
                 blocking=True,
-                description="Every part of every run has the lake's columns, and belongs to the committed generation.",
             ),
-            dg.AssetCheckSpec(
-                "files_present",
-                asset=key,
-                partitions_def=migration.partitions,
-                description="Every file that a run names lies in the lake with the size that was recorded.",
+            migration.check(
+                key, "files_present", "Every file that a run names lies in the lake with the size that was recorded."
             ),
         ],
     )

@@ -39,9 +39,6 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
     openers = model_openers(migration.settings)
     rules = read_rules(migration.settings.targets.names)
 
-    def check(check_name: str, description: str) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(check_name, asset=key, partitions_def=migration.partitions, description=description)
-
     @dg.asset(
         key=key,
         ins={
@@ -62,8 +59,12 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
         automation_condition=on_changed_data(),
         metadata={"dagster/column_schema": arrow_column_schema(_COLUMNS)},
         check_specs=[
-            check("load_verified", "Every model and version reads back from the registry as it is in the lake."),
-            check("rows_accounted_for", "Rows in the lake = written + mapped + dropped + not loaded, each by itself."),
+            migration.check(
+                key, "load_verified", "Every model and version reads back from the registry as it is in the lake."
+            ),
+            migration.check(
+                key, "rows_accounted_for", "Rows in the lake = written + mapped + dropped + not loaded, each by itself."
+            ),
         ],
     )
     def load(

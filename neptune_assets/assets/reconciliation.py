@@ -43,12 +43,7 @@ def _asset(migration: Migration, name: str, open_target: Callable[[], Target]) -
         pool=migration.pool(name),
         metadata={"dagster/column_schema": arrow_column_schema(COMPARED)},
         check_specs=[
-            dg.AssetCheckSpec(
-                "reconciled",
-                asset=key,
-                partitions_def=migration.partitions,
-                description="No run or point is gone, changed, doubled or unknown to the lake.",
-            )
+            migration.check(key, "reconciled", "No run or point is gone, changed, doubled or unknown to the lake.")
         ],
     )
     def reconciled(context: dg.AssetExecutionContext, runs: LakeProject) -> Iterator[Any]:

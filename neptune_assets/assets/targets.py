@@ -39,9 +39,6 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
     key = migration.key("targets", name)
     rules = read_rules(migration.settings.targets.names)
 
-    def check(check_name: str, description: str) -> dg.AssetCheckSpec:
-        return dg.AssetCheckSpec(check_name, asset=key, partitions_def=migration.partitions, description=description)
-
     @dg.asset(
         key=key,
         ins={"runs": dg.AssetIn(migration.key("lake", "runs"), input_manager_key=migration.lake_io)},
@@ -56,12 +53,15 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
         automation_condition=on_changed_data(),
         metadata={"dagster/column_schema": arrow_column_schema(RECEIPTS)},
         check_specs=[
-            check("plan", "Found out before anything is written: no run has to be refused."),
-            check(
+            migration.check(key, "plan", "Found out before anything is written: no run has to be refused."),
+            migration.check(
+                key,
                 "load_verified",
                 "Every run that had to be loaded reads back over a fresh connection as it is in the lake.",
             ),
-            check("rows_accounted_for", "Rows in the lake = written + mapped + dropped + not loaded, for each run."),
+            migration.check(
+                key, "rows_accounted_for", "Rows in the lake = written + mapped + dropped + not loaded, for each run."
+            ),
         ],
     )
     def load(context: dg.AssetExecutionContext, config: RefreshConfig, runs: LakeProject) -> Iterator[Any]:

@@ -15,7 +15,6 @@ from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavail
 from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
-from neptune_assets.settings import NameRules
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.order import parents_first, why_partial
 from neptune_assets.targets.protocol import Plan, Receipt, Target, TargetRun
@@ -44,7 +43,7 @@ def load_project(
     all and LakeBusyError if the same load is running; what goes wrong with one run is in the report, the others go on.
     """
     started = time.monotonic()
-    ruled = RuledProject(project, rules or Rules(NameRules()))
+    ruled = RuledProject(project, rules)
     with ledger.lock() as lock:
         target = open_target()
         try:

@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 
 from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.lake.reader import LakeProject
-from neptune_assets.settings import NameRules
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import refusals
 from neptune_assets.targets.order import parents_first, why_partial
@@ -111,7 +110,7 @@ def plan_project(
     ``values`` False leaves out the pass over the values of runs. Raises TargetError if the target cannot be used; what
     is wrong with one run is in the plan.
     """
-    ruled = RuledProject(project, rules or Rules(NameRules()))
+    ruled = RuledProject(project, rules)
     target = open_target()
     try:
         plan = ProjectPlan(target.name, project.project_id, values_counted=values)

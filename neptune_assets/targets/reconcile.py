@@ -17,7 +17,6 @@ import pyarrow as pa
 from neptune_assets.errors import NeptuneAssetsError, TargetUnavailableError
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
-from neptune_assets.settings import NameRules
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Receipt, Target, TargetRun
 from neptune_assets.targets.ruled import RuledProject
@@ -114,7 +113,7 @@ def reconcile(
     ``progress`` gets (runs done, runs in all, rows compared). Raises TargetError if the target cannot be asked.
     """
     started = time.monotonic()
-    ruled = RuledProject(project, rules or Rules(NameRules()))
+    ruled = RuledProject(project, rules)
     target = open_target()
     try:
         comparison = Comparison(target.name, project.project_id)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from neptune_assets.lake.reader import LakeProject, LakeRun
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.schema import AttributeType
+from neptune_assets.settings import NameRules
 from neptune_assets.targets.protocol import Dropped, Receipt
 from neptune_assets.targets.rules import Rules
 
@@ -113,11 +114,11 @@ class RuledRun(LakeRun):
 
 
 class RuledProject:
-    """A project whose runs are under rules."""
+    """A project whose runs are under rules; without any, all runs stay as they are."""
 
-    def __init__(self, project: LakeProject, rules: Rules) -> None:
+    def __init__(self, project: LakeProject, rules: Rules | None) -> None:
         self.project = project
-        self.rules = rules
+        self.rules = rules or Rules(NameRules())
         self.project_id = project.project_id
 
     def records(self) -> dict[str, RunRecord]:

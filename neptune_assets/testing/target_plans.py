@@ -21,20 +21,19 @@ from neptune_assets.testing.target_case import TargetCase
 
 def planned(place: Place, root: Path, **options: Any) -> ProjectPlan:
     """Plan a load of the project beneath ``root``."""
-    target = place.open()
-    name = target.name
-    target.close()
-    settings = settings_of(root)
-    return plan_project(Lake(settings).project(PROJECT), place.open, Ledger(settings, name, PROJECT), **options)
+    return plan_project(Lake(settings_of(root)).project(PROJECT), place.open, _ledger(place, root), **options)
 
 
 def compared(place: Place, root: Path, **options: Any) -> Comparison:
     """Compare the target with the project beneath ``root``."""
+    return reconcile(Lake(settings_of(root)).project(PROJECT), place.open, _ledger(place, root), **options)
+
+
+def _ledger(place: Place, root: Path) -> Ledger:
     target = place.open()
     name = target.name
     target.close()
-    settings = settings_of(root)
-    return reconcile(Lake(settings).project(PROJECT), place.open, Ledger(settings, name, PROJECT), **options)
+    return Ledger(settings_of(root), name, PROJECT)
 
 
 class PlanTests(TargetCase):

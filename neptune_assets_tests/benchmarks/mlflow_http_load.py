@@ -66,30 +66,20 @@ def cpu_seconds(server: RunningServer) -> float:
 
 def ours(settings: LakeSettings, project: LakeProject, server: RunningServer, work: Path, connections: int) -> Figure:
     """Load the runs; return what it took."""
-    from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+    from neptune_assets_tests.benchmarks.reading_back import ReadingBack
 
-    reading = 0.0
-
-    class Timed(Opened):
-        def verify(self, run, receipt):  # type: ignore[no-untyped-def]
-            nonlocal reading
-            before = time.perf_counter()
-            try:
-                return super().verify(run, receipt)
-            finally:
-                reading += time.perf_counter() - before
-
+    reading = ReadingBack()
     target = MlflowTarget(tracking_uri=server.url, http_connections=connections)
     ledger = Ledger(LakeSettings(root=str(work)), "mlflow", project.project_id)
     cpu, started = cpu_seconds(server), time.perf_counter()
-    report = load_project(project, lambda: Timed(target, settings), ledger)
+    report = load_project(project, lambda: reading.open(target, settings), ledger)
     seconds = time.perf_counter() - started
     if report.failed:
         raise SystemExit(f"our load failed: {report.failed}")
     held = points_in(server)
     if held != report.written["float_series"]:
         raise SystemExit(f"{held:,} points are in MLflow where {report.written['float_series']:,} were written")
-    return Figure(report.points, seconds, seconds - reading, cpu_seconds(server) - cpu)
+    return Figure(report.points, seconds, seconds - reading.seconds, cpu_seconds(server) - cpu)
 
 
 def peer(

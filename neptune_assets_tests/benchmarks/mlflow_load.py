@@ -77,33 +77,25 @@ class PostgresStore:
 
 def load_here(lake: Path, run_ids: list[str], uri: str, work: Path) -> None:
     """Load runs in this process, which has nothing else to do, and print what it took as JSON."""
-    from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+    from neptune_assets_tests.benchmarks.reading_back import ReadingBack
 
-    reading = 0.0
-
-    class Timed(Opened):
-        def verify(self, run, receipt):  # type: ignore[no-untyped-def]
-            nonlocal reading
-            before = time.perf_counter()
-            try:
-                return super().verify(run, receipt)
-            finally:
-                reading += time.perf_counter() - before
-
+    reading = ReadingBack()
     settings = LakeSettings(root=str(lake))
     target = MlflowTarget(tracking_uri=uri, artifact_root=str(work / "artifacts"))
-    opened = Timed(target, settings)
+    opened = reading.open(target, settings)
     opened.check()
     opened.close()
     project = Lake(settings).project(Lake(settings).projects()[0]).only(run_ids)
     ledger = Ledger(LakeSettings(root=str(work)), "mlflow", project.project_id)
     cpu, started = time.process_time(), time.perf_counter()
-    report = load_project(project, lambda: Timed(target, settings), ledger)
+    report = load_project(project, lambda: reading.open(target, settings), ledger)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     if report.failed:
         raise SystemExit(f"our load failed: {report.failed}")
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps([report.written["float_series"], report.points, seconds, seconds - reading, cpu, megabytes]))
+    print(
+        json.dumps([report.written["float_series"], report.points, seconds, seconds - reading.seconds, cpu, megabytes])
+    )
 
 
 def ours(store: SqliteStore | PostgresStore, lake: Path, run_ids: list[str], work: Path) -> float:

@@ -15,6 +15,7 @@ import adbc_driver_manager
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.targets.mlflow import artifacts, verify
+from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.config import Connection
 from neptune_assets.targets.mlflow.database import PARAMS, TAGS, TESTED_REVISIONS, Database, HeldRun
 from neptune_assets.targets.mlflow.jobs import Accounts, Content, Job
@@ -146,8 +147,8 @@ class Direct:
     def _errors(self, doing: str) -> AbstractContextManager[None]:
         return database_errors(doing, self._connection.shown)
 
-    def _artifacts(self, uri: str) -> artifacts.Artifacts:
-        return artifacts.Artifacts(uri, self._connection.uri)
+    def _artifacts(self, uri: str) -> Artifacts:
+        return Artifacts(uri, self._connection.uri)
 
     def _clear(self, home: str, generation: str, old_uris: list[str]) -> None:
         """Delete artifacts of the run that was replaced, and what loads that died left beside them."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import AttributeType
-from neptune_assets.targets.mlflow import artifacts, mapping
+from neptune_assets.targets.mlflow import artifacts, mapping, texts
+from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.database import HeldRun
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.points import PointStream, SeriesSum
@@ -63,7 +64,7 @@ class Content:
 class Accounts:
     """What became of the rows of one run while it was written."""
 
-    def __init__(self, job: Job, store: artifacts.Artifacts) -> None:
+    def __init__(self, job: Job, store: Artifacts) -> None:
         self._job = job
         self._store = store
         self.counts = artifacts.Counts()
@@ -79,7 +80,7 @@ class Accounts:
             counts.take(AttributeType.FLOAT_SERIES, written=stream.logged, mapped=stream.rows - stream.logged)
         long = [kind for _, kind in plan.long_params]
         for kind, rows in plan.rows.items():
-            if mapping.is_written(kind):
+            if texts.is_written(kind):
                 counts.take(kind, written=rows - long.count(kind) - plan.nulls.get(kind, 0), mapped=long.count(kind))
             else:
                 counts.take(kind, mapped=rows - plan.nulls.get(kind, 0))

@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from neptune_assets import settings
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.targets.mlflow import artifacts, fates, mapping, verify
+from neptune_assets.targets.mlflow import fates, mapping, verify
+from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
 from neptune_assets.targets.mlflow.database import HeldRun
@@ -129,7 +130,7 @@ class MlflowTarget:
         with mlflow_errors(f"removing run {run_id!r}", self._connection.shown):
             self._way.remove(old)
             for item in old:
-                artifacts.Artifacts(item.artifact_uri, self._connection.uri).delete()
+                Artifacts(item.artifact_uri, self._connection.uri).delete()
         self._held[mapping.external_key(project_id, run_id)] = []
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
@@ -220,7 +221,7 @@ class MlflowTarget:
             "end_time": plan.end,
             "lifecycle_stage": "active",
         }
-        store = artifacts.Artifacts(str(held.info["artifact_uri"]), self._connection.uri)
+        store = Artifacts(str(held.info["artifact_uri"]), self._connection.uri)
         return [
             *verify.compare_texts("the run's", row, {name: held.info[name] for name in row}, subset=False),
             *verify.compare_points(expected, held.points),

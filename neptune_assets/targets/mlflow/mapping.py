@@ -17,15 +17,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from neptune_assets.lake.layout import format_step
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.targets.mlflow import names
+from neptune_assets.schema import AttributeType
+from neptune_assets.targets.mlflow import names, texts
 from neptune_assets.targets.mlflow.overview import Attribute as Attribute
 from neptune_assets.targets.mlflow.overview import Overview, overview
 from neptune_assets.targets.protocol import Plan
@@ -33,10 +33,6 @@ from neptune_assets.targets.ruled import wanted_name
 
 VERSION: Final = 2
 """Raised whenever the same run would be loaded differently, so that runs loaded before are loaded again."""
-
-MAX_PARAM: Final = 6_000
-MAX_TAG: Final = 5_000
-"""MLflow's newer servers take 8,000 characters; older ones refuse more than 5,000."""
 
 KEY: Final = "neptune_assets.key"
 PROJECT_KEY: Final = "neptune_assets.project_key"
@@ -46,9 +42,6 @@ MAPPING: Final = "neptune_assets.mapping"
 PROJECT: Final = "neptune.project"
 RUN_ID: Final = "neptune.run_id"
 PARENT_RUN: Final = "mlflow.parentRunId"
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_WRITTEN: Final = frozenset({AttributeType.INT, AttributeType.FLOAT, AttributeType.STRING, AttributeType.BOOL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,56 +80,6 @@ def project_key(project_id: str) -> str:
     return names.digest(project_id, 16)
 
 
-def milliseconds(moment: datetime) -> int:
-    """Return a moment as whole milliseconds since 1970, without going through a float."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
-
-
-def iso(moment: datetime) -> str:
-    """Return a moment as ISO 8601 in UTC with milliseconds."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
-
-
-def param_text(kind: str, value: Any) -> str:
-    """Return a parameter's value as the text that stands in MLflow."""
-    match kind:
-        case AttributeType.FLOAT:
-            return repr(float(value))
-        case AttributeType.DATETIME:
-            return iso(value)
-        case AttributeType.STRING_SET:
-            return json.dumps(sorted(value), ensure_ascii=False)
-        case _:
-            return str(value)
-
-
-def is_written(kind: str) -> bool:
-    """True if a param of MLflow is what this type is; False if it becomes text that stands for it."""
-    return kind in _WRITTEN
-
-
-def parameters(run: LakeRun) -> Iterator[tuple[Attribute, Any]]:
-    """Yield ((path, type), value) of all parameters of a run."""
-    values = sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES})
-    for batch in run.batches(PARAMETER_TYPES, ("attribute_path", "attribute_type", *values)):
-        columns = {name: batch[name] for name in values}
-        for row, (path, kind) in enumerate(
-            zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
-        ):
-            yield (path, kind), columns[VALUE_COLUMN[AttributeType(kind)]][row].as_py()
-
-
-def fits_param(text: str) -> bool:
-    """True if MLflow keeps this text as it is. Some databases refuse NUL."""
-    return len(text) <= MAX_PARAM and "\x00" not in text
-
-
-def tag_text(text: str) -> str:
-    """Return text that MLflow takes as a tag; what is longer is cut, NUL is replaced. The param has it whole."""
-    text = text.replace("\x00", "\ufffd")
-    return text if len(text) <= MAX_TAG else text[: MAX_TAG - 1] + "…"
-
-
 def make_plan(
     run: LakeRun,
     *,
@@ -160,8 +103,8 @@ def make_plan(
             continue
         if path.startswith("sys/"):
             sys[path] = value
-        text = param_text(kind, value)
-        if fits_param(text):
+        text = texts.param_text(kind, value)
+        if texts.fits_param(text):
             values[attribute] = text
         else:
             long.add(attribute)
@@ -189,8 +132,8 @@ def make_plan(
         **{name: [a[0] for a in met] for name, met in names.meeting_paths(path_names).items()},
     }
     long_params = {attribute: paths[attribute] for attribute in sorted(long)}
-    texts = {params[attribute]: text for attribute, text in values.items()}
-    texts.update({params[a]: f"(whole in artifact {path})" for a, path in long_params.items()})
+    values_of_params = {params[attribute]: text for attribute, text in values.items()}
+    values_of_params.update({params[a]: f"(whole in artifact {path})" for a, path in long_params.items()})
 
     start, end = _times(run, sys, seen)
     multiplier = step_multiplier or seen.multiplier
@@ -220,7 +163,7 @@ def make_plan(
         start=start,
         end=end,
         parent=run.record.parent,
-        params=texts,
+        params=values_of_params,
         long_params=long_params,
         param_keys=params,
         tags=_tags(run, sys, multiplier),
@@ -276,17 +219,17 @@ def _times(run: LakeRun, sys: Mapping[str, Any], seen: Overview) -> tuple[int, i
     start: int | None = None
     created = sys.get("sys/creation_time")
     if isinstance(created, datetime):
-        start = milliseconds(created)
+        start = texts.milliseconds(created)
     elif run.record.created_at is not None:
-        start = milliseconds(datetime.fromisoformat(run.record.created_at))
+        start = texts.milliseconds(datetime.fromisoformat(run.record.created_at))
     elif seen.earliest is not None:
-        start = milliseconds(seen.earliest)
+        start = texts.milliseconds(seen.earliest)
     else:
-        start = milliseconds(datetime.fromisoformat(run.record.committed_at))
+        start = texts.milliseconds(datetime.fromisoformat(run.record.committed_at))
     modified = sys.get("sys/modification_time")
-    end = milliseconds(seen.latest) if seen.latest is not None else None
+    end = texts.milliseconds(seen.latest) if seen.latest is not None else None
     if end is None and isinstance(modified, datetime):
-        end = milliseconds(modified)
+        end = texts.milliseconds(modified)
     return max(start, 0), max(start, 0, end if end is not None else start)
 
 
@@ -307,8 +250,8 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
     tags = {
         KEY: external_key(run.project_id, run.run_id),
         PROJECT_KEY: project_key(run.project_id),
-        PROJECT: tag_text(run.project_id),
-        RUN_ID: tag_text(run.run_id),
+        PROJECT: texts.tag_text(run.project_id),
+        RUN_ID: texts.tag_text(run.run_id),
         "neptune.step_multiplier": str(multiplier),
     }
     for tag, path in (
@@ -317,13 +260,13 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
         ("neptune.custom_run_id", "sys/custom_run_id"),
     ):
         if sys.get(path):
-            tags[tag] = tag_text(str(sys[path]))
+            tags[tag] = texts.tag_text(str(sys[path]))
     if sys.get("sys/description"):
-        tags["mlflow.note.content"] = tag_text(str(sys["sys/description"]))
+        tags["mlflow.note.content"] = texts.tag_text(str(sys["sys/description"]))
     if not run.record.complete:
         tags["neptune.partial"] = "True"
     if run.record.parent is not None:
-        tags["neptune.parent"] = tag_text(run.record.parent)
+        tags["neptune.parent"] = texts.tag_text(run.record.parent)
         tags[PARENT_KEY] = external_key(run.project_id, run.record.parent)
         if run.record.fork_step is not None:
             step = format_step(run.record.fork_step)
@@ -332,5 +275,5 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
     for prefix, path in (("neptune.tag.", "sys/tags"), ("neptune.group_tag.", "sys/group_tags")):
         wanted.update({(path, value): prefix + value for value in sys.get(path) or ()})
     for (_, value), key in names.distinct_keys(wanted, fold_case=True).items():
-        tags[key] = tag_text(value)
+        tags[key] = texts.tag_text(value)
     return tags

@@ -28,7 +28,7 @@ from neptune_assets import settings
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.lake.reader import Lake, LakeRun
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.targets.mlflow import mapping, names
+from neptune_assets.targets.mlflow import mapping, names, texts
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
@@ -207,33 +207,33 @@ class ModelsTarget:
     def _texts(self, run: LakeRun, uuid: str) -> tuple[str, dict[str, str], dict[str, str]]:
         """Return description, tags and the tags that say what the thing is, all of one model or version."""
         values: dict[mapping.Attribute, Any] = {
-            attribute: value for attribute, value in mapping.parameters(run) if value is not None
+            attribute: value for attribute, value in texts.parameters(run) if value is not None
         }
         sys = {path: value for (path, _), value in values.items() if path.startswith("sys/")}
         facts = {
             mapping.KEY: self._key(run.project_id, run.run_id),
             mapping.PROJECT_KEY: mapping.project_key(f"{run.project_id}/{Scope.MODELS.value}"),
-            mapping.PROJECT: mapping.tag_text(run.project_id),
+            mapping.PROJECT: texts.tag_text(run.project_id),
             MODEL_ID: run.run_id,
             "neptune_assets.run": uuid,
         }
         if sys.get("sys/name"):
-            facts["neptune.name"] = mapping.tag_text(str(sys["sys/name"]))
+            facts["neptune.name"] = texts.tag_text(str(sys["sys/name"]))
         if self.scope is Scope.MODEL_VERSIONS:
             facts[VERSION_ID] = run.run_id
             facts[MODEL_ID] = str(sys.get("sys/model_id") or run.run_id.rpartition("-")[0] or run.run_id)
             if sys.get("sys/stage"):
-                facts[STAGE] = mapping.tag_text(str(sys["sys/stage"]))
+                facts[STAGE] = texts.tag_text(str(sys["sys/stage"]))
             neptune_run = self._linked(run.project_id, values)
             if neptune_run is not None:
-                facts[mapping.RUN_ID] = mapping.tag_text(neptune_run)
+                facts[mapping.RUN_ID] = texts.tag_text(neptune_run)
                 if uuid_of_run := self._mlflow_run(run.project_id, neptune_run):
                     facts[LINKED] = uuid_of_run
         keys = names.distinct_keys(
             {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)}, fold_case=True
         )
-        tags = {keys[a]: mapping.tag_text(mapping.param_text(a[1], value)) for a, value in values.items()}
-        description = mapping.tag_text(str(sys.get("sys/description") or ""))
+        tags = {keys[a]: texts.tag_text(texts.param_text(a[1], value)) for a, value in values.items()}
+        description = texts.tag_text(str(sys.get("sys/description") or ""))
         return description, {**tags, **facts, mapping.DIGEST: run.record.digest}, facts
 
     def _linked(self, project_id: str, values: dict[mapping.Attribute, Any]) -> str | None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from mlflow.exceptions import MlflowException
 
 from neptune_assets.targets.mlflow import artifacts, mapping, verify
+from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.calls import Calls
 from neptune_assets.targets.mlflow.client import Client
 from neptune_assets.targets.mlflow.database import HeldRun
@@ -90,8 +91,8 @@ class Served:
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def _artifacts(self, uri: str) -> artifacts.Artifacts:
-        return artifacts.Artifacts(uri, self._client.connection.uri)
+    def _artifacts(self, uri: str) -> Artifacts:
+        return Artifacts(uri, self._client.connection.uri)
 
     def _discard(self, item: HeldRun) -> None:
         self._calls.delete_run(item.uuid)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.targets.mlflow.artifacts import MANIFEST_FILE, Artifacts
+from neptune_assets.targets.mlflow.artifact_store import Artifacts
+from neptune_assets.targets.mlflow.artifacts import MANIFEST_FILE
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.points import Latest, Points, PointStream, SeriesSum, Sums
 from neptune_assets.targets.protocol import Receipt
