@@ -114,7 +114,7 @@ def test_every_row_of_the_readme_is_a_setting() -> None:
 
 @pytest.mark.parametrize(("name", "field"), list(_settings()), ids=[name for name, _ in _settings()])
 def test_a_setting_is_described_as_it_is(name: str, field: FieldInfo) -> None:
-    assert field.description, f"{name} has no description in neptune_assets/settings.py"
+    assert field.description, f"{name} has no description"
     row = _documented().get(name)
     assert row is not None, f"README.md, Settings: no row for {name}"
     assert row == (_default(field), field.description), f"README.md, Settings: the row of {name} is out of date"

@@ -1,0 +1,103 @@
+"""Settings of the sources: one model for each kind, and access to remote storage."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import Field, model_validator
+
+from neptune_assets.setting_types import EnvironmentName, Model
+
+_SECRET = re.compile(r"secret|token|password|passwd|api_?key|credential|(^|_)key($|_)", re.IGNORECASE)
+
+
+class StorageSettings(Model):
+    """How to reach a file system that is not local (s3://, gs://, az://, any fsspec URL)."""
+
+    options: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="Options for fsspec, such as endpoint_url; never secrets."
+    )
+    secrets_env: dict[str, EnvironmentName] = Field(
+        default_factory=dict, description="fsspec options whose values come from the named environment variables."
+    )
+
+    @model_validator(mode="after")
+    def _no_secrets_in_options(self) -> StorageSettings:
+        for name in self.options:
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"options.{name} looks like a secret; put it in an environment variable, name that in secrets_env"
+                )
+        return self
+
+
+class ExportSource(Model):
+    """A directory that neptune-exporter wrote, local or at any fsspec URL. It is only ever read."""
+
+    data: str = Field(description="The exporter's data directory: one directory a project, Parquet inside.")
+    files: str | None = Field(
+        default=None, description="The exporter's files directory; leave out if files were not exported."
+    )
+    model_data: str | None = Field(default=None, description="Data directory of `export-models`.")
+    model_files: str | None = Field(default=None, description="Files directory of `export-models`.")
+    error_report: str | None = Field(
+        default=None,
+        description="The exporter's `--error-report-file`, if it lies elsewhere than in the data directory or the two "
+        "above it.",
+    )
+    mode: Literal["copy", "in_place"] = Field(
+        default="copy",
+        description="copy: repaired rows and files go into the lake. in_place: nothing is copied, the lake points at "
+        "the export and repairs are made on reading.",
+    )
+    source_tz: str = Field(
+        default="report",
+        description="Time zone whose local time a 2.x export stored as UTC: an IANA name, `infer` (from each run's "
+        "first point), `report` (infer and only report) or `UTC` (times are right).",
+    )
+    storage: StorageSettings = Field(
+        default_factory=StorageSettings,
+        description="Access to the export if it is remote, for copying it and for reading it in place.",
+    )
+
+    @model_validator(mode="after")
+    def _known_time_zone(self) -> ExportSource:
+        if self.source_tz not in {"infer", "report", "UTC"}:
+            if self.source_tz not in available_timezones():
+                raise ValueError(
+                    f"source_tz {self.source_tz!r} is none of infer, report, UTC, or an IANA name like Europe/Warsaw"
+                )
+            ZoneInfo(self.source_tz)
+        return self
+
+
+class OfflineSource(Model):
+    """Folders recorded by neptune-scale or neptune-client that never reached a server. They are only ever read."""
+
+    paths: list[str] = Field(description="Directories searched for recordings: `.neptune` folders or what holds them.")
+    project: str | None = Field(
+        default=None,
+        description="Project, as workspace/project, for recordings of neptune-client, which do not name theirs.",
+    )
+    search_files_in: list[str] = Field(
+        default_factory=list,
+        description="More directories to look in for files that a recording names by a path that is gone.",
+    )
+
+
+class SourceSettings(Model):
+    """Where runs come from: exactly one kind."""
+
+    export: ExportSource | None = Field(default=None, description="A neptune-exporter directory.")
+    offline: OfflineSource | None = Field(default=None, description="Recordings of Neptune's clients.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> SourceSettings:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"source takes exactly one of {', '.join(type(self).model_fields)}; here: {', '.join(given) or 'none'}"
+            )
+        return self
