@@ -1,0 +1,85 @@
+-- One SQLite database for each project: everything that clients logged, durable when the request is answered.
+--
+-- Steps are whole micro-steps (10^-6), times whole milliseconds since 1970 in UTC. Floats are kept as their 64 bits in
+-- an INTEGER: SQLite itself would turn NaN into NULL and -0.0 into 0.
+
+CREATE TABLE project (
+    project_id  TEXT    NOT NULL,              -- workspace/name
+    uuid        TEXT    NOT NULL,
+    key         TEXT    NOT NULL,              -- what sys/id begins with
+    created_at  INTEGER NOT NULL,
+    revision    INTEGER NOT NULL DEFAULT 0,    -- grows with every commit; runs carry the value of their last change
+    format      INTEGER NOT NULL DEFAULT 1
+);
+
+CREATE TABLE runs (
+    id              INTEGER PRIMARY KEY,
+    scope           TEXT    NOT NULL DEFAULT 'runs',   -- runs, models, model_versions, or project (its own metadata)
+    run_id          TEXT    NOT NULL,                  -- sys/custom_run_id; sys/id where a client gave none
+    sys_id          TEXT    NOT NULL,
+    uuid            TEXT    NOT NULL UNIQUE,           -- how 2.x clients name it
+    experiment      TEXT,                              -- sys/name of 3.x
+    parent_project  TEXT,
+    parent_run_id   TEXT,
+    fork_step       INTEGER,
+    requested_parent TEXT,
+    inherit_configs INTEGER NOT NULL DEFAULT 1,
+    generation      TEXT    NOT NULL DEFAULT '3',      -- protocol that made it: 2 or 3
+    created_at      INTEGER NOT NULL,
+    modified_at     INTEGER NOT NULL,
+    ping_at         INTEGER,
+    trashed         INTEGER NOT NULL DEFAULT 0,
+    archived        INTEGER NOT NULL DEFAULT 0,
+    adopted         TEXT,                              -- digest of the lake's run that this one continues
+    revision        INTEGER NOT NULL,
+    UNIQUE (scope, run_id),
+    UNIQUE (scope, sys_id)
+);
+CREATE INDEX runs_by_revision ON runs (revision);
+CREATE INDEX runs_by_parent ON runs (parent_run_id);
+
+-- One row for each attribute of a run. A single value is in `value`; a series has its points in the tables below.
+CREATE TABLE attributes (
+    id        INTEGER PRIMARY KEY,
+    run       INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    path      TEXT    NOT NULL,
+    type      TEXT    NOT NULL,                -- as in neptune_assets.schema.AttributeType
+    value     BLOB,                            -- INTEGER (int, bool 0/1, datetime ms, float bits), TEXT (string), JSON text (string_set, file, file_set, artifact)
+    last_step INTEGER,                         -- of the last committed point
+    revision  INTEGER NOT NULL,
+    UNIQUE (run, path)
+);
+
+CREATE TABLE points (                          -- float_series
+    attribute INTEGER NOT NULL REFERENCES attributes (id) ON DELETE CASCADE,
+    step      INTEGER NOT NULL,
+    time      INTEGER NOT NULL,
+    bits      INTEGER NOT NULL,
+    PRIMARY KEY (attribute, step)
+) WITHOUT ROWID;
+
+CREATE TABLE previews (                        -- float_series points that are not final yet
+    attribute  INTEGER NOT NULL REFERENCES attributes (id) ON DELETE CASCADE,
+    step       INTEGER NOT NULL,
+    time       INTEGER NOT NULL,
+    bits       INTEGER NOT NULL,
+    completion INTEGER NOT NULL,               -- bits of the completion ratio
+    PRIMARY KEY (attribute, step)
+) WITHOUT ROWID;
+
+CREATE TABLE objects (                         -- string_series, histogram_series, file_series
+    attribute INTEGER NOT NULL REFERENCES attributes (id) ON DELETE CASCADE,
+    step      INTEGER NOT NULL,
+    time      INTEGER NOT NULL,
+    value     TEXT    NOT NULL,                -- the string itself, or JSON of the histogram or file
+    PRIMARY KEY (attribute, step)
+) WITHOUT ROWID;
+
+-- Bytes that arrived, by the key that clients chose (`file.path`); the last upload to a key wins.
+CREATE TABLE files (
+    key         TEXT    PRIMARY KEY,
+    sha256      TEXT    NOT NULL,              -- also the name of the stored object
+    size        INTEGER NOT NULL,
+    mime_type   TEXT,
+    uploaded_at INTEGER NOT NULL
+);
