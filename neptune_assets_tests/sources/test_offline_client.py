@@ -1,6 +1,6 @@
-"""Recordings of neptune-client: real engine. Old layouts, records of old clients and damage are made from real ones.
+"""Recordings of neptune-client: what was logged is what is read.
 
-The asynchronous mode cannot be recorded without a server; async folders are offline ones moved as `neptune sync` does.
+The recordings are by the real engine; values that it no longer writes, or cannot, stand in logs written here.
 """
 
 from __future__ import annotations
@@ -9,158 +9,33 @@ import base64
 import hashlib
 import io
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from neptune_assets.errors import FileGoneError, SourceError, UnsafePathError
-from neptune_assets.schema import SCHEMA, Scope
+from neptune_assets.errors import FileGoneError
 from neptune_assets.settings import Filters, OfflineSource
-from neptune_assets.sources.offline.client_log import Garbage, Log, json_objects
-from neptune_assets.sources.offline.client_values import micro_steps, milliseconds
 from neptune_assets.sources.offline.source import Offline
-from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets_tests.conformance.sources import SourceCase, SourceContract
 from neptune_assets_tests.support import client_recorder as recorded
+from neptune_assets_tests.support.client_reading import (
+    NAME,
+    PROJECT,
+    UUID,
+    Read,
+    floats,
+    op,
+    read_all,
+    read_one,
+    tree,
+    write_log,
+)
 
-PROJECT = "team/old"
-UUID = "01234567-89ab-cdef-0123-456789abcdef"
-RUN_ID = "OFFLINE-0123456789ab"
-NAME = f"run__{UUID}__77__abcdefgh"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass
-class Read:
-    source: Offline
-    run_id: str
-    scope: Scope
-    rows: list[dict[str, Any]]
-    end: RunEnd
-
-    def values(self, path: str) -> list[Any]:
-        return [_value(row) for row in self.rows if row["attribute_path"] == path]
-
-    def value(self, path: str) -> Any:
-        (value,) = self.values(path)
-        return value
-
-    def kinds(self, path: str) -> set[str]:
-        return {row["attribute_type"] for row in self.rows if row["attribute_path"] == path}
-
-    def points(self, path: str) -> list[tuple[Decimal, Any]]:
-        return [(row["step"], _value(row)) for row in self.rows if row["attribute_path"] == path]
-
-    def members(self, path: str, index: int = 0) -> dict[str, bytes]:
-        files = self.source.files(PROJECT, self.run_id, self.values(path)[index], self.scope)
-        content = {}
-        for file in files:
-            with file.open() as stream:
-                content[file.relative_path] = stream.read()
-        return content
-
-    @property
-    def errors(self) -> list[str]:
-        return [issue.message for issue in self.end.errors]
-
-    @property
-    def notes(self) -> list[str]:
-        return [issue.message for issue in self.end.notes]
-
-
-def _value(row: dict[str, Any]) -> Any:
-    kind = row["attribute_type"]
-    if kind.startswith(("file", "artifact")):
-        return row["file_value"]["path"]
-    return row[f"{kind.removesuffix('_series')}_value"]
-
-
-def read_all(*paths: Path, scope: Scope = Scope.RUNS, **options: Any) -> dict[str, Read]:
-    settings = OfflineSource(paths=[str(path) for path in paths], **{"project": PROJECT, **options})
-    source = Offline(settings, Filters())
-    found = {}
-    for info in source.runs(PROJECT, scope):
-        rows: list[dict[str, Any]] = []
-        for chunk in source.read(PROJECT, [info.run_id], scope):
-            if isinstance(chunk, RunRows):
-                assert chunk.batch.schema == SCHEMA
-                chunk.batch.validate(full=True)
-                rows.extend(chunk.batch.to_pylist())
-            else:
-                found[info.run_id] = Read(source, info.run_id, scope, rows, chunk)
-    return found
-
-
-def read_one(*paths: Path, **options: Any) -> Read:
-    (found,) = read_all(*paths, **options).values()
-    return found
-
-
-def write_log(folder: Path, *operations: dict[str, Any], first: int = 1, at: float = 1_700_000_000.0) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"obj": operation, "version": first + number, "at": at + number}) + "\n"
-        for number, operation in enumerate(operations)
-    ]
-    (folder / f"data-{first}.log").write_text("".join(lines))
-    return folder
-
-
-def op(kind: str, path: str, **fields: Any) -> dict[str, Any]:
-    return {"type": kind, "path": path.split("/"), **fields}
-
-
-def floats(path: str, *values: float) -> dict[str, Any]:
-    return op("LogFloats", path, values=[{"value": value, "step": None, "ts": 1.5} for value in values])
-
-
-def tree(root: Path) -> dict[str, tuple[int, str]]:
-    return {
-        str(path.relative_to(root)): (
-            path.stat().st_mtime_ns,
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-        )
-        for path in sorted(root.rglob("*"))
-    }
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("client")
-    recorded.record("everything", path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def both(folder: Path) -> dict[str, Read]:
-    return {read.value("sys/name"): read for read in read_all(folder).values()}
-
-
-@pytest.fixture
-def run(both: dict[str, Read]) -> Read:
-    return both["first"]
-
-
-@pytest.fixture
-def offline(tmp_path: Path) -> Path:
-    return tmp_path / ".neptune" / "offline"
-
-
-@pytest.fixture
-def real(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the first run's folder, free to be damaged."""
-    for path in (folder / ".neptune" / "offline").iterdir():
-        if '"first"' in (path / "data-1.log").read_text()[:400]:
-            return Path(shutil.copytree(path, tmp_path / ".neptune" / "offline" / path.name))
-    raise AssertionError("the first run is not there")
 
 
 class TestContract(SourceContract):
@@ -317,22 +192,6 @@ def test_copies_in_a_circle_end(offline: Path) -> None:
         assert len(read.errors) == 1
 
 
-def test_ids_and_times_are_stable(folder: Path, both: dict[str, Read], tmp_path: Path) -> None:
-    copied = shutil.copytree(folder / ".neptune", tmp_path / "elsewhere" / ".neptune")
-    assert set(read_all(copied)) == {read.run_id for read in both.values()}
-    for path in (folder / ".neptune" / "offline").iterdir():
-        run_id = "OFFLINE-" + path.name.split("__")[1].replace("-", "")[:12]
-        metadata = json.loads((path / "metadata.json").read_text())
-        created = datetime.fromisoformat(metadata["createdAt"])
-        (read,) = [read for read in both.values() if read.run_id == run_id]
-        assert read.value("sys/id") == run_id
-        assert read.value("sys/creation_time") == created.replace(microsecond=created.microsecond // 1000 * 1000)
-        (info,) = [info for info in read.source.runs(PROJECT) if info.run_id == run_id]
-        assert info.created_at == created
-        assert info.modified_at is not None
-        assert info.modified_at >= created
-
-
 def test_promise_counts_what_was_read(run: Read) -> None:
     seen: dict[str, set[str]] = {}
     for row in run.rows:
@@ -356,251 +215,6 @@ def test_files_are_found_by_a_source_that_did_not_read(run: Read, folder: Path) 
         assert len(fresh.files(PROJECT, run.run_id, run.values(path)[0])) == expected
     with pytest.raises(FileGoneError):
         fresh.files(PROJECT, run.run_id, run.value("f/text") + "1")
-
-
-def test_project_must_be_named(folder: Path) -> None:
-    with pytest.raises(SourceError, match=r"source\.offline\.project"):
-        Offline(OfflineSource(paths=[str(folder)]), Filters()).projects()
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        f"async/{NAME}",
-        f"async/{NAME}__0",
-        f"async/run__{UUID}/exec-1700000000.5-2023-11-14_22.13.20.500000-77",
-        f"async/{UUID}/exec-1700000000.5-2023-11-14_22.13.20.500000-77",
-        f"offline/run__{UUID}",
-        f"offline/{UUID}",
-    ],
-)
-def test_every_layout_is_the_same_run(real: Path, folder: Path, tmp_path: Path, place: str) -> None:
-    as_recorded = read_one(real, search_files_in=[str(folder)])
-    target = tmp_path / "moved" / ".neptune" / place
-    target.parent.mkdir(parents=True)
-    real.rename(target)
-    metadata = target / "metadata.json"
-    if "exec-" in place:
-        metadata.unlink()
-    read = read_one(tmp_path / "moved", search_files_in=[str(folder)])
-    assert read.run_id == RUN_ID
-    # Without metadata nothing says that the copy of a value within the run is one.
-    missing = set() if metadata.exists() else {"c/float"}
-    rows = [row["attribute_path"] for row in as_recorded.rows if row["attribute_path"] not in missing]
-    assert rows == [row["attribute_path"] for row in read.rows]
-    assert len(read.errors) == 1 + len(missing)
-    assert len(json.loads(next(iter(read.members("a/tracked").values())))) == 4
-    assert read.points("m/points") == as_recorded.points("m/points")
-    assert read.members("f/bytes") == {"bytes.bin": recorded.BYTES}
-    first_at = json.loads((target / "data-1.log").read_text().splitlines()[0])["at"]
-    if not metadata.exists():
-        assert abs(read.value("sys/creation_time").timestamp() - first_at) < 0.001
-
-
-@pytest.mark.parametrize(("kind", "scope"), [("model", Scope.MODELS), ("model_version", Scope.MODEL_VERSIONS)])
-def test_models_have_their_own_scope(tmp_path: Path, kind: str, scope: Scope) -> None:
-    write_log(tmp_path / "async" / f"{kind}__{UUID}__7__abcdefgh", op("AssignInt", "x", value=1))
-    write_log(tmp_path / "async" / NAME, op("AssignInt", "x", value=2))
-    assert read_one(tmp_path).value("x") == 2
-    assert read_one(tmp_path, scope=scope).value("x") == 1
-
-
-def test_metadata_of_a_project_is_left_out_and_told(tmp_path: Path) -> None:
-    write_log(tmp_path / "async" / f"project__{UUID}__7__abcdefgh", op("AssignInt", "x", value=1))
-    write_log(tmp_path / "async" / NAME, op("AssignInt", "x", value=2))
-    (problem,) = read_one(tmp_path).source.problems(PROJECT)
-    assert "project__" in problem.message
-
-
-def test_unknown_structure_is_refused(real: Path) -> None:
-    metadata = json.loads((real / "metadata.json").read_text())
-    (real / "metadata.json").write_text(json.dumps(metadata | {"structureVersion": 4}))
-    write_log(real.parent / NAME, op("AssignInt", "x", value=2))
-    (problem,) = read_one(real.parent).source.problems(PROJECT)
-    assert str(real) in problem.message
-    assert "structureVersion 4" in problem.message
-
-
-def test_log_without_a_name_is_refused_and_foreign_logs_are_ignored(tmp_path: Path) -> None:
-    write_log(tmp_path / "async" / NAME, op("AssignInt", "x", value=2))
-    write_log(tmp_path / "renamed", op("AssignInt", "x", value=3))
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "data-1.log").write_text("12:00 all is well\n")
-    (tmp_path / "sync" / NAME / "upload_path").mkdir(parents=True)
-    (problem,) = read_one(tmp_path).source.problems(PROJECT)
-    assert str(tmp_path / "renamed") in problem.message
-
-
-def test_a_file_among_the_paths_is_no_problem(offline: Path) -> None:
-    execution = write_log(offline / NAME, op("AssignInt", "x", value=1))
-    read = read_one(offline, execution / "data-1.log")
-    assert read.value("x") == 1
-    assert list(read.source.problems(PROJECT)) == []
-
-
-def test_executions_are_merged_in_time_order(tmp_path: Path) -> None:
-    base = tmp_path / "async"
-    write_log(base / f"run__{UUID}__2__bbbbbbbb", op("AssignInt", "x", value=2), floats("m", 3.0), at=1_700_000_100.0)
-    write_log(base / f"run__{UUID}__1__cccccccc", op("AssignInt", "x", value=1), floats("m", 1.0, 2.0))
-    write_log(base / f"run__{UUID}__3__aaaaaaaa", op("AssignInt", "y", value=5), at=1_700_000_100.5)
-    read = read_one(tmp_path)
-    assert read.value("x") == 2
-    assert read.value("y") == 5
-    assert read.points("m") == [(Decimal(0), 1.0), (Decimal(1), 2.0), (Decimal(2), 3.0)]
-
-
-def test_clear_in_a_later_execution(tmp_path: Path) -> None:
-    base = tmp_path / "async"
-    write_log(base / f"run__{UUID}__1__cccccccc", floats("m", 1.0, 2.0))
-    later = (op("ClearFloatLog", "m"), floats("m", 3.0))
-    write_log(base / f"run__{UUID}__2__bbbbbbbb", *later, at=1_700_000_100.0)
-    assert read_one(tmp_path).points("m") == [(Decimal(0), 3.0)]
-
-
-def test_copies_of_one_execution_count_once(tmp_path: Path) -> None:
-    write_log(tmp_path / "a" / "offline" / NAME, floats("m", 1.0))
-    write_log(tmp_path / "b" / "offline" / NAME, floats("m", 1.0), floats("m", 2.0))
-    read = read_one(tmp_path)
-    assert read.points("m") == [(Decimal(0), 1.0), (Decimal(1), 2.0)]
-    assert any(str(tmp_path / "a") in note for note in read.notes)
-
-
-def test_log_files_are_read_in_order_of_their_numbers(offline: Path) -> None:
-    for first, value in ((1, 0.0), (2, 1.0), (3, 2.0)):
-        write_log(offline / NAME, *[floats("m", value)], first=first)
-    write_log(offline / NAME, *[floats("m", float(n)) for n in range(3, 9)], first=4)
-    write_log(offline / NAME, floats("m", 9.0), first=10)
-    read = read_one(offline)
-    assert [value for _, value in read.points("m")] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
-
-
-def test_process_killed_while_logging(tmp_path: Path) -> None:
-    recorded.record("killed", tmp_path)
-    (execution,) = (tmp_path / ".neptune" / "offline").iterdir()
-    put = int((execution / "last_put_version").read_text())
-    text = (execution / "data-1.log").read_text()
-    whole = text.count("}\n")
-    read = read_one(tmp_path)
-    values = [value for _, value in read.points("m/loss")]
-    assert values == [float(n) for n in range(len(values))]
-    assert 0 < len(values) < whole
-    assert whole < put, "the buffer was flushed by chance; log more"
-    assert any(str(put) in message for message in read.errors)
-    assert read.end.promised is None
-
-
-def test_torn_record_is_dropped_and_noted(offline: Path) -> None:
-    execution = write_log(offline / NAME, floats("m", 1.0), floats("m", 2.0))
-    log = execution / "data-1.log"
-    whole = log.read_bytes()
-    first = whole.index(b"\n") + 1
-    for cut in range(first + 1, len(whole) - 1, 5):
-        log.write_bytes(whole[:cut])
-        read = read_one(offline)
-        assert read.points("m") == [(Decimal(0), 1.0)]
-        assert read.errors == []
-        assert [str(log) in note and str(first) in note for note in read.notes] == [True]
-
-
-def test_operations_that_never_reached_the_disk(offline: Path) -> None:
-    execution = write_log(offline / NAME, floats("m", 1.0), floats("m", 2.0))
-    (execution / "last_put_version").write_text("5")
-    read = read_one(offline)
-    (message,) = read.errors
-    assert "3 to 5" in message
-    assert len(read.points("m")) == 2
-
-
-@pytest.mark.parametrize("garbage", [b"\0" * 5_000, b"%&! no json\n", b'{"obj": {"type": "Assi', b"\xff\xfe" * 700_000])
-def test_garbage_in_the_middle_makes_the_run_partial(offline: Path, garbage: bytes) -> None:
-    execution = write_log(offline / NAME, *[floats("m", float(n)) for n in range(5)])
-    log = execution / "data-1.log"
-    lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(lines[:2]) + garbage + b"".join(lines[3:]))
-    read = read_one(offline)
-    start = len(b"".join(lines[:2]))
-    assert [value for _, value in read.points("m")] == [0.0, 1.0, 3.0, 4.0]
-    assert any(str(log) in message and f" {start} " in message for message in read.errors)
-    assert any("3 to 3" in message for message in read.errors)
-    assert read.end.promised is None
-
-
-def test_garbage_inside_the_values_of_a_record(offline: Path) -> None:
-    execution = write_log(offline / NAME, *[floats("m", float(n)) for n in range(3)])
-    write_log(offline / NAME, op("ClearFloatLog", "n"), floats("n", 5.0), first=4)
-    log = execution / "data-1.log"
-    lines = log.read_bytes().splitlines(keepends=True)
-    lines[1] = lines[1].replace(b'"step"', b"\0step\0")
-    log.write_bytes(b"".join(lines))
-    read = read_one(offline)
-    assert [value for _, value in read.points("m")] == [0.0, 2.0]
-    assert any(str(log) in message and f" {len(lines[0])} " in message for message in read.errors)
-    assert any("2 to 2" in message for message in read.errors)
-    assert read.points("n") == [(Decimal(0), 5.0)]
-    assert len(read.errors) == 2
-    assert read.end.promised is None
-
-
-def test_records_on_one_line(offline: Path) -> None:
-    execution = write_log(offline / NAME, *[floats("m", float(n)) for n in range(3)], op("AssignInt", "x", value=1))
-    log = execution / "data-1.log"
-    log.write_bytes(log.read_bytes().replace(b"\n", b""))
-    read = read_one(offline)
-    assert [value for _, value in read.points("m")] == [0.0, 1.0, 2.0]
-    assert read.value("x") == 1
-    assert read.errors == []
-
-
-def test_paths_of_all_kinds(offline: Path) -> None:
-    names = ['a"b', "back\\slash", "☃", '[x], "y', "tab\t", '], "values": [', "nul\0"]
-    segments = [[name, "s"] for name in names]
-    write_log(
-        offline / NAME,
-        *[{**floats("x", float(number)), "path": path} for number, path in enumerate(segments)],
-        {**floats("x", 1.0), "path": [1, 2]},
-        {**floats("x", 1.0), "path": []},
-    )
-    read = read_one(offline)
-    for number, path in enumerate(segments):
-        assert read.points("/".join(path)) == [(Decimal(0), float(number))]
-    assert len(read.errors) == 2
-
-
-def test_gap_names_the_range(offline: Path) -> None:
-    write_log(offline / NAME, floats("m", 1.0))
-    execution = write_log(offline / NAME, floats("m", 2.0), first=7)
-    (message,) = read_one(offline).errors
-    assert "2 to 6" in message
-    assert str(execution) in message
-
-
-def test_acknowledged_operations_are_read_while_they_are_there(tmp_path: Path) -> None:
-    execution = write_log(tmp_path / "async" / NAME, floats("m", 1.0), floats("m", 2.0))
-    (execution / "last_put_version").write_text("2")
-    (execution / "last_ack_version").write_text("2")
-    read = read_one(tmp_path)
-    assert len(read.points("m")) == 2
-    assert read.errors == []
-
-
-def test_acknowledged_operations_that_are_gone(tmp_path: Path) -> None:
-    execution = write_log(tmp_path / "async" / NAME, floats("m", 1.0), first=101)
-    (execution / "last_ack_version").write_text("100")
-    read = read_one(tmp_path)
-    (message,) = read.errors
-    assert "1 to 100" in message
-    assert "acknowledged" in message
-    assert read.points("m") == [(Decimal(0), 1.0)]
-
-
-def test_repeated_versions_and_records_that_are_none(offline: Path) -> None:
-    execution = write_log(offline / NAME, floats("m", 1.0))
-    log = execution / "data-1.log"
-    good = log.read_text()
-    log.write_text(good + good + '{"obj": 5, "version": 2}\n' + '{"other": 1}\n')
-    read = read_one(offline)
-    assert read.points("m") == [(Decimal(0), 1.0)]
-    assert len(read.errors) == 3
 
 
 def test_numbers_of_every_size(offline: Path) -> None:
@@ -656,62 +270,6 @@ def test_old_forms_of_images_and_files(offline: Path) -> None:
     assert len(read.errors) == 2
 
 
-def upload(path: str, **fields: Any) -> dict[str, Any]:
-    return op("UploadFile", path, **{"ext": "txt", "file_path": None, "tmp_file_name": None, **fields})
-
-
-def test_files_that_are_gone_are_looked_for(offline: Path, tmp_path: Path) -> None:
-    for name, text in (("one/data/x.txt", "one"), ("two/data/x.txt", "two"), ("one/y.txt", "y")):
-        (tmp_path / "kept" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "kept" / name).write_text(text)
-    write_log(
-        offline / NAME,
-        upload("x", file_path="/no/such/two/data/x.txt"),
-        upload("y", file_path="C:\\Users\\me\\y.txt"),
-        upload("tie", file_path="/no/such/x.txt"),
-        upload("z", file_path="/no/such/z.txt"),
-        op("UploadFileSet", "set", file_globs=["/no/such/y.txt", "/no/such/*.csv"], reset="False"),
-        op("UploadFileSet", "empty", file_globs=["/no/such/*.csv"], reset="True"),
-        op("TrackFilesToArtifact", "art", entries=[["/no/such/dir", None], ["s3://bucket/key", None]], project_id="p"),
-    )
-    read = read_one(offline, search_files_in=[str(tmp_path / "kept")])
-    assert read.members("x") == {"x.txt": b"two"}
-    assert read.members("y") == {"y.txt": b"y"}
-    for name in ("tie", "z"):
-        with pytest.raises(FileGoneError, match=f"/no/such/{'x' if name == 'tie' else 'z'}.txt"):
-            read.members(name)
-    assert read.members("set") == {"y.txt": b"y"}
-    assert read.values("empty") == []
-    assert read.values("art") == []
-    assert sum("/no/such/*.csv" in message for message in read.errors) == 2
-    assert sum("s3://bucket/key" in message for message in read.errors) == 1
-    assert sum("/no/such/dir" in message for message in read.errors) == 1
-
-
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "..", "", "a/b", "link"])
-def test_uploads_never_leave_their_folder(offline: Path, tmp_path: Path, name: str) -> None:
-    execution = write_log(offline / NAME, upload("x", tmp_file_name=name))
-    (execution / "upload_path").mkdir()
-    (execution / "secret").write_text("secret")
-    (execution / "upload_path" / "link").symlink_to(execution / "secret")
-    with pytest.raises(UnsafePathError):
-        read_one(offline).members("x")
-
-
-def test_relative_file_path_is_refused(offline: Path) -> None:
-    write_log(offline / NAME, upload("x", file_path="../../x.txt"))
-    with pytest.raises(UnsafePathError):
-        read_one(offline).members("x")
-
-
-def test_file_changed_after_it_was_logged_is_noted(offline: Path, tmp_path: Path) -> None:
-    target = tmp_path / "x.txt"
-    target.write_text("now")
-    os.utime(target, (1_700_000_500, 1_700_000_500))
-    write_log(offline / NAME, upload("x", file_path=str(target)))
-    assert any(str(target) in note for note in read_one(offline).notes)
-
-
 def test_file_set_outside_the_working_directory(offline: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     away = tmp_path_factory.mktemp("away")
     (away / "in" / "deep").mkdir(parents=True)
@@ -726,101 +284,3 @@ def test_file_set_outside_the_working_directory(offline: Path, tmp_path_factory:
     read = read_one(offline)
     assert read.members("set") == {"a.txt": b"a", "deep/b.txt": b"b"}
     assert read.members("one") == {"b.txt": b"b"}
-
-
-def test_fingerprint_follows_the_recording(real: Path, tmp_path: Path) -> None:
-    source = Offline(OfflineSource(paths=[str(tmp_path)], project=PROJECT), Filters())
-
-    def fingerprint() -> str:
-        return source.runs(PROJECT)[0].fingerprint
-
-    first = fingerprint()
-    assert fingerprint() == first
-    for path in (real / "data-1.log", real / "metadata.json", min((real / "upload_path").iterdir())):
-        with path.open("ab") as file:
-            file.write(b" ")
-        assert fingerprint() != first
-        first = fingerprint()
-
-
-def test_filters_leave_attributes_out(real: Path) -> None:
-    settings = OfflineSource(paths=[str(real)], project=PROJECT)
-    source = Offline(settings, Filters.model_validate({"attributes": {"include": ["^m/points$"]}}))
-    (info,) = source.runs(PROJECT)
-    chunks = list(source.read(PROJECT, [info.run_id]))
-    end = chunks[-1]
-    assert isinstance(end, RunEnd)
-    assert end.promised == {"float_series": 1}
-    assert sum(chunk.batch.num_rows for chunk in chunks if isinstance(chunk, RunRows)) == len(recorded.POINTS)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (1_700_000_000.0005, 1_700_000_000_000),
-        (1_700_000_000.0015, 1_700_000_000_002),
-        (1_700_000_000.00151, 1_700_000_000_002),
-        (-0.0005, 0),
-        (-0.0015, -2),
-        (0.0025, 2),
-        (12, 12_000),
-    ],
-)
-def test_milliseconds_are_rounded_half_even(seconds: float, expected: int) -> None:
-    assert milliseconds(seconds) == expected
-
-
-@pytest.mark.parametrize(
-    "step", ["0.000001", "0.0000005", "0.0000015", "8796093.0000005", "123456789012.123456", "-7.5"]
-)
-def test_steps_are_rounded_like_decimals(step: str) -> None:
-    assert micro_steps(float(step)) == round(Decimal(repr(float(step))) * 1_000_000)
-
-
-def chunks_of(data: bytes, tmp_path: Path) -> list[Any]:
-    path = tmp_path / "data-1.log"
-    path.write_bytes(data)
-    return list(json_objects(path))
-
-
-def test_objects_need_no_lines_and_may_hold_raw_characters(tmp_path: Path) -> None:
-    big = json.dumps({"obj": {"text": "x" * 3_000_000}})
-    text = '{"obj": 1}{"obj": "raw \n and \t ☃"}\n\n ' + big + '{"obj": "\\u2603"}'
-    found = chunks_of(text.encode(), tmp_path)
-    assert [value["obj"] for _, value in found if isinstance(value, dict)][:2] == [1, "raw \n and \t ☃"]
-    start = text.encode().index(big.encode())
-    assert [offset for offset, _ in found] == [0, 10, start, start + len(big)]
-    assert found[2][1] == json.loads(big)
-    assert found[3][1] == {"obj": "☃"}
-
-
-def test_deep_nesting_and_wrong_bytes_are_garbage(tmp_path: Path) -> None:
-    good = b'{"obj": 2}\n'
-    deep = b'{"a":' * 200_000 + b"1" + b"}" * 200_000 + b"\n"
-    found = chunks_of(deep + good + b'{"obj": "\xff"}\n' + good, tmp_path)
-    assert [item for item in found if isinstance(item, Garbage)] == [
-        Garbage(0, len(deep)),
-        Garbage(len(deep) + len(good), len(deep) + len(good) + len(b'{"obj": "\xff"}\n')),
-    ]
-    assert [item[1] for item in found if not isinstance(item, Garbage)] == [{"obj": 2}, {"obj": 2}]
-
-
-def test_records_are_read_with_bounded_memory(offline: Path) -> None:
-    import tracemalloc
-
-    execution = write_log(offline / NAME)
-    text = "y" * 10_000
-    with (execution / "data-1.log").open("w") as log:
-        for version in range(1, 4_001):
-            values = [{"value": text, "step": version, "ts": 1}]
-            log.write(json.dumps({"obj": op("LogStrings", "s", values=values), "version": version}) + "\n")
-
-    def consume() -> Iterator[int]:
-        for entry in Log.of(execution, ("data-1.log",)).entries():
-            yield entry.version
-
-    tracemalloc.start()
-    assert sum(consume()) == 4_000 * 4_001 // 2
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 12 * 1024 * 1024
