@@ -13,7 +13,7 @@ from neptune_assets.sources.offline import recordings
 from neptune_assets.sources.offline.recordings import Folder, Refusal, walk
 from neptune_assets.sources.offline.source import Offline
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "recordings"
+DEMO = Path(__file__).resolve().parents[3] / "demo" / "recordings"
 PROJECTS = ["demo/tabular", "demo/vision"]
 
 
