@@ -1,6 +1,9 @@
 # Everything here brings its own tools: a fresh machine needs Python 3.11+, git and make, no more.
 SHELL := /bin/bash
 PYTHON ?= python3
+LAKE ?= data/lake
+STORE ?= data/server
+PORT ?= 8020
 VENV ?= .venv
 TOOLS := .tools
 UV := $(TOOLS)/bin/uv
@@ -16,7 +19,7 @@ DEMO_PROJECTS := demo/vision demo/tabular
 DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test proofs conformance-exporter check format bench record-demo clean
+.PHONY: help install demo dev test proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check format bench record-demo clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -44,13 +47,22 @@ dev: install ## Open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
 
 test: install ## Run the tests
-	@$(BIN)/pytest -m "not slow and not peer"
+	@$(BIN)/pytest -m "not slow and not peer and not official"
 
 proofs: install ## Run the slow proofs: random kills, full disk, memory caps
-	@$(BIN)/pytest -m "slow and not peer"
+	@$(BIN)/pytest -m "slow and not peer and not official"
 
 conformance-exporter: install ## Try neptune-exporter's own code on our lake: make conformance-exporter PEER_PYTHON=... PEER_SRC=...
 	@PEER_PYTHON="$(PEER_PYTHON)" PEER_SRC="$(PEER_SRC)" $(BIN)/pytest -m peer neptune_assets_tests/conformance
+
+serve: install ## Serve Neptune's protocols over the lake: make serve LAKE=... STORE=... PORT=...
+	@$(BIN)/python -m neptune_assets.server serve --lake "$(LAKE)" --store "$(STORE)" --port "$(PORT)"
+
+conformance-neptune3: install ## Run the 3.x clients' own test suites against our server: see docs/server.md
+	@$(BIN)/pytest -m official neptune_assets_tests/conformance/test_official_neptune3.py
+
+conformance-neptune2: install ## Run the 2.x client's own test suite against our server: see docs/server.md
+	@$(BIN)/pytest -m official neptune_assets_tests/conformance/test_official_neptune2.py
 
 check: install ## Check formatting, lint, types and docs
 	@$(BIN)/ruff format --check .
