@@ -13,7 +13,14 @@ from typing import Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from neptune_assets.setting_types import Model, Moment, Pattern, anchored_path
-from neptune_assets.source_settings import ExportSource, OfflineSource, SourceSettings, StorageSettings
+from neptune_assets.source_settings import (
+    ExportSource,
+    LiveSource,
+    Neptune2Source,
+    OfflineSource,
+    SourceSettings,
+    StorageSettings,
+)
 from neptune_assets.target_settings import MlflowTarget, NameRules, PrefixRename, TargetSettings, WandbTarget
 
 __all__ = [
@@ -22,8 +29,10 @@ __all__ = [
     "ExportSource",
     "Filters",
     "LakeSettings",
+    "LiveSource",
     "MlflowTarget",
     "NameRules",
+    "Neptune2Source",
     "OfflineSource",
     "PrefixRename",
     "ProjectFilter",
@@ -159,6 +168,10 @@ class Settings(Model):
         if offline is not None:
             offline.paths = [anchored_path(path, root) for path in offline.paths]
             offline.search_files_in = [anchored_path(path, root) for path in offline.search_files_in]
+        if settings.source.neptune2 is not None:
+            settings.source.neptune2.artifact_roots = [
+                anchored_path(path, root) for path in settings.source.neptune2.artifact_roots
+            ]
         settings.filters.runs.ids_file = anchored_path(settings.filters.runs.ids_file, root)
         settings.lake.root = anchored_path(settings.lake.root, root)
         settings.lake.scratch = anchored_path(settings.lake.scratch, root)

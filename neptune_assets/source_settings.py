@@ -87,11 +87,56 @@ class OfflineSource(Model):
     )
 
 
+class LiveSource(Model):
+    """What the sources that ask a running server have in common. They only ever read."""
+
+    projects: list[str] | None = Field(
+        default=None, description="Exactly these projects, as workspace/project; found out from the server if left out."
+    )
+    workspace: str | None = Field(
+        default=None, description="Find projects of this workspace only; those of all workspaces if left out."
+    )
+    api_token_env: EnvironmentName = Field(
+        default="NEPTUNE_API_TOKEN", description="Environment variable that holds the API token."
+    )
+    concurrency: int = Field(default=8, ge=1, le=64, description="Requests to the server at the same time.")
+    requests_per_second: float | None = Field(
+        default=None, gt=0, description="Most requests a second; as fast as the server answers if left out."
+    )
+    request_seconds: float = Field(default=120, gt=0, description="Give up waiting for one answer after this long.")
+    retry_seconds: float = Field(
+        default=300, ge=0, description="Try a request that fails in passing again for this long, then give it up."
+    )
+    runs_per_page: int = Field(default=1_000, ge=1, le=10_000, description="Runs asked for at once.")
+    points_per_page: int = Field(default=1_000, ge=1, le=10_000, description="Points of one series asked for at once.")
+
+
+class Neptune2Source(LiveSource):
+    """A running Neptune 2.x server, read through neptune-client. It is only ever read."""
+
+    query: str | None = Field(
+        default=None, description="Only runs that match this query in Neptune's query language (NQL)."
+    )
+    allow_http: bool = Field(
+        default=False, description="Talk to servers elsewhere over plain http; to this machine's own that is allowed."
+    )
+    file_sets: Literal["unpack", "zip"] = Field(
+        default="unpack", description="unpack: each member of a file set becomes a file. zip: the archive is kept."
+    )
+    artifact_roots: list[str] = Field(
+        default_factory=list,
+        description="Local directories and s3:// URLs below which files that artifacts track may be copied; other "
+        "files are listed only.",
+    )
+    artifact_storage: StorageSettings = Field(default_factory=StorageSettings, description="Access to artifacts in S3.")
+
+
 class SourceSettings(Model):
     """Where runs come from: exactly one kind."""
 
     export: ExportSource | None = Field(default=None, description="A neptune-exporter directory.")
     offline: OfflineSource | None = Field(default=None, description="Recordings of Neptune's clients.")
+    neptune2: Neptune2Source | None = Field(default=None, description="A running Neptune 2.x server.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> SourceSettings:
