@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "demo").rglob("*.md")])
 MADE_BY_USE = ("data/", "dagster_home/storage", "dagster_home/history", "neptune_assets/defs/<", "demo/__pycache__")
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
-SETTING_ROW = re.compile(r"^\| `(?P<name>[a-z_.]+)` \| ?(?P<default>.*?) ?\| (?P<meaning>.*) \|$", re.MULTILINE)
+SETTING_ROW = re.compile(r"^\| `(?P<name>[a-z0-9_.]+)` \| ?(?P<default>.*?) ?\| (?P<meaning>.*) \|$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
