@@ -27,6 +27,12 @@ class SourceError(NeptuneAssetsError):
     """A source, or a project in it, cannot be read at all."""
 
 
+class SourceUnavailableError(SourceError):
+    """A server that is read from does not answer for now."""
+
+    transient = True
+
+
 class UnknownProjectError(SourceError):
     """The source holds no project of that name."""
 

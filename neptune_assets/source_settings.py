@@ -131,12 +131,34 @@ class Neptune2Source(LiveSource):
     artifact_storage: StorageSettings = Field(default_factory=StorageSettings, description="Access to artifacts in S3.")
 
 
+class Neptune3Source(LiveSource):
+    """A running Neptune 3.x server, read as neptune-query reads it. It is only ever read."""
+
+    points_per_page: int = Field(
+        default=250_000, ge=1_000, le=1_000_000, description="Points asked for at once, of all series together."
+    )
+    series_per_page: int = Field(
+        default=1_000, ge=1, le=10_000, description="Series asked for at once, of all runs together."
+    )
+    metric_previews: bool = Field(
+        default=False,
+        description="Also take points of metrics that are not final, as series of their own: `<path>:preview` and "
+        "`<path>:preview_completion`.",
+    )
+    client: Literal["fast", "public"] = Field(
+        default="fast",
+        description="fast: with a version of neptune-query that was tested for it, turn its answers into Parquet "
+        "without its data frames. public: only call its public functions, as with any other version.",
+    )
+
+
 class SourceSettings(Model):
     """Where runs come from: exactly one kind."""
 
     export: ExportSource | None = Field(default=None, description="A neptune-exporter directory.")
     offline: OfflineSource | None = Field(default=None, description="Recordings of Neptune's clients.")
     neptune2: Neptune2Source | None = Field(default=None, description="A running Neptune 2.x server.")
+    neptune3: Neptune3Source | None = Field(default=None, description="A running Neptune 3.x server.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> SourceSettings:

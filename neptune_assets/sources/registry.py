@@ -17,4 +17,12 @@ def open_source(settings: Settings) -> Source:
         from neptune_assets.sources.offline.source import Offline
 
         return Offline(settings.source.offline, settings.filters)
-    raise SettingsError("The settings name no source.", hint="Give source.export or source.offline.")
+    if settings.source.neptune2 is not None:
+        from neptune_assets.sources.neptune2.source import Neptune2
+
+        return Neptune2(settings.source.neptune2, settings.filters)
+    if settings.source.neptune3 is not None:
+        from neptune_assets.sources.neptune3.source import Neptune3
+
+        return Neptune3(settings.source.neptune3, settings.filters)
+    raise SettingsError("The settings name no source.", hint="Give one of source.export, source.offline and so on.")

@@ -1,0 +1,1 @@
+"""A running Neptune 3.x server as a source of runs."""
