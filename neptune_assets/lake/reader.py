@@ -17,7 +17,8 @@ from neptune_assets.lake.layout import MANIFEST, Layout
 from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.runs import LakeRun
-from neptune_assets.lake.storage import Storage, storage_errors
+from neptune_assets.lake.storage import Storage
+from neptune_assets.lake.storage_errors import storage_errors
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 

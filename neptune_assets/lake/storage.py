@@ -10,19 +10,14 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from neptune_assets.errors import LakeError, SettingsError
+from neptune_assets.errors import SettingsError
 from neptune_assets.settings import StorageSettings
-
-DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers that say that a disk, a quota or a file is full."""
 
 BLOCK: Final = 1 << 20
 """Bytes read or written at once when streaming."""
@@ -248,48 +243,6 @@ def sync_file(path: str) -> None:
 def sync_directory(path: str) -> None:
     """Write a local directory's entries to the disk."""
     sync_file(path)
-
-
-@contextmanager
-def storage_errors(storage: Storage, doing: str) -> Iterator[None]:
-    """Turn an OSError, or a store that does not answer, while ``doing`` something into a LakeError with a next action.
-
-    The message names the path and, on local disks, the free space.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise _lake_error(storage, doing, error) from error
-    except Exception as error:
-        if not type(error).__module__.startswith(_CLIENTS):
-            raise
-        raise _lake_error(storage, doing, error) from error
-
-
-_CLIENTS: Final = ("botocore.", "aiobotocore.", "aiohttp.", "gcsfs.", "google.", "azure.")
-"""Packages of object stores' clients, whose errors are not all OSErrors."""
-
-
-def _lake_error(storage: Storage, doing: str, error: Exception) -> LakeError:
-    place = getattr(error, "filename", None) or storage.url(storage.root)
-    number = getattr(error, "errno", None)
-    space = ""
-    if storage.local:
-        try:
-            space = f" ({(storage.free_bytes() or 0) / 1e6:,.1f} MB free)"
-        except OSError as second:
-            space = f" (free space unknown: {second.strerror})"
-    if number in DISK_FULL:
-        hint = "Make room on that disk (or raise the file size limit) and try again; finished runs are kept."
-    elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        hint = "Let this user read and write there, or set lake.root to a place where it may, and try again."
-    else:
-        hint = "Check that the lake's storage can be reached, read and written, then try again."
-    reason = getattr(error, "strerror", None) or str(error)
-    result = LakeError(f"{doing} failed at {place}{space}: {reason}.", hint=hint)
-    # An object store may answer the next time; a local disk does not heal by itself.
-    result.transient = not storage.local and number not in {errno.EACCES, errno.EPERM}
-    return result
 
 
 def _precondition_failed(error: OSError) -> bool:

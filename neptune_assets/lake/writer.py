@@ -1,7 +1,8 @@
 """Write a project into the lake: read only what changed, commit run by run, never mix old and new.
 
-Belongs here: which runs to read and in what order things become visible. What one run is made of is in
-:mod:`neptune_assets.lake.commits`, how it becomes visible in :mod:`neptune_assets.lake.staging`.
+Belongs here: in what order things are done and become visible. Which runs are read is decided in
+:mod:`neptune_assets.lake.selection`, what one run is made of in :mod:`neptune_assets.lake.commits`, and how it becomes
+visible in :mod:`neptune_assets.lake.staging`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from neptune_assets.lake.publication import Publication
 from neptune_assets.lake.readings import Chunks, Reading
 from neptune_assets.lake.records import IssueRecord, RunRecord
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
+from neptune_assets.lake.selection import COPIED_INSTEAD, Selection, asked_in_place
 from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.statistics_files import StatisticsFiles
-from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
+from neptune_assets.lake.storage import Storage
+from neptune_assets.lake.storage_errors import DISK_FULL, storage_errors
 from neptune_assets.lake.tracker import Tracker
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
@@ -36,12 +39,6 @@ __all__ = ["LakeWriter", "Progress", "RunIssue", "WriteReport"]
 
 _GIVE_UP_AFTER: Final = 3
 """Runs in a row whose reading breaks off before the source counts as broken altogether."""
-
-COPIED_INSTEAD: Final = (
-    "This run was copied into the lake although it was to be read in place: the export's parts as they lie, with the "
-    "repairs a reader can make, do not give the rows that were wanted (filters on attributes, or damaged parts)."
-)
-"""Note of a run that could not stay in place."""
 
 ProgressCall = Callable[[Progress], None]
 
@@ -121,8 +118,11 @@ class _ProjectWrite:
             present,
             full_refresh=full_refresh,
         )
-        todo = self._choose(infos)
-        self._mark_vanished(infos)
+        selection = Selection(
+            self._source, self._scope, self._manifest, self._report, self._publication.holds, full_refresh=full_refresh
+        )
+        todo = selection.choose(infos)
+        self._mark(selection.vanished(infos))
         if existing is None and not self._manifest.sequence:
             # A project without runs exists too: its manifest says so.
             self._store.commit(self._manifest, [], written_at=now())
@@ -137,50 +137,10 @@ class _ProjectWrite:
             self._store.compact(self._manifest, written_at=now())
         return self._finished(strays)
 
-    def _choose(self, infos: dict[str, RunInfo]) -> list[str]:
-        todo = []
-        for run_id, info in infos.items():
-            record = self._manifest.records.get(run_id)
-            if record is None:
-                self._report.new.append(run_id)
-            elif self._full_refresh or not self._is_current(record, info):
-                self._report.changed.append(run_id)
-            elif not record.complete or record.stale is not None:
-                self._report.retried.append(run_id)
-            else:
-                self._report.skipped.append(run_id)
-                continue
-            todo.append(run_id)
-        return todo
-
-    def _is_current(self, record: RunRecord, info: RunInfo) -> bool:
-        """True if the record was made from what the source has now, and its parts are still there and whole."""
-        if record.fingerprint != info.fingerprint or record.source != self._source.kind:
-            return False
-        in_place = self._in_place(record.run_id)
-        if in_place is not None:
-            if record.in_place is not None:
-                return record.in_place == in_place.files_root
-            if all(note.message != COPIED_INSTEAD for note in record.notes):
-                return False
-        return record.in_place is None and self._publication.holds(record)
-
-    def _mark_vanished(self, infos: dict[str, RunInfo]) -> None:
-        moment = now()
-        changed = []
-        skipped = set(self._report.skipped)
-        for record in self._manifest.records.values():
-            if record.run_id not in infos:
-                self._report.vanished.append(record.run_id)
-                if record.vanished_at is None:
-                    changed.append(replace(record, vanished_at=moment))
-            elif record.vanished_at is not None:
-                self._report.reappeared.append(record.run_id)
-                if record.run_id in skipped:
-                    changed.append(replace(record, vanished_at=None))
-        if changed:
+    def _mark(self, records: list[RunRecord]) -> None:
+        if records:
             self._lock.check()
-            self._store.commit(self._manifest, changed, written_at=moment)
+            self._store.commit(self._manifest, records, written_at=now())
 
     def _write_runs(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> None:
         remaining = dict.fromkeys(todo)
@@ -329,8 +289,6 @@ class _ProjectWrite:
         return report
 
     def _in_place(self, run_id: str) -> InPlaceRun | None:
-        """Ask the source, if it knows the question, whether a run stays where it is."""
         if run_id in self._copied_instead:
             return None
-        ask: Callable[[str, str, Scope], InPlaceRun | None] | None = getattr(self._source, "in_place", None)
-        return None if ask is None else ask(self._project_id, run_id, self._scope)
+        return asked_in_place(self._source, self._project_id, run_id, self._scope)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.offline.client_assignment import assign
 from neptune_assets.sources.offline.client_faults import Fault, Flaws, silent
 from neptune_assets.sources.offline.client_files import FileFinder, FileInMemory, files_list, gone
 from neptune_assets.sources.offline.client_layout import EPOCH, SCOPES, Execution, distinct, stable_id
@@ -27,7 +28,6 @@ from neptune_assets.sources.offline.client_operations import (
     Points,
     SeriesPlan,
     Tracked,
-    Upload,
 )
 from neptune_assets.sources.offline.client_references import References
 from neptune_assets.sources.offline.recordings import Fork
@@ -116,7 +116,7 @@ class ClientRecording:
             state.note(f"{copy} is a copy of an execution that is read from {self.path.parent}; it is left out.")
         flaws = Flaws(state)
         plan = self._plan(state, flaws)
-        self._assign(plan, state)
+        assign(plan, state, self._references, self.run_id, self.created_at)
         if not any(isinstance(value, SeriesPlan) for kinds in plan.attributes.values() for value in kinds.values()):
             return
         points = Points(plan, state.rows.point, self._references.image, Fault(state))
@@ -224,65 +224,6 @@ class ClientRecording:
             for number, answer in zip(numbers, answers, strict=True):
                 values[number] = answer
         return values
-
-    def _assign(self, plan: Plan, state: RunState) -> None:
-        """Put a plan's attributes into the state, points aside, and tell what the lake has no place for."""
-        for path, kinds in plan.attributes.items():
-            for kind, value in kinds.items():
-                if isinstance(value, SeriesPlan):
-                    if value.described:
-                        state.note(
-                            f"Of {path!r}, {value.described} images have a name or description, "
-                            "which the lake has no column for.",
-                            path,
-                            kind,
-                        )
-                elif not isinstance(value, Upload | list | Tracked):
-                    state.assign(path, kind, value)
-                elif state.rows.wants(kind, path):
-                    self._assign_file(path, kind, value, state)
-        for path in sorted(plan.configured):
-            state.note(f"The range or unit configured for {path!r} is not kept; the lake has no column for it.", path)
-        if state.assigned("sys/id", AttributeType.STRING) is None:
-            state.assign("sys/id", AttributeType.STRING, self.run_id)
-        created = self.created_at
-        if created is not None and state.assigned("sys/creation_time", AttributeType.DATETIME) is None:
-            state.assign("sys/creation_time", AttributeType.DATETIME, (created - EPOCH) // timedelta(milliseconds=1))
-
-    def _assign_file(self, path: str, kind: AttributeType, value: Any, state: RunState) -> None:
-        if isinstance(value, Upload):
-            state.assign(path, kind, self._references.upload(value))
-            self._note_change(path, value, state)
-            return
-        if isinstance(value, Tracked):
-            if value.hash is not None:
-                state.error(
-                    f"{path!r} was assigned the artifact {value.hash}; the list of its files was on the server only.",
-                    path,
-                    kind,
-                )
-                return
-            found, missing = self._references.tracked(value)
-            there = bool(found) or not value.entries
-        else:
-            members, missing = self._references.members(value)
-            there = bool(members)
-        for message in missing:
-            state.error(message, path, kind)
-        if there:
-            state.assign(path, kind, self._references.collection(kind, path))
-
-    def _note_change(self, path: str, upload: Upload, state: RunState) -> None:
-        """Say so if a file that was named, not copied, is newer than the record that names it."""
-        recorded = upload.operation.get("file_path")
-        if not isinstance(recorded, str) or upload.at is None:
-            return
-        try:
-            changed = Path(recorded).stat().st_mtime
-        except (OSError, ValueError):
-            return  # gone: opening it says so
-        if changed > upload.at + 1:
-            state.note(f"{recorded} was changed after it was logged as {path!r}; it is taken as it is now.", path)
 
     def _keep_collections(self, plan: Plan) -> None:
         self._collections = {
