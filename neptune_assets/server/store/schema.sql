@@ -9,7 +9,8 @@ CREATE TABLE project (
     key         TEXT    NOT NULL,              -- what sys/id begins with
     created_at  INTEGER NOT NULL,
     revision    INTEGER NOT NULL DEFAULT 0,    -- grows with every commit; runs carry the value of their last change
-    format      INTEGER NOT NULL DEFAULT 1
+    format      INTEGER NOT NULL DEFAULT 1,
+    last_number INTEGER NOT NULL DEFAULT 0     -- last number that a sys/id was given
 );
 
 CREATE TABLE runs (

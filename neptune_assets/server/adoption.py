@@ -1,0 +1,179 @@
+"""Take a run of the lake into the store before a client writes to it: all its rows and files, in one transaction.
+
+Decisions. The lake stays as it is; the store's run hides it from then on. What the store keeps in the run's row (ids,
+times, name, fork) comes from the run's ``sys/`` attributes, everything else is copied as it is. The lake may hold two
+types at one path, the store cannot: the second one is kept at a path that ends in its type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neptune_assets.errors import LakeError
+from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.server.store.projects import ProjectStore
+from neptune_assets.server.store.runs import NewRun, Run
+from neptune_assets.server.store.values import encode, file_value, histogram_value, to_json
+from neptune_assets.server.store.writing import Writing
+
+if TYPE_CHECKING:
+    from neptune_assets.lake.reader import LakeProject, LakeRun
+    from neptune_assets.server.store.operations import Operations
+
+_SYS_ID: Final = re.compile(r"([A-Z][A-Z0-9]*)-([0-9]{1,18})")
+_BLOCK: Final = 1 << 20
+_IN_ROW: Final = frozenset(
+    {
+        "sys/id",
+        "sys/custom_run_id",
+        "sys/creation_time",
+        "sys/modification_time",
+        "sys/ping_time",
+        "sys/trashed",
+        "sys/archived",
+        "sys/forking/parent",
+        "sys/forking/step",
+    }
+)
+
+
+def last_number_of(project: LakeProject) -> tuple[str | None, int]:
+    """The key that most sys ids of a project of the lake begin with, and the highest number after it."""
+    keys: Counter[str] = Counter()
+    numbers: dict[str, int] = {}
+    for run in project.runs():
+        match = _SYS_ID.fullmatch(str(_system(run).get("sys/id", "")))
+        if match is not None:
+            keys[match[1]] += 1
+            numbers[match[1]] = max(numbers.get(match[1], 0), int(match[2]))
+    if not keys:
+        return None, 0
+    key = keys.most_common(1)[0][0]
+    return key, numbers[key]
+
+
+def adopt(writing: Writing, project: ProjectStore, run: LakeRun, generation: str = "3") -> Run:
+    """Copy a run of the lake into the store. Raises LakeError if the lake cannot be read whole."""
+    system = _system(run)
+    sys_id = str(system.get("sys/id") or "") or None
+    if sys_id is not None and writing.run_by_sys_id(sys_id) is not None:
+        sys_id = None  # Given to another run meanwhile.
+    step = system.get("sys/forking/step")
+    parent = system.get("sys/forking/parent")
+    made = writing.create_run(
+        NewRun(
+            run.run_id,
+            sys_id=sys_id,
+            experiment=system.get("sys/name") if generation == "3" else None,
+            parent_project=None if parent is None else project.project_id,
+            parent_run_id=parent,
+            fork_step=None if step is None else round(step * MICROSTEPS),
+            generation=generation,
+            created_at=system.get("sys/creation_time"),
+            modified_at=system.get("sys/modification_time"),
+            trashed=bool(system.get("sys/trashed")),
+            archived=bool(system.get("sys/archived")),
+            adopted=run.record.digest,
+        )
+    )
+    operations = writing.operations(made)
+    hidden = _IN_ROW | ({"sys/name"} if generation == "3" else set())
+    for path, kind, rows in _attributes(run):
+        if path not in hidden:
+            _copy(operations, writing, project, run, path, kind, rows)
+    return made
+
+
+def _system(run: LakeRun) -> dict[str, Any]:
+    """The run's ``sys/`` values by path; datetimes as epoch ms."""
+    found: dict[str, Any] = {}
+    columns = ["attribute_path", "attribute_type", *dict.fromkeys(VALUE_COLUMN[kind] for kind in PARAMETER_TYPES)]
+    for batch in run.batches(PARAMETER_TYPES, columns):
+        own = batch.filter(pc.starts_with(batch["attribute_path"], "sys/"))
+        for row in own.set_column(
+            own.schema.get_field_index("datetime_value"), "datetime_value", own["datetime_value"].cast(pa.int64())
+        ).to_pylist():
+            found[row["attribute_path"]] = row[VALUE_COLUMN[AttributeType(row["attribute_type"])]]
+    return found
+
+
+def _attributes(run: LakeRun) -> Iterator[tuple[str, AttributeType, pa.RecordBatch]]:
+    """Rows of one attribute at a time, in order; a long series comes in pieces."""
+    for batch in run.batches():
+        paths, kinds = batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist()
+        start = 0
+        for row in range(1, len(paths) + 1):
+            if row == len(paths) or paths[row] != paths[start] or kinds[row] != kinds[start]:
+                yield paths[start], AttributeType(kinds[start]), batch.slice(start, row - start)
+                start = row
+
+
+def _copy(
+    operations: Operations,
+    writing: Writing,
+    project: ProjectStore,
+    run: LakeRun,
+    path: str,
+    kind: AttributeType,
+    rows: pa.RecordBatch,
+) -> None:
+    place = path if operations.kind(path) in {None, kind} else f"{path} ({kind})"
+    column = rows[VALUE_COLUMN[kind]]
+    if kind is AttributeType.DATETIME:
+        column = column.cast(pa.int64())
+    if kind in PARAMETER_TYPES:
+        operations.assign(place, kind, encode(kind, column[0].as_py()))
+        return
+    values = column.to_pylist()
+    if kind in FILE_TYPES:
+        stored = [_file(writing, project, run, value) for value in values]
+        if kind is not AttributeType.FILE_SERIES:
+            operations.assign(place, kind, encode(kind, stored[0]))
+            return
+        values = [to_json(value) for value in stored]
+    elif kind is AttributeType.HISTOGRAM_SERIES:
+        values = [to_json(histogram_value(value["type"], value["edges"], value["values"])) for value in values]
+    steps = pc.multiply(rows["step"].cast(pa.decimal128(38, 6)), pa.scalar(MICROSTEPS)).cast(pa.int64()).to_pylist()
+    times = rows["timestamp"].cast(pa.int64()).to_pylist()
+    attribute = operations.attribute(place, kind)
+    if attribute is None or any(step is None for step in steps):
+        raise LakeError(
+            f"The series {path!r} of run {run.run_id!r} has points without a step.", hint="Log to another run."
+        )
+    times = [0 if time is None else time for time in times]
+    if kind is AttributeType.FLOAT_SERIES:
+        refused = operations.append_floats(attribute, steps, times, values)
+    else:
+        refused = operations.append_objects(attribute, steps, times, values)
+    if refused:
+        raise LakeError(f"Series {path!r} of {run.run_id!r} is not in order in the lake.", hint="Repair the lake.")
+
+
+def _file(writing: Writing, project: ProjectStore, run: LakeRun, value: dict[str, Any] | None) -> dict[str, Any]:
+    """Copy the bytes of a file under its path in the lake; a file that the lake lacks stays missing."""
+    from mimetypes import guess_type
+
+    path = None if value is None else value["path"]
+    mime = guess_type(path or "")[0] or "application/octet-stream"
+    if path is None:
+        return file_value("", 0, mime)
+    try:
+        source = run.open_file(path)
+    except LakeError:
+        return file_value(path, 0, mime)
+    incoming = project.objects.receive()
+    try:
+        with source:
+            while block := source.read(_BLOCK):
+                incoming.write(block)
+        stored = incoming.keep()
+    finally:
+        incoming.drop()
+    writing.put_file(path, stored.sha256, stored.size, mime)
+    return file_value(path, stored.size, mime)

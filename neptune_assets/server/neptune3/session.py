@@ -1,0 +1,144 @@
+"""How a client begins: configuration, tokens, and the projects it may see or make."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from neptune_assets.errors import SettingsError
+from neptune_assets.server.endpoints import AccessDeniedError, ApiError, Call, Endpoint
+from neptune_assets.server.service import Service
+from neptune_assets.server.tokens import CLIENT_ID, REALM
+
+_BACKEND = "/api/backend/v1"
+
+
+def routes() -> list[BaseRoute]:
+    """Routes of sessions and projects, which both generations of clients use."""
+    return [
+        Endpoint(f"{_BACKEND}/clients/config", client_config, ("GET",), public=True).route(),
+        Endpoint(f"{REALM}/.well-known/openid-configuration", openid_configuration, ("GET",), public=True).route(),
+        Endpoint(f"{_BACKEND}/authorization/oauth-token", exchange_token, ("GET",), public=True).route(),
+        Endpoint(f"{REALM}/protocol/openid-connect/token", refresh_token, public=True).route(),
+        Endpoint(f"{_BACKEND}/projects", create_project, ("POST",), writes=True).route(),
+        Endpoint(f"{_BACKEND}/projects", list_projects, ("GET",)).route(),
+        Endpoint(f"{_BACKEND}/projects/get", get_project, ("GET",)).route(),
+    ]
+
+
+def client_config(call: Call) -> Response:
+    """Where everything is. Holds what 2.x clients look for too."""
+    url = call.base_url
+    return JSONResponse(
+        {
+            "apiUrl": url,
+            "applicationUrl": url,
+            "pyLibVersions": {},
+            "multiPartUpload": {
+                "enabled": True,
+                "minChunkSize": 5 << 20,
+                "maxChunkSize": 1 << 30,
+                "maxChunkCount": 1000,
+                "maxSinglePartSize": 5 << 20,
+            },
+            "artifacts": {"enabled": True, "apiVersion": 2},
+            "sysNameSetByBackend": False,
+            "security": {
+                "clientId": CLIENT_ID,
+                "openIdDiscovery": f"{url}{REALM}/.well-known/openid-configuration",
+            },
+        }
+    )
+
+
+def openid_configuration(call: Call) -> Response:
+    """Where tokens are refreshed, in OpenID's words."""
+    issuer = f"{call.base_url}{REALM}"
+    return JSONResponse(
+        {
+            "issuer": issuer,
+            "authorization_endpoint": f"{issuer}/protocol/openid-connect/auth",
+            "token_endpoint": f"{issuer}/protocol/openid-connect/token",
+            "grant_types_supported": ["refresh_token"],
+            "response_types_supported": ["token"],
+        }
+    )
+
+
+def exchange_token(call: Call) -> Response:
+    """Turn the API token of the header into an access token."""
+    found = call.service.tokens.exchange(call.request.headers.get("x-neptune-api-token", ""), call.base_url)
+    if found is None:
+        raise ApiError(401, "INVALID_API_TOKEN", "This API token is not of this server.")
+    return JSONResponse(found)
+
+
+def refresh_token(call: Call) -> Response:
+    """Turn a refresh token into a new access token."""
+    form = parse_qs(call.body.decode("utf-8", "replace"))
+    found = call.service.tokens.refresh(form.get("refresh_token", [""])[0], call.base_url)
+    if form.get("grant_type") != ["refresh_token"] or found is None:
+        return JSONResponse({"error": "invalid_grant"}, status_code=400)
+    return JSONResponse(found)
+
+
+def create_project(call: Call) -> Response:
+    """Make a project; 409 if it is there."""
+    fields = call.json_object().get("projectToCreate") or call.json_object()
+    workspace = fields.get("organizationIdentifier") or fields.get("organizationId")
+    project_id = f"{workspace}/{fields.get('name')}"
+    service = call.service
+    if project_id in service.projects():
+        raise ApiError(409, "PROJECT_NAME_COLLISION", f"Project {project_id!r} exists.")
+    key = fields.get("projectKey")
+    try:
+        service.store.project(project_id, create=True, key=key if isinstance(key, str) and key else None)
+    except SettingsError as error:
+        raise ApiError(400, "PROJECT_NAME_INVALID", str(error)) from None
+    return JSONResponse(project_body(service, project_id))
+
+
+def list_projects(call: Call) -> Response:
+    """All projects; ``organizationIdentifier`` and ``searchTerm`` narrow them down."""
+    workspace = call.query.get("organizationIdentifier")
+    term = call.query.get("searchTerm", "").lower()
+    entries = [
+        project_body(call.service, project_id)
+        for project_id in call.service.projects()
+        if workspace in {None, "", project_id.partition("/")[0]} and term in project_id.lower()
+    ]
+    offset, limit = int(call.query.get("offset", 0)), int(call.query.get("limit", len(entries)))
+    return JSONResponse({"entries": entries[offset : offset + limit], "totalItemCount": len(entries)})
+
+
+def get_project(call: Call) -> Response:
+    """One project by ``workspace/project``, or by its uuid."""
+    wanted = call.query.get("projectIdentifier", "")
+    service = call.service
+    for project_id in service.store.projects():
+        if wanted == service.store.project(project_id).uuid:
+            wanted = project_id
+    if wanted not in service.projects():
+        raise AccessDeniedError(wanted)
+    return JSONResponse(project_body(service, wanted))
+
+
+def project_body(service: Service, project_id: str) -> dict[str, Any]:
+    """A project as clients of both generations read it."""
+    workspace, _, name = project_id.partition("/")
+    known = {"id": project_id, "projectKey": ""}
+    if project_id in service.store.projects():
+        project = service.store.project(project_id)
+        known = {"id": project.uuid, "projectKey": project.key}
+    return {
+        **known,
+        "name": name,
+        "organizationName": workspace,
+        "organizationId": workspace,
+        "visibility": "priv",
+        "version": 2,
+        "description": "",
+    }

@@ -1,0 +1,224 @@
+"""The store: one directory for each project, one process that writes, transactions that commit with a new revision."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from neptune_assets.errors import LakeBusyError, UnknownProjectError
+from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.storage import sync_directory
+from neptune_assets.partitions import validate_project_key
+from neptune_assets.server.store.database import DATABASE, StoreError, open_reader, open_writer
+from neptune_assets.server.store.files import ObjectStore
+from neptune_assets.server.store.writing import Cache, Writing
+
+_IDLE_READERS: Final = 4
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970 in UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class Store:
+    """All projects below ``root``. Holding one means holding the right to write them: a second process is refused."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "projects").mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(root)
+        self._projects: dict[str, ProjectStore] = {}
+        self._guard = threading.Lock()
+        for directory in sorted((root / "projects").iterdir()):
+            if (directory / DATABASE).is_file() and (project := _existing(directory)) is not None:
+                self._projects[project.project_id] = project
+
+    def projects(self) -> list[str]:
+        """Names of all projects, sorted."""
+        return sorted(self._projects)
+
+    def project(
+        self, project_id: str, *, create: bool = False, key: str | None = None, last_number: int = 0
+    ) -> ProjectStore:
+        """Return a project. Raises UnknownProjectError if there is none, unless it is to be made.
+
+        ``key`` is what ids of runs begin with, made of the name if left out; ``last_number`` is the last one that
+        runs elsewhere (in the lake) have. Raises SettingsError for names that no project can have.
+        """
+        found = self._projects.get(project_id)
+        if found is not None:
+            return found
+        if not create:
+            raise UnknownProjectError(
+                f"There is no project {project_id!r} in the store.", hint="Log a run to it, or create it."
+            )
+        validate_project_key(project_id)
+        with self._guard:
+            if project_id not in self._projects:
+                directory = self.root / "projects" / safe_name(project_id)
+                self._projects[project_id] = _create(directory, project_id, key or default_key(project_id), last_number)
+            return self._projects[project_id]
+
+    def close(self) -> None:
+        """Finish and close everything; waits for a write that is going on."""
+        for project in self._projects.values():
+            project.close()
+        os.close(self._lock)
+
+
+class ProjectStore:
+    """One project: ``read()`` from any thread at any time, ``write()`` one at a time."""
+
+    def __init__(self, directory: Path, project_id: str, uuid_text: str, key: str) -> None:
+        self.directory = directory
+        self.project_id = project_id
+        self.uuid = uuid_text
+        self.key = key
+        self.objects = ObjectStore(directory)
+        self._write_lock = threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        self._cache = Cache()
+        self._revision: int | None = None
+        self._closed = False
+
+    @property
+    def revision(self) -> int:
+        """Number of the last commit; runs and attributes carry the revision of their last change."""
+        if self._revision is None:
+            with self.read() as connection:
+                self._revision = int(connection.execute("SELECT revision FROM project").fetchone()[0])
+        return self._revision
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Lend a read-only connection (rows are sqlite3.Row), inside one transaction: all of it sees one moment."""
+        try:
+            connection = self._readers.pop()
+        except IndexError:
+            connection = open_reader(self.directory / DATABASE)
+        try:
+            connection.execute("BEGIN")
+            yield connection
+        finally:
+            connection.rollback()
+            if len(self._readers) < _IDLE_READERS and not self._closed:
+                self._readers.append(connection)
+            else:
+                connection.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Writing]:
+        """Hold the right to write inside one transaction; it commits, durably, at the end, or nothing happened.
+
+        The revision grows by one if the Writing was told of a change (all of its methods tell).
+        """
+        with self._write_lock:
+            if self._closed:
+                raise StoreError("The store is closed.", hint="Start the server again.")
+            if self._writer is None:
+                self._writer = open_writer(self.directory / DATABASE)
+            connection = self._writer
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                row = connection.execute("SELECT revision FROM project").fetchone()
+                writing = Writing(self.key, connection, self._cache, int(row[0]) + 1, now_ms())
+                yield writing
+                writing.finish()
+                connection.execute("COMMIT")
+            except BaseException:
+                self._cache.clear()
+                connection.rollback()
+                raise
+            if writing.changed:
+                self._revision = writing.revision
+
+    def close(self) -> None:
+        """Close connections; the last one folds the write-ahead log into the database."""
+        with self._write_lock:
+            self._closed = True
+            while self._readers:
+                self._readers.pop().close()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+
+def default_key(project_id: str) -> str:
+    """The first letters of a project's name, as Neptune makes keys."""
+    letters = re.sub(r"[^A-Z0-9]", "", project_id.rsplit("/", 1)[-1].upper()).lstrip("0123456789")
+    return letters[:6] or "RUN"
+
+
+def existing_projects(root: Path) -> dict[str, Path]:
+    """Databases of all projects below a store, by name; needs no lock, for other processes to read from."""
+    found: dict[str, Path] = {}
+    base = root / "projects"
+    for directory in sorted(base.iterdir()) if base.is_dir() else ():
+        path = directory / DATABASE
+        if path.is_file():
+            try:
+                connection = open_reader(path)
+            except (StoreError, sqlite3.OperationalError):
+                continue  # Being made at this moment, or its making was cut short: it holds nothing yet.
+            found[str(connection.execute("SELECT project_id FROM project").fetchone()[0])] = path
+            connection.close()
+    return found
+
+
+def _create(directory: Path, project_id: str, key: str, last_number: int) -> ProjectStore:
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def first_row(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT INTO project (project_id, uuid, key, created_at, last_number) VALUES (?, ?, ?, ?, ?)",
+            (project_id, str(uuid.uuid4()), key, now_ms(), last_number),
+        )
+
+    open_writer(directory / DATABASE, first_row).close()
+    sync_directory(str(directory))
+    sync_directory(str(directory.parent))
+    project = _existing(directory)
+    if project is None or project.project_id != project_id:
+        raise StoreError(f"Project {project_id!r} cannot be made in {directory}.", hint="Look what is there.")
+    return project
+
+
+def _existing(directory: Path) -> ProjectStore | None:
+    """The project in a directory; None if its making was cut short."""
+    connection = sqlite3.connect(directory / DATABASE)
+    try:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'project'").fetchone() is None:
+            return None
+    finally:
+        connection.close()
+    reader = open_reader(directory / DATABASE)
+    row = reader.execute("SELECT project_id, uuid, key FROM project").fetchone()
+    reader.close()
+    return ProjectStore(directory, str(row["project_id"]), str(row["uuid"]), str(row["key"]))
+
+
+def _lock(root: Path) -> int:
+    descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip()
+        os.close(descriptor)
+        raise LakeBusyError(
+            f"The store {root} is served by process {holder or '?'} already.",
+            hint="Stop that server first, or give this one a store of its own.",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
+    return descriptor

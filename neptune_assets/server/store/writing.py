@@ -1,0 +1,239 @@
+"""One write transaction of a project: make runs, change them, and get at operations on their attributes."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from typing import Final
+
+from neptune_assets.schema import AttributeType
+from neptune_assets.server.store.operations import Attribute, Operations, PointRow
+from neptune_assets.server.store.runs import NewRun, Run, find_run, find_run_by_sys_id, find_run_by_uuid
+from neptune_assets.server.store.values import SqlValue
+
+_CACHED_ATTRIBUTES: Final = 200_000
+_SERIES: Final = ("float_series", "string_series", "histogram_series", "file_series")
+
+Atom = tuple[str, str, SqlValue]
+"""Path, type, and value as the table holds it."""
+
+
+class Cache:
+    """What the writer knows of the attributes of the runs it wrote to last. Emptied whenever a transaction fails."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, dict[str, Attribute]] = {}
+
+    def attributes(self, connection: sqlite3.Connection, run: int) -> dict[str, Attribute]:
+        """The attributes of a run by path; the caller keeps them true while it writes."""
+        found = self._runs.pop(run, None)
+        if found is None:
+            found = _load(connection, run)
+            total = len(found) + sum(map(len, self._runs.values()))
+            while self._runs and total > _CACHED_ATTRIBUTES:
+                total -= len(self._runs.pop(next(iter(self._runs))))
+        self._runs[run] = found
+        return found
+
+    def forget(self, run: int) -> None:
+        """Read this run's attributes again next time."""
+        self._runs.pop(run, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._runs.clear()
+
+
+class Writing:
+    """Handed out by ``ProjectStore.write()``. ``connection`` may be used for SQL of one's own.
+
+    Points are buffered: call :meth:`flush` before reading them, and :meth:`forget` after changing ``attributes`` by
+    one's own SQL. ``revision`` is the number of this commit, ``now`` its time in epoch ms. Set ``changed`` after a
+    change by one's own SQL.
+    """
+
+    def __init__(self, key: str, connection: sqlite3.Connection, cache: Cache, revision: int, now: int) -> None:
+        self.connection = connection
+        self.revision = revision
+        self.now = now
+        self.changed = False
+        self._key = key
+        self._cache = cache
+        self._points: list[Iterable[PointRow]] = []
+        self._moved: set[Attribute] = set()
+        self._touched: set[int] = set()
+
+    def run(self, run_id: str, scope: str = "runs") -> Run | None:
+        """The run of this id, if there is one."""
+        return find_run(self.connection, run_id, scope)
+
+    def run_by_sys_id(self, sys_id: str, scope: str = "runs") -> Run | None:
+        """The run of this sys/id, if there is one."""
+        return find_run_by_sys_id(self.connection, sys_id, scope)
+
+    def run_by_uuid(self, uuid_text: str) -> Run | None:
+        """The run (or model, or version, or project) of this uuid, if there is one."""
+        return find_run_by_uuid(self.connection, uuid_text)
+
+    def create_run(self, new: NewRun) -> Run:
+        """Make a run. Raises sqlite3.IntegrityError if one of its ids is taken."""
+        sys_id = new.sys_id or f"{self._key}-{self.next_number()}"
+        created = self.now if new.created_at is None else new.created_at
+        cursor = self.connection.execute(
+            "INSERT INTO runs (scope, run_id, sys_id, uuid, experiment, parent_project, parent_run_id, fork_step,"
+            " requested_parent, inherit_configs, generation, created_at, modified_at, trashed, archived, adopted,"
+            " revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                new.scope,
+                sys_id if new.run_id is None else new.run_id,
+                sys_id,
+                new.uuid or str(uuid.uuid4()),
+                new.experiment,
+                new.parent_project,
+                new.parent_run_id,
+                new.fork_step,
+                new.requested_parent,
+                int(new.inherit_configs),
+                new.generation,
+                created,
+                self.now if new.modified_at is None else new.modified_at,
+                int(new.trashed),
+                int(new.archived),
+                new.adopted,
+                self.revision,
+            ),
+        )
+        self.changed = True
+        made = find_run(self.connection, sys_id if new.run_id is None else new.run_id, new.scope)
+        if made is None or made.id != cursor.lastrowid:
+            raise sqlite3.IntegrityError(f"run {new.run_id!r} was not made")
+        return made
+
+    def next_number(self) -> int:
+        """The next number of the project's sys ids, given out once."""
+        row = self.connection.execute("UPDATE project SET last_number = last_number + 1 RETURNING last_number")
+        self.changed = True
+        return int(row.fetchone()[0])
+
+    def update_run(self, run: Run, **columns: int | str | None) -> Run:
+        """Change columns of a run's row and return the row as it is then; the run counts as modified."""
+        changed = replace(run, **columns)  # type: ignore[arg-type]
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        self.connection.execute(
+            f"UPDATE runs SET {assignments} WHERE id = ?",  # noqa: S608  (names checked by replace())
+            (*columns.values(), run.id),
+        )
+        self.touch(run)
+        return changed
+
+    def delete_run(self, run: Run) -> None:
+        """Remove a run and all it has; file bytes stay, as other runs may name the same."""
+        self.flush()
+        self.connection.execute("DELETE FROM runs WHERE id = ?", (run.id,))
+        self.forget(run)
+        self._touched.discard(run.id)
+        self.changed = True
+
+    def touch(self, run: Run) -> None:
+        """Let the run count as modified (and alive) now."""
+        self._touched.add(run.id)
+        self.changed = True
+
+    def operations(self, run: Run) -> Operations:
+        """Typed operations on the attributes of a run; it counts as modified once one of them changes something."""
+        return Operations(self, run, self._cache.attributes(self.connection, run.id))
+
+    def atoms(self, run: Run) -> list[Atom]:
+        """What a fork takes over from this run: single values and files of users, tags and the description."""
+        rows = self.connection.execute(
+            "SELECT path, type, value FROM attributes WHERE run = ? AND value IS NOT NULL"
+            " AND (substr(path, 1, 4) <> 'sys/' OR path IN ('sys/tags', 'sys/group_tags', 'sys/description'))",
+            (run.id,),
+        )
+        return [(row["path"], row["type"], row["value"]) for row in rows]
+
+    def take_over(self, run: Run, atoms: Iterable[Atom]) -> None:
+        """Give a new run the single values of another."""
+        self.connection.executemany(
+            "INSERT INTO attributes (run, path, type, value, revision) VALUES (?, ?, ?, ?, ?)",
+            ((run.id, path, kind, value, self.revision) for path, kind, value in atoms),
+        )
+        self.forget(run)
+        self.touch(run)
+
+    def inherited_series(self, run: Run, path: str) -> AttributeType | None:
+        """The type of the series that a fork continues from its ancestors in this project, if there is one."""
+        seen = {run.id}
+        while run.parent_run_id is not None:
+            parent = find_run(self.connection, run.parent_run_id)
+            if parent is None or parent.id in seen:
+                return None
+            seen.add(parent.id)
+            found = self._cache.attributes(self.connection, parent.id).get(path)
+            if found is not None:
+                return found.kind if found.kind in _SERIES else None
+            run = parent
+        return None
+
+    def put_file(self, key: str, sha256: str, size: int, mime_type: str | None) -> None:
+        """Let ``key`` name these bytes, which the project's objects hold already; the last one wins."""
+        self.connection.execute(
+            "INSERT INTO files (key, sha256, size, mime_type, uploaded_at) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size,"
+            " mime_type = excluded.mime_type, uploaded_at = excluded.uploaded_at",
+            (key, sha256, size, mime_type, self.now),
+        )
+        self.changed = True
+
+    def add_points(self, attribute: Attribute, rows: Iterable[PointRow]) -> None:
+        """Buffer points of a float series, in order."""
+        self._points.append(rows)
+        self._moved.add(attribute)
+
+    def moved(self, attribute: Attribute) -> None:
+        """Write the attribute's last step at the end."""
+        self._moved.add(attribute)
+
+    def flush(self) -> None:
+        """Write buffered points."""
+        if self._points:
+            rows = chain.from_iterable(self._points)
+            self._points = []
+            self.connection.executemany("INSERT INTO points (attribute, step, time, bits) VALUES (?, ?, ?, ?)", rows)
+
+    def forget(self, run: Run) -> None:
+        """Read the run's attributes again, after SQL of one's own changed them."""
+        self._cache.forget(run.id)
+
+    def finish(self) -> None:
+        """Write what is buffered, and the new revision. Called by ``ProjectStore.write()``."""
+        self.flush()
+        self.connection.executemany(
+            "UPDATE attributes SET last_step = ?, revision = ? WHERE id = ?",
+            [(attribute.last_step, self.revision, attribute.id) for attribute in self._moved],
+        )
+        self.connection.executemany(
+            "UPDATE runs SET modified_at = ?, ping_at = ?, revision = ? WHERE id = ?",
+            [(self.now, self.now, self.revision, run) for run in self._touched],
+        )
+        if self.changed:
+            self.connection.execute("UPDATE project SET revision = ?", (self.revision,))
+
+
+def _load(connection: sqlite3.Connection, run: int) -> dict[str, Attribute]:
+    found = {
+        path: Attribute(identifier, AttributeType(kind), last_step)
+        for identifier, path, kind, last_step in connection.execute(
+            "SELECT id, path, type, last_step FROM attributes WHERE run = ?", (run,)
+        )
+    }
+    for (path,) in connection.execute(
+        "SELECT path FROM attributes WHERE run = ? AND type = 'float_series'"
+        " AND EXISTS (SELECT 1 FROM previews WHERE attribute = attributes.id)",
+        (run,),
+    ):
+        found[path].previews = True
+    return found

@@ -1,0 +1,141 @@
+"""Who may call: the API token that people put into their environment, and the access tokens made from it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+
+from neptune_assets.errors import SettingsError
+from neptune_assets.lake.storage import sync_directory
+
+CLIENT_ID: Final = "neptune-cli"
+REALM: Final = "/auth/realms/neptune"
+_ALGORITHM: Final = "HS256"
+_SECRETS: Final = "secrets.json"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secrets:
+    """What must not be known: the API key, and the keys that sign access tokens and URLs of files."""
+
+    api_key: str
+    token_key: bytes
+    url_key: bytes
+
+
+class Tokens:
+    """Checks API tokens and makes access tokens. Keys outlive restarts, and so do the tokens."""
+
+    def __init__(self, known: Secrets, user: str, seconds: int) -> None:
+        self._secrets = known
+        self._user = user
+        self._seconds = seconds
+
+    def exchange(self, api_token: str, base_url: str) -> dict[str, str] | None:
+        """Turn an API token into access and refresh tokens; None if it is not ours."""
+        key = api_key_of(api_token)
+        if key is None or not hmac.compare_digest(key.encode(), self._secrets.api_key.encode()):
+            return None
+        return {
+            "accessToken": self._make("access", base_url),
+            "refreshToken": self._make("refresh", base_url),
+            "username": self._user,
+        }
+
+    def refresh(self, refresh_token: str, base_url: str) -> dict[str, Any] | None:
+        """Turn a refresh token into new ones; None if it is not ours or too old."""
+        if not self._valid(refresh_token, "refresh"):
+            return None
+        return {
+            "access_token": self._make("access", base_url),
+            "refresh_token": self._make("refresh", base_url),
+            "token_type": "bearer",
+            "expires_in": self._seconds,
+        }
+
+    def authorized(self, header: str | None) -> bool:
+        """True if the Authorization header holds an access token of ours that has not expired."""
+        scheme, _, token = (header or "").partition(" ")
+        return scheme.lower() == "bearer" and self._valid(token.strip(), "access")
+
+    def _make(self, kind: str, base_url: str) -> str:
+        now = int(time.time())
+        seconds = self._seconds if kind == "access" else max(self._seconds * 24, 30 * 86_400)
+        claims = {
+            "iss": f"{base_url}{REALM}",
+            "azp": CLIENT_ID,
+            "typ": kind,
+            "sub": self._user,
+            "preferred_username": self._user,
+            "iat": now,
+            "exp": now + seconds,
+            "jti": secrets.token_hex(8),
+        }
+        return jwt.encode(claims, self._secrets.token_key, algorithm=_ALGORITHM)
+
+    def _valid(self, token: str, kind: str) -> bool:
+        try:
+            claims = jwt.decode(token, self._secrets.token_key, algorithms=[_ALGORITHM])
+        except jwt.InvalidTokenError:
+            return False
+        return bool(claims.get("typ") == kind)
+
+
+def api_token(api_key: str, base_url: str) -> str:
+    """What ``NEPTUNE_API_TOKEN`` is set to: address and key, as every Neptune client reads them."""
+    fields = {"api_address": base_url, "api_url": base_url, "api_key": api_key}
+    return base64.b64encode(json.dumps(fields).encode()).decode("ascii")
+
+
+def api_key_of(token: str) -> str | None:
+    """The key inside an API token; None if it is none."""
+    try:
+        fields = json.loads(base64.b64decode(token.encode("ascii"), validate=True))
+    except (binascii.Error, ValueError):
+        return None
+    key = fields.get("api_key") if isinstance(fields, dict) else None
+    return key if isinstance(key, str) else None
+
+
+def load_secrets(store: Path, api_key_env: str | None) -> Secrets:
+    """Read the store's secrets, readable by their owner only; made the first time. The API key may come from outside.
+
+    Raises SettingsError if the environment variable that should hold the key is empty.
+    """
+    path = store / _SECRETS
+    if not path.exists():
+        store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        content = {name: secrets.token_hex(32) for name in ("api_key", "token_key", "url_key")}
+        temporary = store / f".{_SECRETS}.{os.getpid()}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            # Unlike a rename, a link fails if another process was first.
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+        sync_directory(str(store))
+    found = json.loads(path.read_text(encoding="ascii"))
+    key = str(found["api_key"])
+    if api_key_env is not None:
+        key = os.environ.get(api_key_env, "")
+        if not key:
+            raise SettingsError(
+                f"The environment variable {api_key_env} holds no API key.", hint="Set it, or leave api_key_env out."
+            )
+    return Secrets(key, bytes.fromhex(found["token_key"]), bytes.fromhex(found["url_key"]))
