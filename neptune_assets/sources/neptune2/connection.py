@@ -1,0 +1,161 @@
+"""The connection that neptune-client opens: its session, its access tokens, and the calls the server describes.
+
+This is the client's own machinery below its public functions, as version 1.14, its last, has it. What is used of it is
+checked when it is opened (:func:`open_connection`); a client that lacks any of it is read through its public functions
+instead (:mod:`.public`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import requests
+from requests.adapters import HTTPAdapter
+
+from neptune_assets.errors import SettingsError, SourceError
+from neptune_assets.settings import LiveSource
+from neptune_assets.sources.neptune2.errors import CallError, ServerDownError
+from neptune_assets.sources.neptune2.token import ApiToken
+
+_RETRIES_VARIABLE: Final = "NEPTUNE_RETRIES_TIMEOUT"
+_NO_ARTIFACTS: Final = "MissingApiClient"
+"""What the client puts in the place of its artifact calls where the server has none."""
+_HEADERS: Final = {"X-Neptune-LegacyClient": "false"}
+
+
+class UnfamiliarClientError(Exception):
+    """The installed neptune-client is built differently from the one this module knows."""
+
+
+class Connection:
+    """One session with one server. Safe to use from many threads."""
+
+    def __init__(self, backend: Any, url: str, connections: int) -> None:
+        """Take the client's backend; raises UnfamiliarClientError if it lacks anything that is needed."""
+        self.url = url
+        try:
+            from bravado.client import construct_request
+
+            self._construct: Callable[..., dict[str, Any]] = construct_request
+            self._clients = [backend.backend_client, backend.leaderboard_client]
+            if backend.artifacts_client.__class__.__name__ != _NO_ARTIFACTS:
+                self._clients.append(backend.artifacts_client)
+            http_client = backend.leaderboard_client.swagger_spec.http_client
+            self._session: requests.Session = http_client.session
+            self._apply: Callable[[requests.Request], requests.Request] = http_client.authenticator.apply
+            self._auth = http_client.authenticator.auth
+            _ = self._auth.token_expires_at
+            self.operation("getExperimentAttributes")
+        except (AttributeError, ImportError, CallError) as error:
+            raise UnfamiliarClientError(str(error)) from error
+        adapter = HTTPAdapter(pool_maxsize=connections)
+        self._session.mount(f"{url.rstrip('/')}/", adapter)
+
+    def operation(self, name: str) -> Any:
+        """A call by its name; raises CallError if the server does not describe it."""
+        for client in self._clients:
+            try:
+                return getattr(client.api, name).operation
+            except AttributeError:
+                continue
+        raise CallError(f"The server at {self.url} offers no call {name}.", hint="It cannot be asked for that.")
+
+    def send(
+        self,
+        name: str,
+        headers: Mapping[str, str],
+        parameters: Mapping[str, Any],
+        url: str | None,
+        timeout: tuple[float, float],
+    ) -> requests.Response:
+        """Send one request and return the answer, its body not yet read; statuses are the caller's to judge."""
+        if url is None:
+            arguments = self._construct(self.operation(name), {"headers": {**_HEADERS, **headers}}, **parameters)
+            request = requests.Request(**arguments)
+        else:
+            request = requests.Request("GET", url, headers={**_HEADERS, **headers})
+        prepared = self._session.prepare_request(self._authorised(request))
+        # As requests.get() would: the environment's certificates and proxies count, which the client's own downloads
+        # leave out.
+        environment = self._session.merge_environment_settings(prepared.url or self.url, {}, True, None, None)
+        return self._session.send(prepared, timeout=timeout, **environment)
+
+    def refresh(self) -> None:
+        """Have the next request fetch a new access token first."""
+        self._auth.token_expires_at = 0
+
+    def _authorised(self, request: requests.Request) -> requests.Request:
+        from neptune.common.exceptions import NeptuneInvalidApiTokenException, Unauthorized
+
+        try:
+            return self._apply(request)
+        except (NeptuneInvalidApiTokenException, Unauthorized) as error:
+            raise refused(self.url) from error
+
+
+def refused(url: str) -> SourceError:
+    """The error for a token that the server does not accept."""
+    return SourceError(
+        f"The server at {url} does not accept the API token.", hint="Check that the token is right and still valid."
+    )
+
+
+def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
+    """Open a session with the server that the token names.
+
+    Raises SourceError if it does not accept the token, ServerDownError if it does not answer, and
+    UnfamiliarClientError if this client has to be used by its public functions.
+    """
+    _import_client(settings)
+    from neptune.common.exceptions import (
+        Forbidden,
+        NeptuneConnectionLostException,
+        NeptuneException,
+        NeptuneInvalidApiTokenException,
+        NeptuneSSLVerificationError,
+        Unauthorized,
+    )
+
+    try:
+        from neptune.internal.backends.hosted_neptune_backend import HostedNeptuneBackend
+        from neptune.internal.credentials import Credentials
+    except ImportError as error:
+        raise UnfamiliarClientError(str(error)) from error
+    try:
+        backend = HostedNeptuneBackend(Credentials.from_token(token.text), proxies=None)
+        connection = Connection(backend, token.url, settings.concurrency)
+        connection.send("getProject", {}, {"projectIdentifier": "-"}, None, (30, settings.request_seconds)).close()
+    except (NeptuneInvalidApiTokenException, Unauthorized, Forbidden) as error:
+        raise refused(token.url) from error
+    except NeptuneSSLVerificationError as error:
+        raise SourceError(
+            f"The certificate of {token.url} cannot be verified.",
+            hint="Set REQUESTS_CA_BUNDLE to the certificate, or NEPTUNE_ALLOW_SELF_SIGNED_CERTIFICATE=1 to trust any.",
+        ) from error
+    except (NeptuneConnectionLostException, requests.RequestException) as error:
+        raise ServerDownError(
+            f"No session could be opened with {token.url}: {type(error.__cause__ or error).__name__}.",
+            hint="Check that the server runs and that the API token names its address.",
+        ) from error
+    except NeptuneException as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SourceError(
+            f"neptune-client cannot open a session with {token.url}: {first}.",
+            hint="Check the address in the API token, and the client's version.",
+        ) from error
+    return connection
+
+
+def _import_client(settings: LiveSource) -> None:
+    """Import the client with our limit on its own retries, which it reads when it is imported and never again."""
+    if "neptune" not in sys.modules:
+        os.environ.setdefault(_RETRIES_VARIABLE, str(int(settings.retry_seconds)))
+    try:
+        import neptune  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            f"neptune-client cannot be imported: {error}.", hint="Install it: pip install neptune-client."
+        ) from error
