@@ -12,8 +12,8 @@ from typing import Any, Final
 import pyarrow as pa
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.sources.offline.rows import RowBuilder
 from neptune_assets.sources.protocol import Issue, RunEnd
+from neptune_assets.sources.rows import RowBuilder
 
 MAX_ISSUES: Final = 1_000
 """Errors (and notes) of one run that are told one by one; the rest are counted."""
