@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +25,7 @@ from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.statistics import RunStatistics
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS
+from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo
 
@@ -87,10 +85,7 @@ class RunBuilder:
         with ExitStack() as cleanup:
             local = directory
             if not self._storage.local:
-                if self._scratch is not None:
-                    Path(self._scratch).mkdir(parents=True, exist_ok=True)
-                local = tempfile.mkdtemp(prefix="neptune_assets-parts-", dir=self._scratch)
-                cleanup.callback(shutil.rmtree, local)
+                local = str(cleanup.enter_context(ScratchDirectory("parts", self._scratch)))
             writer = PartWriter(
                 local, self._project_id, self._info.run_id, self.generation, sorter.attributes, self._settings.part_mb
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from neptune_assets.lake.layout import Layout, extension_of, file_path, file_set
 from neptune_assets.lake.records import FileRecord, IssueRecord
 from neptune_assets.lake.storage import BLOCK, Storage
 from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.sources.protocol import Source, SourceFile
 
 _MANY: Final = frozenset({AttributeType.FILE_SET.value, AttributeType.ARTIFACT.value})
@@ -59,6 +59,7 @@ class FileStore:
         """Bytes of all files hashed so far."""
         self.count = 0
         """Files hashed so far."""
+        self._directory: ScratchDirectory | None = None
 
     def store(
         self, run_id: str, attribute_path: str, attribute_type: str, step: int | None, reference: str, *, in_place: bool
@@ -177,9 +178,19 @@ class FileStore:
         else:
             self._storage.put_file(item.temporary, target)
 
+    def close(self) -> None:
+        """Remove the place of temporary files, where that is not the lake itself."""
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
     def _temporary(self) -> Path:
-        directory = Path(self._staging if self._storage.local else self._scratch or tempfile.gettempdir())
-        directory.mkdir(parents=True, exist_ok=True)
+        if self._storage.local:
+            directory = Path(self._staging)
+            directory.mkdir(parents=True, exist_ok=True)
+        else:
+            self._directory = self._directory or ScratchDirectory("files", self._scratch)
+            directory = self._directory.path
         return directory / f"neptune_assets-{uuid.uuid4().hex}.tmp"
 
 

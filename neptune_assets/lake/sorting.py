@@ -8,8 +8,6 @@ The merge is ours because it moves Arrow arrays as they are: NUL characters, NaN
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +19,7 @@ import pyarrow as pa
 
 from neptune_assets.lake.rows import Attributes, concat, pack, pieces
 from neptune_assets.schema import SERIES_TYPES
+from neptune_assets.scratch import ScratchDirectory
 
 OUTPUT_ROWS: Final = 65_536
 _BLOCK_ROWS: Final = 16_384
@@ -40,7 +39,7 @@ class RunSorter:
         self._max_rows = rows_in_memory
         self._max_bytes = memory_mb * 1_048_576 // 2
         self._scratch = scratch
-        self._directory: Path | None = None
+        self._directory: ScratchDirectory | None = None
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._held_bytes = 0
@@ -87,7 +86,7 @@ class RunSorter:
         """Remove the scratch files."""
         self._held.clear()
         if self._directory is not None:
-            shutil.rmtree(self._directory)
+            self._directory.close()
             self._directory = None
 
     def _take_held(self, ranks: npt.NDArray[np.int32]) -> pa.RecordBatch:
@@ -109,10 +108,9 @@ class RunSorter:
 
     def _write(self, batches: Iterator[pa.RecordBatch]) -> Path:
         if self._directory is None:
-            if self._scratch is not None:
-                Path(self._scratch).mkdir(parents=True, exist_ok=True)
-            self._directory = Path(tempfile.mkdtemp(prefix="neptune_assets-sort-", dir=self._scratch))
-        path = self._directory / f"{len(list(self._directory.iterdir())):06d}-{len(self._stretches)}.arrow"
+            self._directory = ScratchDirectory("sort", self._scratch)
+        directory = self._directory.path
+        path = directory / f"{len(list(directory.iterdir())):06d}-{len(self._stretches)}.arrow"
         writer: Any = None
         try:
             with pa.OSFile(str(path), "wb") as sink:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ from neptune_assets.lake.parts import open_parquet
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.statistics import PARAMS, SERIES
 from neptune_assets.lake.storage import Storage
+from neptune_assets.scratch import ScratchDirectory
 
 _SCHEMAS: Final = {"series": SERIES, "params": PARAMS}
 _BATCH_ROWS: Final = 65_536
@@ -34,18 +33,16 @@ class StatisticsFiles:
         self._storage = storage
         self._directory = layout.statistics(project_id)
         self._scratch = scratch
-        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._spool: ScratchDirectory | None = None
         self._writers: list[Any] = []
         self._added: dict[str, str] = {}
 
     def add(self, run_id: str, digest: str, tables: tuple[pa.RecordBatch, pa.RecordBatch]) -> None:
         """Take what :meth:`RunStatistics.tables` returned for a run that was committed."""
         if self._spool is None:
-            if self._scratch is not None:
-                Path(self._scratch).mkdir(parents=True, exist_ok=True)
-            self._spool = tempfile.TemporaryDirectory(prefix="neptune_assets-statistics-", dir=self._scratch)
+            self._spool = ScratchDirectory("statistics", self._scratch)
             for name, schema in _SCHEMAS.items():
-                sink = pa.OSFile(f"{self._spool.name}/{name}.arrow", "wb")
+                sink = pa.OSFile(f"{self._spool.path}/{name}.arrow", "wb")
                 self._writers.append((sink, pa.ipc.new_stream(sink, schema)))
         for (_, writer), batch in zip(self._writers, tables, strict=True):
             writer.write_batch(batch)
@@ -62,9 +59,9 @@ class StatisticsFiles:
         for name, schema in _SCHEMAS.items():
             target = f"{self._directory}/{name}.parquet"
             # Under the project's lock nobody else writes here; a local move needs the same file system.
-            local = f"{target}.tmp" if self._storage.local else f"{self._spool.name}/{name}.parquet"
+            local = f"{target}.tmp" if self._storage.local else f"{self._spool.path}/{name}.parquet"
             with pq.ParquetWriter(local, schema, **_OPTIONS) as writer:
-                old, new = self._stored(target), _spooled(f"{self._spool.name}/{name}.arrow")
+                old, new = self._stored(target), _spooled(f"{self._spool.path}/{name}.arrow")
                 for batches, wanted in ((old, kept), (new, self._added)):
                     for table in _gathered((_of(batch, wanted) for batch in batches), schema):
                         writer.write_table(table)
@@ -82,7 +79,7 @@ class StatisticsFiles:
         """Remove what was spooled."""
         self._close_writers()
         if self._spool is not None:
-            self._spool.cleanup()
+            self._spool.close()
             self._spool = None
 
     def _close_writers(self) -> None:

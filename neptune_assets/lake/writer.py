@@ -32,6 +32,7 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.storage_errors import DISK_FULL, storage_errors
 from neptune_assets.lake.tracker import Tracker
 from neptune_assets.schema import Scope
+from neptune_assets.scratch import sweep
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows, Source
 
@@ -105,6 +106,7 @@ class _ProjectWrite:
         self._full_refresh = full_refresh
         existing = self._store.read()
         self._manifest = existing or self._manifest
+        sweep(self._settings.scratch)
         self._report.recovered = self._staging.recover(self._manifest)
         present, strays = self._staging.present(self._manifest)
         self._publication = Publication(
@@ -132,6 +134,7 @@ class _ProjectWrite:
             self._statistics.save(self._manifest.records)
         finally:
             self._statistics.close()
+            self._files.close()
         if self._manifest.deltas > 1:
             self._lock.check()
             self._store.compact(self._manifest, written_at=now())

@@ -6,8 +6,6 @@ Belongs here: running ``sql/*.sql`` with bounded memory. What the tables mean is
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +18,7 @@ import pyarrow as pa
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.parts import GENERATION
 from neptune_assets.schema import SCHEMA, TIME_TYPE
+from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.filesystems import register_filesystems
 from neptune_assets.summary.manifest import load_manifest
@@ -44,9 +43,8 @@ class Summary:
     def __init__(self, project: LakeProject, settings: SummarySettings, lake_settings: LakeSettings) -> None:
         self.project_id = project.project_id
         self.digest = project.digest
-        if lake_settings.scratch is not None:
-            Path(lake_settings.scratch).mkdir(parents=True, exist_ok=True)
-        self._scratch = tempfile.mkdtemp(prefix="neptune_assets-summary-", dir=lake_settings.scratch)
+        self._directory = ScratchDirectory("summary", lake_settings.scratch)
+        self._scratch = str(self._directory.path)
         self._project = project
         try:
             self._con = connect(settings, self._scratch)
@@ -58,7 +56,7 @@ class Summary:
                 self._con.close()
                 raise
         except BaseException:
-            shutil.rmtree(self._scratch)
+            self._directory.close()
             raise
 
     def __enter__(self) -> Summary:
@@ -72,7 +70,7 @@ class Summary:
     def close(self) -> None:
         """Close the connection and remove the scratch directory; readers taken before end."""
         self._con.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._directory.close()
 
     def table(self, name: str) -> pa.RecordBatchReader:
         """Return one table as a stream of batches in the schema of :data:`~neptune_assets.summary.columns.TABLES`.
@@ -94,6 +92,10 @@ class Summary:
     def query(self, sql: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
         """Return the rows of a small query over ``run_facts``, ``series_facts``, ``params_facts`` and ``manifest``."""
         return self._con.cursor().execute(sql, parameters or []).fetchall()
+
+    def stream(self, sql: str) -> pa.RecordBatchReader:
+        """Return the rows of a query over these tables, and over ``manifest_files``, as a stream of Arrow batches."""
+        return self._con.cursor().sql(sql).to_arrow_reader(BATCH_ROWS)
 
     def rows(self, run_ids: Collection[str] | None = None) -> Iterator[str]:
         """Yield SELECT statements for :meth:`query` that give the lake's rows, repaired, some runs at a time."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from neptune_assets.lake.storage import sync_directory, sync_file
+from neptune_assets.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -57,14 +56,11 @@ def write_table(
     if filesystem is None or is_local(filesystem):
         with replacing(Path(path)) as temporary:
             return _write(reader, str(temporary))
-    directory = tempfile.mkdtemp(prefix="neptune_assets-table-", dir=scratch)
-    try:
-        local = str(Path(directory) / "table.parquet")
+    with ScratchDirectory("table", scratch) as directory:
+        local = str(directory / "table.parquet")
         rows = _write(reader, local)
         filesystem.put_file(local, path)
         return rows
-    finally:
-        shutil.rmtree(directory)
 
 
 def is_local(filesystem: Any) -> bool:

@@ -46,7 +46,7 @@ def source(version: int) -> TableSource:
 
 
 def settings(root: Path) -> LakeSettings:
-    return LakeSettings(root=str(root), part_mb=1)
+    return LakeSettings(root=str(root), part_mb=1, scratch=str(root / "scratch"))
 
 
 def write(root: Path, version: int) -> None:
@@ -138,6 +138,7 @@ def assert_clean(root: Path) -> None:
         path.name for path in (project / ".manifest").glob("*.jsonl")
     }
     assert peer_view(root) == {safe_name(name): {record.generation} for name, record in records.items()}
+    assert list((root / "scratch").iterdir()) == [], "what killed processes spooled is still there"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import shutil
 import sqlite3
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from neptune_assets.errors import SourceError
+from neptune_assets.scratch import ScratchDirectory
 
 _TRIES: Final = 8
 _WAL_HEADER: Final = 32
@@ -89,8 +89,8 @@ def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
         with open_in_place(path) as connection:
             yield connection
         return
-    with tempfile.TemporaryDirectory(prefix="neptune-assets-") as scratch:
-        copy = Path(scratch) / "copy.sqlite3"
+    with ScratchDirectory("recording") as scratch:
+        copy = scratch / "copy.sqlite3"
         _copy(path, copy)
         connection = _connect(f"{copy.as_uri()}?mode=rw")
         try:

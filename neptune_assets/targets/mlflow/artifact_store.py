@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
+from neptune_assets.scratch import ScratchDirectory
 
 
 class Artifacts:
@@ -38,8 +38,8 @@ class Artifacts:
             self.written[path] = _copy(blocks, target)
             return
         directory, _, name = path.rpartition("/")
-        with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder:
-            file = Path(folder) / name
+        with ScratchDirectory("artifact") as folder:
+            file = folder / name
             self.written[path] = _copy(blocks, file)
             with _storage_errors(self.uri):
                 self._repository.log_artifact(str(file), directory or None)
@@ -71,8 +71,8 @@ class Artifacts:
         """Return a small artifact."""
         if self._local is not None:
             return (self._local / path).read_bytes()
-        with tempfile.TemporaryDirectory(prefix="neptune-assets-") as folder, _storage_errors(self.uri):
-            return Path(self._repository.download_artifacts(path, folder)).read_bytes()
+        with ScratchDirectory("artifact") as folder, _storage_errors(self.uri):
+            return Path(self._repository.download_artifacts(path, str(folder))).read_bytes()
 
     def delete(self) -> None:
         """Delete everything; nothing happens if nothing is there."""

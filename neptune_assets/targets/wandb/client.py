@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
+from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.config import Marker
 
@@ -76,8 +76,8 @@ class WandbClient:
         command += ["--id", marker.wandb_run, "--project", marker.wandb_project]
         if marker.entity:
             command += ["--entity", marker.entity]
-        with tempfile.TemporaryDirectory(prefix="neptune_assets-wandb-") as home:
-            code, output = _run(command, self._environment(home), home, 600 + size / _BYTES_PER_SECOND, lock)
+        with ScratchDirectory("wandb") as home:
+            code, output = _run(command, self._environment(str(home)), str(home), 600 + size / _BYTES_PER_SECOND, lock)
         if code is None:
             raise TargetUnavailableError(
                 f"Uploading run {marker.run_id} took too long and was given up.",
