@@ -84,3 +84,29 @@ CREATE TABLE files (
     mime_type   TEXT,
     uploaded_at INTEGER NOT NULL
 );
+
+-- What is in a file set of 2.x; the attribute's value is JSON of {size, files}.
+CREATE TABLE file_set_files (
+    attribute   INTEGER NOT NULL REFERENCES attributes (id) ON DELETE CASCADE,
+    path        TEXT    NOT NULL,              -- relative, no . nor ..
+    sha256      TEXT,                          -- of the stored object; NULL for a directory
+    size        INTEGER NOT NULL,
+    modified_at INTEGER NOT NULL,
+    PRIMARY KEY (attribute, path)
+) WITHOUT ROWID;
+
+-- Artifacts of 2.x: lists of files that lie elsewhere. An attribute's value is JSON of {hash}.
+CREATE TABLE artifacts (
+    hash  TEXT PRIMARY KEY,
+    size  INTEGER,                             -- of all files, if known
+    files TEXT                                 -- JSON list of {filePath, fileHash, type, size, metadata}; NULL until it was received
+) WITHOUT ROWID;
+
+-- Requests of 2.x clients that left the numbering of steps to the server: sent again, they must not count twice.
+CREATE TABLE requests (
+    run    INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    digest TEXT    NOT NULL,                   -- SHA-256 of the body
+    at     INTEGER NOT NULL,
+    answer TEXT    NOT NULL,                   -- JSON
+    PRIMARY KEY (run, digest)
+) WITHOUT ROWID;
