@@ -132,7 +132,7 @@ def _copy(
         return
     values = column.to_pylist()
     if kind in FILE_TYPES:
-        stored = [_file(writing, project, run, value) for value in values]
+        stored = [adopted_file(writing, project, run, value) for value in values]
         if kind is not AttributeType.FILE_SERIES:
             operations.assign(place, kind, encode(kind, stored[0]))
             return
@@ -155,7 +155,7 @@ def _copy(
         raise LakeError(f"Series {path!r} of {run.run_id!r} is not in order in the lake.", hint="Repair the lake.")
 
 
-def _file(writing: Writing, project: ProjectStore, run: LakeRun, value: dict[str, Any] | None) -> dict[str, Any]:
+def adopted_file(writing: Writing, project: ProjectStore, run: LakeRun, value: dict[str, Any] | None) -> dict[str, Any]:
     """Copy the bytes of a file under its path in the lake; a file that the lake lacks stays missing."""
     from mimetypes import guess_type
 

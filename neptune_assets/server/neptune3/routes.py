@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from neptune_assets.server.neptune3 import reading, session
+from neptune_assets.server.neptune3 import reading, session, writing
 
 
 def routes() -> list[BaseRoute]:
     """Session, projects, writing, files, reading."""
-    return [*session.routes(), *reading.routes()]
+    return [*session.routes(), *writing.routes(), *reading.routes()]

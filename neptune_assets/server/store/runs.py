@@ -52,6 +52,8 @@ class NewRun:
     trashed: bool = False
     archived: bool = False
     adopted: str | None = None
+    owner: str | None = None
+    """Becomes the attribute sys/owner."""
 
 
 _COLUMNS: Final = tuple(field.name for field in fields(Run))

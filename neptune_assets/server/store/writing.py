@@ -15,6 +15,7 @@ from neptune_assets.server.store.runs import NewRun, Run, find_run, find_run_by_
 from neptune_assets.server.store.values import SqlValue
 
 _CACHED_ATTRIBUTES: Final = 200_000
+_INHERITED_SYS: Final = frozenset({"sys/tags", "sys/group_tags", "sys/description"})
 _SERIES: Final = ("float_series", "string_series", "histogram_series", "file_series")
 
 Atom = tuple[str, str, SqlValue]
@@ -110,6 +111,8 @@ class Writing:
         made = find_run(self.connection, sys_id if new.run_id is None else new.run_id, new.scope)
         if made is None or made.id != cursor.lastrowid:
             raise sqlite3.IntegrityError(f"run {new.run_id!r} was not made")
+        if new.owner is not None:
+            self.operations(made).assign("sys/owner", AttributeType.STRING, new.owner)
         return made
 
     def next_number(self) -> int:
@@ -145,15 +148,6 @@ class Writing:
     def operations(self, run: Run) -> Operations:
         """Typed operations on the attributes of a run; it counts as modified once one of them changes something."""
         return Operations(self, run, self._cache.attributes(self.connection, run.id))
-
-    def atoms(self, run: Run) -> list[Atom]:
-        """What a fork takes over from this run: single values and files of users, tags and the description."""
-        rows = self.connection.execute(
-            "SELECT path, type, value FROM attributes WHERE run = ? AND value IS NOT NULL"
-            " AND (substr(path, 1, 4) <> 'sys/' OR path IN ('sys/tags', 'sys/group_tags', 'sys/description'))",
-            (run.id,),
-        )
-        return [(row["path"], row["type"], row["value"]) for row in rows]
 
     def take_over(self, run: Run, atoms: Iterable[Atom]) -> None:
         """Give a new run the single values of another."""
@@ -221,6 +215,17 @@ class Writing:
         )
         if self.changed:
             self.connection.execute("UPDATE project SET revision = ?", (self.revision,))
+
+
+def inheritable(path: str) -> bool:
+    """True for single values that a fork takes over: those of users, and of ``sys/`` the tags and the description."""
+    return not path.startswith("sys/") or path in _INHERITED_SYS
+
+
+def atoms_of(connection: sqlite3.Connection, run: Run) -> list[Atom]:
+    """Single values and files of a run that a fork of it takes over."""
+    rows = connection.execute("SELECT path, type, value FROM attributes WHERE run = ? AND value IS NOT NULL", (run.id,))
+    return [(row["path"], row["type"], row["value"]) for row in rows if inheritable(row["path"])]
 
 
 def _load(connection: sqlite3.Connection, run: int) -> dict[str, Attribute]:
