@@ -19,6 +19,7 @@ from neptune_assets.source_settings import (
     Neptune2Source,
     Neptune3Source,
     OfflineSource,
+    ServerSource,
     SourceSettings,
     StorageSettings,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PrefixRename",
     "ProjectFilter",
     "RunFilter",
+    "ServerSource",
     "Settings",
     "SourceSettings",
     "StorageSettings",
@@ -174,6 +176,8 @@ class Settings(Model):
             settings.source.neptune2.artifact_roots = [
                 anchored_path(path, root) for path in settings.source.neptune2.artifact_roots
             ]
+        if settings.source.server is not None:
+            settings.source.server.store = anchored_path(settings.source.server.store, root)
         settings.filters.runs.ids_file = anchored_path(settings.filters.runs.ids_file, root)
         settings.lake.root = anchored_path(settings.lake.root, root)
         settings.lake.scratch = anchored_path(settings.lake.scratch, root)

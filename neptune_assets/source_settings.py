@@ -152,6 +152,12 @@ class Neptune3Source(LiveSource):
     )
 
 
+class ServerSource(Model):
+    """What Neptune's clients logged to our own server (`make serve`), read from its store while it runs."""
+
+    store: str = Field(description="The server's directory, as given to `--store`. It is only ever read.")
+
+
 class SourceSettings(Model):
     """Where runs come from: exactly one kind."""
 
@@ -159,6 +165,7 @@ class SourceSettings(Model):
     offline: OfflineSource | None = Field(default=None, description="Recordings of Neptune's clients.")
     neptune2: Neptune2Source | None = Field(default=None, description="A running Neptune 2.x server.")
     neptune3: Neptune3Source | None = Field(default=None, description="A running Neptune 3.x server.")
+    server: ServerSource | None = Field(default=None, description="The store of our own server.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> SourceSettings:

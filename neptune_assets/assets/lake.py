@@ -32,8 +32,10 @@ def lake_assets(migration: Migration) -> list[dg.AssetsDefinition]:
 
 def has_model_registry(settings: Settings) -> bool:
     """True if the source can hold a model registry and the filters do not leave it out."""
-    export = settings.source.export
-    return settings.filters.model_registry and (export is None or export.model_data is not None)
+    source = settings.source
+    if source.neptune3 is not None or (source.export is not None and source.export.model_data is None):
+        return False
+    return settings.filters.model_registry
 
 
 def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:

@@ -25,4 +25,8 @@ def open_source(settings: Settings) -> Source:
         from neptune_assets.sources.neptune3.source import Neptune3
 
         return Neptune3(settings.source.neptune3, settings.filters)
+    if settings.source.server is not None:
+        from neptune_assets.sources.server.source import Server
+
+        return Server(settings.source.server, settings.filters)
     raise SettingsError("The settings name no source.", hint="Give one of source.export, source.offline and so on.")

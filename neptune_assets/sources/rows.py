@@ -92,6 +92,17 @@ class RowBuilder:
         if buffer.extend(paths, step, time, values):
             self._close(buffer)
 
+    def float_series(self, path: str, steps: array[int], times: array[int], bits: array[int]) -> None:
+        """Add points of one float series: arrays of micro-steps, epoch milliseconds and the 64 bits of each value.
+
+        Steps and times are taken as they are: they must have been checked before.
+        """
+        attribute_type = AttributeType.FLOAT_SERIES
+        buffer = self._buffers.get(attribute_type) or self._open(attribute_type)
+        code = buffer.code(path)
+        if code >= 0 and buffer.series(code, steps, times, bits):
+            self._close(buffer)
+
     def value(self, attribute_type: AttributeType, path: str, value: Any) -> None:
         """Add an attribute that is no series.
 
@@ -176,6 +187,14 @@ class _Buffer:
         self.codes.extend(codes)
         self._steps.extend((step,) * len(codes))
         self._times.extend((time,) * len(codes))
+        return len(self.codes) >= BATCH_ROWS
+
+    def series(self, code: int, steps: array[int], times: array[int], bits: array[int]) -> bool:
+        """Add float rows of one path, values as their 64 bits; True if the buffer is full."""
+        self._values.frombytes(bits.tobytes())
+        self.codes.extend(array("q", (code,)) * len(steps))
+        self._steps.extend(steps)
+        self._times.extend(times)
         return len(self.codes) >= BATCH_ROWS
 
     def _measure(self, value: Any) -> int:

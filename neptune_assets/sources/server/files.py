@@ -1,0 +1,35 @@
+"""Files of a run in the store: bytes by their hash, named as the client named them."""
+
+from __future__ import annotations
+
+import mimetypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from neptune_assets.errors import FileGoneError
+from neptune_assets.lake.layout import extension_of
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One object of the store. Implements :class:`neptune_assets.sources.protocol.SourceFile`."""
+
+    relative_path: str
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """Open the object. Raises FileGoneError if it is not in the store."""
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise FileGoneError(
+                f"The bytes of {self.relative_path!r} are not in the store: {error}.",
+                hint="Put the store's objects back from a copy; nothing of ours ever deletes them.",
+            ) from error
+
+
+def file_name(key: str, mime_type: str) -> str:
+    """Return the name of a file: the last part of its key, with the extension of its type if it has none."""
+    name = key.rsplit("/", 1)[-1] or "file"
+    return name if extension_of(name) else name + (mimetypes.guess_extension(mime_type) or "")
