@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
+from uuid import NAMESPACE_URL, uuid5
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,18 +59,26 @@ def last_number_of(project: LakeProject) -> tuple[str | None, int]:
     return key, numbers[key]
 
 
+def lake_uuid(project_id: str, scope: str, run_id: str) -> str:
+    """The uuid of a run of the lake, where it has none: always the same one, kept when the store takes the run."""
+    return str(uuid5(NAMESPACE_URL, f"neptune:{scope}/{project_id}/{run_id}"))
+
+
 def adopt(writing: Writing, project: ProjectStore, run: LakeRun, generation: str = "3") -> Run:
-    """Copy a run of the lake into the store. Raises LakeError if the lake cannot be read whole."""
+    """Copy a run (or model, or version) of the lake into the store. Raises LakeError if the lake cannot be read whole."""
     system = _system(run)
+    scope = run.project.scope.value
     sys_id = str(system.get("sys/id") or "") or None
-    if sys_id is not None and writing.run_by_sys_id(sys_id) is not None:
+    if sys_id is not None and writing.run_by_sys_id(sys_id, scope) is not None:
         sys_id = None  # Given to another run meanwhile.
     step = system.get("sys/forking/step")
     parent = system.get("sys/forking/parent")
     made = writing.create_run(
         NewRun(
             run.run_id,
+            scope,
             sys_id=sys_id,
+            uuid=lake_uuid(project.project_id, scope, run.run_id),
             experiment=system.get("sys/name") if generation == "3" else None,
             parent_project=None if parent is None else project.project_id,
             parent_run_id=parent,
