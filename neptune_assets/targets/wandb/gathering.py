@@ -25,7 +25,7 @@ from neptune_assets.targets.wandb.mapping import Layout, Parameters
 from neptune_assets.targets.wandb.media import Copy, FileStage, StagedFile
 from neptune_assets.targets.wandb.rows import typed_rows
 from neptune_assets.targets.wandb.series import TableFile, Text, histogram, texts
-from neptune_assets.targets.wandb.spool import SortedSpool
+from neptune_assets.targets.wandb.spool import STRETCH_ROWS, Bounds, SortedSpool
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
@@ -61,22 +61,9 @@ class Gathering:
         self.files = FileStage(directory / "files")
         self.account = Account(rows_in=placed.survey.by_type())
         self._numbers = {key: number for number, key in enumerate(placed.keys)}
-        self.points = SortedSpool(
-            POINTS,
-            ["step", "key"],
-            limit_rows=lake.rows_in_memory,
-            limit_bytes=1 << 40,
-            memory_mb=lake.sort_memory_mb,
-            scratch=lake.scratch,
-        )
-        self.events = SortedSpool(
-            EVENTS,
-            ["step", "key"],
-            limit_rows=lake.rows_in_memory,
-            limit_bytes=lake.sort_memory_mb << 18,
-            memory_mb=lake.sort_memory_mb,
-            scratch=lake.scratch,
-        )
+        rows, spooled = min(lake.rows_in_memory, STRETCH_ROWS), lake.sort_memory_mb << 18
+        self.points = SortedSpool(POINTS, "step", Bounds(rows, spooled, lake.scratch))
+        self.events = SortedSpool(EVENTS, "step", Bounds(rows, spooled, lake.scratch))
         self._pending: list[tuple[int, int, int, str, bytes]] = []
         self._pending_bytes = 0
         self._changed: Counter[str] = Counter()
