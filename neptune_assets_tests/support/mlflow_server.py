@@ -9,7 +9,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +18,13 @@ from pathlib import Path
 
 import requests
 
+from neptune_assets.scratch import ScratchDirectory
+
+
+@cache
+def _template() -> ScratchDirectory:
+    return ScratchDirectory("mlflow-template")
+
 
 @cache
 def migrated_database() -> Path:
@@ -26,7 +32,7 @@ def migrated_database() -> Path:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow import MlflowClient
 
-    file = Path(tempfile.mkdtemp(prefix="mlflow-template-")) / "mlflow.db"
+    file = _template().path / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments(max_results=1)
     return file
 
