@@ -1,0 +1,183 @@
+"""One run while it is read: which attributes it should have, which arrived, and what went wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from neptune_assets.schema import SERIES_TYPES, AttributeType
+from neptune_assets.sources.neptune3.model import (
+    Attribute,
+    FloatPart,
+    ObjectPart,
+    Request,
+    RunAttributes,
+)
+from neptune_assets.sources.neptune3.rows import COMPLETION, PREVIEW, add_points, add_value, float_batches, micro_steps
+from neptune_assets.sources.protocol import Issue, RunEnd
+from neptune_assets.sources.rows import RowBuilder
+
+_COUNTS: Final = "sys/diagnostics/attributes/"
+_COUNTED: Final = {
+    f"{_COUNTS}{name}_count": kind
+    for name, kind in {
+        "bool": AttributeType.BOOL,
+        "file_ref": AttributeType.FILE,
+        "file_ref_series": AttributeType.FILE_SERIES,
+        "float": AttributeType.FLOAT,
+        "float_series": AttributeType.FLOAT_SERIES,
+        "histogram_series": AttributeType.HISTOGRAM_SERIES,
+        "int": AttributeType.INT,
+        "string": AttributeType.STRING,
+        "string_series": AttributeType.STRING_SERIES,
+        "string_set": AttributeType.STRING_SET,
+    }.items()
+}
+"""Where Neptune says how many attributes of each type a run has."""
+
+
+class Collector:
+    """Turns what arrives of one run into batches, and ends with what was promised and did not arrive.
+
+    ``keep(path, type)`` is the filter on attributes; ``all_types`` says that attributes of every type were asked for.
+    """
+
+    def __init__(
+        self, project_id: str, found: RunAttributes, keep: Callable[[str, str], bool], *, all_types: bool
+    ) -> None:
+        self.run = found.run
+        self._project_id = project_id
+        self._kept = [attribute for attribute in found.attributes if keep(attribute.path, str(attribute.type))]
+        self._builder = RowBuilder(project_id, found.run.run_id, lambda path, kind: True)
+        self._errors: list[Issue] = []
+        self._notes: list[Issue] = []
+        self._failed: set[tuple[str, AttributeType]] = set()
+        self._reached: dict[tuple[str, AttributeType], int] = {}
+        self._previews: set[str] = set()
+        if all_types:
+            self._count(found.attributes)
+        for path, kind in found.unknown.items():
+            if keep(path, kind):
+                self.note(f"{path!r} is of the type {kind!r}, which this version cannot read.", path, kind)
+
+    def error(self, message: str, path: str | None = None, kind: str | None = None) -> None:
+        """Report something that makes the run partial."""
+        self._errors.append(Issue(message, path, kind))
+
+    def note(self, message: str, path: str | None = None, kind: str | None = None) -> None:
+        """Report something that does not make the run partial."""
+        self._notes.append(Issue(message, path, kind))
+
+    def requests(self) -> list[Request]:
+        """What to ask for: every series from its end."""
+        return [Request(self.run, item.path, item.type) for item in self._kept if item.type in SERIES_TYPES]
+
+    def values(self) -> Iterator[pa.RecordBatch]:
+        """Give the attributes that are no series."""
+        for item in self._kept:
+            if item.type in SERIES_TYPES:
+                continue
+            try:
+                add_value(self._builder, item.path, item.type, item.value)
+            except (ValueError, OverflowError, TypeError) as problem:
+                self._failed.add((item.path, item.type))
+                self.error(f"The value of {item.path!r} cannot be kept: {problem}.", item.path, str(item.type))
+            yield from self._builder.drain()
+
+    def take(self, parts: Sequence[FloatPart | ObjectPart]) -> Iterator[pa.RecordBatch]:
+        """Give the points that arrived."""
+        floats = []
+        for part in parts:
+            try:
+                self._reach(part)
+            except ValueError as problem:
+                self.fail(part.request, f"its points cannot be kept: {problem}")
+                continue
+            if isinstance(part, FloatPart):
+                floats.append(part)
+                continue
+            refused = add_points(self._builder, part)
+            if refused:
+                self.fail(part.request, f"{refused} of its points cannot be kept")
+            yield from self._builder.drain()
+        yield from float_batches(self._project_id, self.run.run_id, floats)
+
+    def fail(self, request: Request, reason: str) -> None:
+        """Mark a series as not read to its end."""
+        self._failed.add((request.path, request.type))
+        self.error(f"{request.path!r} could not be read: {reason}", request.path, str(request.type))
+
+    def finish(self) -> Iterator[pa.RecordBatch]:
+        """Give the rows that are left."""
+        yield from self._builder.flush()
+
+    def end(self) -> RunEnd:
+        """Compare what was promised with what arrived and end the run."""
+        promised: Counter[str] = Counter()
+        inherited = 0
+        for item in self._kept:
+            if item.type not in SERIES_TYPES or self._expected(item):
+                promised[str(item.type)] += 1
+            else:
+                inherited += self.run.parent is not None
+        promised[str(AttributeType.FLOAT_SERIES)] += len(self._previews)
+        if inherited:
+            self.note(f"{inherited} series are its ancestors' alone: the run has no points of its own in them.")
+        return RunEnd(self.run.run_id, +promised, tuple(self._errors), tuple(self._notes))
+
+    def _expected(self, item: Attribute) -> bool:
+        """True if points of a series should have arrived; tells what is missing."""
+        key = (item.path, item.type)
+        reached = self._reached.get(key)
+        if key in self._failed:
+            return True
+        if reached is None:
+            if self.run.parent is not None:
+                return False
+            if item.previews or (item.last_step is None and item.type is AttributeType.FLOAT_SERIES):
+                self.note(f"The series {item.path!r} has no final point.", item.path, str(item.type))
+                return False
+            self.error(
+                f"The server lists the series {item.path!r} and sent none of its points.",
+                item.path,
+                str(item.type),
+            )
+        elif item.last_step is not None and not item.previews:
+            (last,) = micro_steps(np.asarray([item.last_step]))
+            if reached < int(last):
+                self.error(
+                    f"The series {item.path!r} ends at step {reached / 1e6:g}; the server says {item.last_step:g}.",
+                    item.path,
+                    str(item.type),
+                )
+        return True
+
+    def _reach(self, part: FloatPart | ObjectPart) -> None:
+        """Remember how far a series got; raises ValueError for a step that no row can hold."""
+        key = (part.request.path, part.request.type)
+        if isinstance(part, FloatPart):
+            steps = part.steps
+            if part.preview is not None:
+                self._previews.update((part.request.path + PREVIEW, part.request.path + COMPLETION))
+                steps = steps[~part.preview]
+        else:
+            steps = np.asarray([point[0] for point in part.points], np.float64)
+        if len(steps):
+            last = int(micro_steps(steps).max())
+            self._reached[key] = max(last, self._reached.get(key, last))
+
+    def _count(self, attributes: Sequence[Attribute]) -> None:
+        """Compare the number of attributes listed with the numbers that the server keeps with the run."""
+        listed = Counter(item.type for item in attributes)
+        for item in attributes:
+            kind = _COUNTED.get(item.path)
+            if kind is not None and isinstance(item.value, int) and listed[kind] < item.value:
+                self.error(
+                    f"The server counts {item.value} attributes of type {kind} and lists {listed[kind]}.",
+                    None,
+                    str(kind),
+                )

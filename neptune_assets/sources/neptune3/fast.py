@@ -1,0 +1,271 @@
+"""The fast way to read: the server's answers become columns without neptune-query's data frames.
+
+The requests are those that neptune-query sends (see its ``internal/retrieval``); what differs is that points are cut
+out of the answer's bytes by numpy, that pages have a size of our choice, and that many runs share a request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Final
+
+from neptune_assets.schema import AttributeType
+from neptune_assets.settings import Neptune3Source
+from neptune_assets.sources.neptune3.access import Access
+from neptune_assets.sources.neptune3.answers import (
+    LISTED,
+    NAMES_OF_TYPES,
+    TYPES,
+    add_attributes,
+    float_points,
+    json_of,
+    listed_run,
+    message,
+    object_value,
+    parsed,
+)
+from neptune_assets.sources.neptune3.connection import Connection
+from neptune_assets.sources.neptune3.download import open_download
+from neptune_assets.sources.neptune3.model import (
+    FileReference,
+    FloatPart,
+    ListedRun,
+    ObjectPart,
+    Page,
+    Request,
+    RunAttributes,
+)
+
+_SEARCH: Final = "/api/leaderboard/v1/proto/leaderboard/entries/search/"
+_VALUES: Final = "/api/leaderboard/v1/proto/leaderboard/attributes/query"
+_DEFINITIONS: Final = "/api/leaderboard/v1/leaderboard/attributes/definitions/query"
+_FLOATS: Final = "/api/leaderboard/v1/proto/attributes/series/float"
+_OBJECTS: Final = "/api/leaderboard/v1/proto/attributes/series"
+_PROJECTS: Final = "/api/backend/v1/projects"
+
+_PAGE: Final = 10_000
+_NAMES_BYTES: Final = 200_000
+"""Attribute names in one request: neptune-query stays below 220,000 bytes."""
+_GUESS: Final = 1_000.0
+"""Points of a series, before any was read."""
+
+
+class FastReader:
+    """Implements :class:`~neptune_assets.sources.neptune3.model.Reader` on the wire."""
+
+    def __init__(self, settings: Neptune3Source, access: Access) -> None:
+        self._settings = settings
+        self._connection = Connection(settings, access)
+        self._lock = threading.Lock()
+        self._points_of_a_series = _GUESS
+
+    def projects(self, workspace: str | None) -> list[str]:
+        """Return the projects that the token may see, in one workspace or in all."""
+        found: dict[str, None] = {}
+        offset = 0
+        while True:
+            params = {"userRelation": "viewerOrHigher", "sortBy": "lastViewed", "offset": str(offset), "limit": "1000"}
+            if workspace is not None:
+                params["organizationIdentifier"] = workspace
+            data = json_of(self._connection.get(_PROJECTS, params))
+            names = [f"{entry['organizationName']}/{entry['name']}" for entry in data.get("entries", ())]
+            new = [name for name in names if name not in found]
+            found.update(dict.fromkeys(new))
+            offset += len(names)
+            # A server that knows no pages answers the same again.
+            if not new or offset >= int(data.get("matchingItemCount") or 0):
+                return sorted(name for name in found if workspace is None or name.startswith(f"{workspace}/"))
+
+    def alive(self, project: str) -> None:
+        """Ask for next to nothing, with patience. Raises RefusedError if that fails too."""
+        body = {
+            "projectIdentifiers": [project],
+            "attributeNameFilter": {"mustMatchAny": [{"mustMatchRegexes": ["^sys/id$"]}]},
+            "nextPage": {"limit": 1},
+        }
+        self._connection.post(_DEFINITIONS, body)
+
+    def list_runs(self, project: str, query: Any = None) -> list[ListedRun]:
+        """Return the runs of a project, the oldest first; one request for each ``runs_per_page``."""
+        limit = self._settings.runs_per_page
+        runs: dict[str, ListedRun] = {}
+        body: dict[str, Any] = {
+            "attributeFilters": [{"path": name} for name in LISTED],
+            "pagination": {"limit": limit, "offset": 0},
+            "experimentLeader": False,
+            "sorting": {"dir": "ascending", "sortBy": {"name": "sys/creation_time", "type": "datetime"}},
+        }
+        if query is not None:
+            body["query"] = {"query": str(query._to_internal())}
+        result = message("ProtoLeaderboardEntriesSearchResultDTO")
+        while True:
+            content = self._connection.post(_SEARCH, body, params={"projectIdentifier": project, "type": "run"})
+            entries = parsed(result, content).entries
+            for entry in entries:
+                run = listed_run(entry)
+                runs[run.run_id] = run
+            if len(entries) < limit:
+                return list(runs.values())
+            body["pagination"]["offset"] += limit
+
+    def attributes(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> list[RunAttributes]:
+        """Return what each run has, with the values of single attributes, in the order of ``runs``."""
+        found = {run.sys_id: RunAttributes(run) for run in runs}
+        body: dict[str, Any] = {**_scope(project, runs, types), "nextPage": {"limit": _PAGE}}
+        result = message("ProtoQueryAttributesResultDTO")
+        while True:
+            answer = parsed(
+                result, self._connection.post(_VALUES, body, params={"projectIdentifier": project}, patient=False)
+            )
+            for entry in answer.entries:
+                run = found.get(entry.experimentShortId)
+                if run is not None:
+                    add_attributes(run, entry.attributes)
+            token = answer.nextPage.nextPageToken
+            if not token:
+                return list(found.values())
+            body["nextPage"]["nextPageToken"] = token
+
+    def definitions(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> set[str]:
+        """Return the paths of all attributes of some runs, as ``list_attributes`` does."""
+        body: dict[str, Any] = {
+            "projectIdentifiers": [project],
+            **_scope(project, runs, types),
+            "nextPage": {"limit": _PAGE},
+        }
+        found: set[str] = set()
+        while True:
+            data = json_of(self._connection.post(_DEFINITIONS, body))
+            entries = data.get("entries", ())
+            found.update(entry["name"] for entry in entries if entry["type"] in TYPES)
+            token = (data.get("nextPage") or {}).get("nextPageToken")
+            if not token or len(entries) < _PAGE:
+                return found
+            body["nextPage"]["nextPageToken"] = token
+
+    def groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        """Cut requests into groups; how many series go together depends on how long series were so far."""
+        group: list[Request] = []
+        size = 0
+        for request in requests:
+            length = len(request.path.encode("utf-8", "surrogatepass"))
+            if group and (size + length > _NAMES_BYTES or len(group) >= self._series_together(request.type)):
+                yield group
+                group, size = [], 0
+            group.append(request)
+            size += length
+        if group:
+            yield group
+
+    def page(self, project: str, requests: Sequence[Request]) -> Page:
+        """Return the next points of series: float series only, or others only."""
+        if requests[0].type is AttributeType.FLOAT_SERIES:
+            return self._float_page(project, requests)
+        return self._object_page(project, requests)
+
+    def download(self, project: str, run_id: str, path: str, step: float | None, reference: FileReference) -> BinaryIO:
+        """Open a file for streaming; it is asked for again where the connection breaks."""
+        return open_download(self._connection, project, reference)
+
+    def _series_together(self, kind: AttributeType) -> int:
+        if kind is not AttributeType.FLOAT_SERIES:
+            return self._settings.series_per_page
+        with self._lock:
+            expected = self._points_of_a_series
+        # Half as much again as expected, so that most series come whole.
+        return max(1, min(self._settings.series_per_page, int(self._settings.points_per_page / (1.5 * expected + 1))))
+
+    def _float_page(self, project: str, requests: Sequence[Request]) -> Page:
+        limit = max(1, self._settings.points_per_page // len(requests))
+        previews = self._settings.metric_previews
+        body = {
+            "requests": [
+                {
+                    "requestId": str(number),
+                    "series": {**_series(project, request), "includePreview": previews},
+                    **({} if request.after is None else {"afterStep": request.after}),
+                }
+                for number, request in enumerate(requests)
+            ],
+            "stepRange": {"from": None, "to": None},
+            "order": "descending",
+            "perSeriesPointsLimit": limit,
+        }
+        content = self._connection.post(_FLOATS, body, patient=False)
+        parts: list[FloatPart] = []
+        rest: list[Request] = []
+        for request_id, points in float_points(content):
+            request = requests[int(request_id)]
+            if len(points):
+                marks = (points.preview, points.completion) if previews and points.preview.any() else (None, None)
+                parts.append(FloatPart(request, points.step, points.time, points.value, *marks))
+            if len(points) >= limit:
+                rest.append(Request(request.run, request.path, request.type, float(points.step[-1])))
+        self._learn(parts, [request for request in requests if request.after is None])
+        return Page(parts, rest)
+
+    def _learn(self, parts: Iterable[FloatPart], fresh: Sequence[Request]) -> None:
+        if not fresh:
+            return
+        mean = sum(len(part.steps) for part in parts if part.request.after is None) / len(fresh)
+        with self._lock:
+            self._points_of_a_series = max(1.0, (self._points_of_a_series + mean) / 2)
+
+    def _object_page(self, project: str, requests: Sequence[Request]) -> Page:
+        body = {
+            "requests": [
+                {
+                    "requestId": str(number),
+                    "series": _series(project, request),
+                    **(
+                        {}
+                        if request.after is None
+                        else {"searchAfter": {"finished": False, "token": str(request.after)}}
+                    ),
+                }
+                for number, request in enumerate(requests)
+            ],
+            "stepRange": {"from": None, "to": None},
+            "order": "descending",
+        }
+        params = {"useDeprecatedStringFields": "false"}
+        result = message("ProtoSeriesValuesResponseDTO")
+        answer = parsed(result, self._connection.post(_OBJECTS, body, params=params, patient=False))
+        parts: list[ObjectPart] = []
+        rest: list[Request] = []
+        progress = False
+        for series in answer.series:
+            request = requests[int(series.requestId)]
+            points = [
+                (point.step, point.timestamp_millis, object_value(point.object)) for point in series.seriesValues.values
+            ]
+            if points:
+                parts.append(ObjectPart(request, points))
+            progress = progress or bool(points) or series.HasField("searchAfter")
+            if not series.HasField("searchAfter"):
+                rest.append(request)
+            elif not series.searchAfter.finished:
+                rest.append(Request(request.run, request.path, request.type, series.searchAfter.token))
+        # A server goes on naming series that it does not have: without progress there is no more to come.
+        return Page(parts, rest if progress else ())
+
+
+def _scope(project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> dict[str, Any]:
+    """The part of a request that says which runs and which types of attribute."""
+    body: dict[str, Any] = {
+        "experimentIdsFilter": [f"{project}/{run.sys_id}" for run in runs],
+        "attributeNameFilter": {},
+    }
+    if types is not None:
+        body["attributeFilter"] = [{"attributeType": NAMES_OF_TYPES[AttributeType(kind)]} for kind in types]
+    return body
+
+
+def _series(project: str, request: Request) -> dict[str, Any]:
+    return {
+        "holder": {"identifier": f"{project}/{request.run.sys_id}", "type": "experiment"},
+        "attribute": request.path,
+        "lineage": "NONE",
+        "lineageEntityType": "RUN",
+    }

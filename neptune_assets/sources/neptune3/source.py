@@ -1,0 +1,226 @@
+"""The source ``neptune3``: a running Neptune 3.x server, self-hosted or this project's own.
+
+Decisions. A run is the same as long as its ``sys/modification_time`` is: nothing else is asked for to find out what
+changed. A fork holds its own points only. Filters on names are applied here, with Python's regular expressions, those
+on times and ids by the server too. A server that answers nothing any more ends the reading; what was read stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Final
+
+from neptune_assets.errors import FileGoneError, SourceError, SourceUnavailableError, UnknownProjectError
+from neptune_assets.partitions import validate_project_key
+from neptune_assets.schema import Scope
+from neptune_assets.settings import Filters, Neptune3Source
+from neptune_assets.sources.filters import Selection
+from neptune_assets.sources.neptune3.access import find_access
+from neptune_assets.sources.neptune3.model import FileReference, ListedRun, Reader, RefusedError
+from neptune_assets.sources.neptune3.reading import Reading
+from neptune_assets.sources.neptune3.rows import file_of
+from neptune_assets.sources.neptune3.versions import fast_way_is_tested
+from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
+
+_READING: Final = "neptune3-1"
+"""Part of every fingerprint: raised when the same run would be read differently."""
+_IDS_ASKED_FOR: Final = 200
+"""More run ids than this are not sent to the server: it lists all runs instead."""
+
+
+class Neptune3:
+    """Reads a Neptune 3.x server. Implements :class:`neptune_assets.sources.protocol.Source`; sends no data.
+
+    Making one sends no request; every method looks first whether the environment allows any.
+    """
+
+    kind = "neptune3"
+
+    def __init__(self, settings: Neptune3Source, filters: Filters) -> None:
+        self._settings = settings
+        self._filters = filters
+        self._selection = Selection(filters)
+        self._lock = threading.Lock()
+        self._made: Reader | None = None
+        self._listed: dict[str, dict[str, ListedRun]] = {}
+
+    def projects(self) -> list[str]:
+        """Projects of the settings, or those the token may see, after filters, sorted."""
+        reader = self._reader()
+        names = self._settings.projects
+        if names is None:
+            try:
+                names = reader.projects(self._settings.workspace)
+            except RefusedError as error:
+                raise self._broken(error, "Its projects cannot be listed") from error
+        return sorted({name for name in names if self._selection.project(name)})
+
+    def runs(self, project_id: str, scope: Scope = Scope.RUNS) -> list[RunInfo]:
+        """Runs of a project after filters, sorted by id. Raises UnknownProjectError naming the known projects."""
+        listed = self._list(project_id)
+        if scope is not Scope.RUNS:
+            return []
+        infos = [self._info(run) for _, run in sorted(listed.items())]
+        return [info for info in infos if self._selection.run(info)]
+
+    def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Iterator[RunRows | RunEnd]:
+        """Read runs one after the other; what fails of a run makes it partial, and the next one follows.
+
+        Raises SourceUnavailableError, which is worth trying again, if the server answers nothing any more.
+        """
+        listed = self._listed.get(project_id)
+        if listed is None or any(run_id not in listed for run_id in run_ids):
+            listed = self._list(project_id)
+        reading = Reading(self._reader(), self._settings, self._filters, self._selection, project_id)
+        known = [run_id for run_id in run_ids if run_id in listed]
+        chunks = reading.read([listed[run_id] for run_id in known])
+        for run_id in run_ids:
+            if run_id not in listed:
+                message = f"The server lists no run {run_id!r} in {project_id} any more. List the runs again."
+                yield RunEnd(run_id, errors=(Issue(message),))
+                continue
+            for chunk in chunks:
+                yield chunk
+                if isinstance(chunk, RunEnd):
+                    break
+
+    def files(self, project_id: str, run_id: str, reference: str, scope: Scope = Scope.RUNS) -> Sequence[SourceFile]:
+        """The file behind ``file_value.path`` of a row. Raises FileGoneError if the reference names none."""
+        file, step = file_of(reference)
+        return [ServerFile(self._reader(), project_id, run_id, file, step)]
+
+    def problems(self, project_id: str) -> Sequence[Issue]:
+        """Nothing: what a server cannot give is told with the run it belongs to."""
+        return ()
+
+    def _reader(self) -> Reader:
+        access = find_access(self._settings)
+        with self._lock:
+            if self._made is None:
+                if self._settings.client == "fast" and fast_way_is_tested():
+                    from neptune_assets.sources.neptune3.fast import FastReader
+
+                    self._made = FastReader(self._settings, access)
+                else:
+                    from neptune_assets.sources.neptune3.public import PublicReader
+
+                    self._made = PublicReader(self._settings, access)
+            return self._made
+
+    def _list(self, project_id: str) -> dict[str, ListedRun]:
+        reader = self._reader()
+        validate_project_key(project_id)
+        try:
+            runs = [run for query in self._queries() for run in reader.list_runs(project_id, query)]
+        except RefusedError as error:
+            if error.status in {403, 404}:
+                raise self._unknown(project_id) from error
+            raise self._broken(error, f"The runs of {project_id} cannot be listed") from error
+        listed = self._listed[project_id] = {run.run_id: run for run in runs}
+        return listed
+
+    def _queries(self) -> list[Any]:
+        """Filters for the server, None for all; a second one lists the trash if that is wanted."""
+        from neptune_query.filters import Attribute, Filter
+
+        runs = self._filters.runs
+        query: Any = None
+        created, modified = (Attribute(f"sys/{name}_time", type="datetime") for name in ("creation", "modification"))
+        for attribute, compare, moment in (
+            (created, Filter.ge, runs.created_since),
+            (created, Filter.lt, runs.created_until),
+            (modified, Filter.ge, runs.modified_since),
+            (modified, Filter.lt, runs.modified_until),
+        ):
+            if moment is not None:
+                query = _both(query, compare(attribute, _utc(moment)))
+        if runs.ids is not None and runs.ids_file is None and 0 < len(runs.ids) <= _IDS_ASKED_FOR:
+            ids = Attribute("sys/custom_run_id", type="string")
+            wanted: Any = None
+            for run_id in runs.ids:
+                wanted = Filter.eq(ids, run_id) if wanted is None else wanted | Filter.eq(ids, run_id)
+            query = _both(query, wanted)
+        if not runs.trashed:
+            return [query]
+        return [query, _both(query, Filter.eq(Attribute("sys/trashed", type="bool"), True))]
+
+    def _info(self, run: ListedRun) -> RunInfo:
+        marks = (
+            _READING,
+            str(self._settings.metric_previews),
+            run.sys_id,
+            "" if run.modified_at is None else run.modified_at.isoformat(),
+            f"{run.archived} {run.trashed}",
+        )
+        digest = hashlib.blake2b("\n".join(marks).encode("utf-8", "surrogatepass"), digest_size=16)
+        return RunInfo(
+            run_id=run.run_id,
+            fingerprint=digest.hexdigest(),
+            created_at=run.created_at,
+            modified_at=run.modified_at,
+            archived=run.archived,
+            trashed=run.trashed,
+            size_hint=run.points + run.attributes,
+        )
+
+    def _unknown(self, project_id: str) -> SourceError:
+        try:
+            known = self.projects()
+        except SourceError:
+            known = []
+        return UnknownProjectError(
+            f"The server has no project {project_id!r}, or the token may not see it.",
+            hint=f"Known projects: {', '.join(known[:20])}{' ...' if len(known) > 20 else ''}."
+            if known
+            else "Check source.neptune3.projects, and whose token it is.",
+        )
+
+    def _broken(self, error: RefusedError, what: str) -> SourceError:
+        if error.exhausted:
+            return SourceUnavailableError(
+                f"{what}: {error}", hint="Check the address in the token and that the server runs, then try again."
+            )
+        return SourceError(
+            f"{what}: {error}", hint="Name the projects in source.neptune3.projects, or check the rights of the token."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFile:
+    """One file of a run on the server; ``relative_path`` is its name there, with the extension of its type."""
+
+    reader: Reader
+    project_id: str
+    run_id: str
+    file: FileReference
+    step: float | None
+
+    @property
+    def relative_path(self) -> str:
+        """The last part of the key, with an extension guessed from the type if it has none."""
+        import mimetypes
+
+        name = self.file.key.replace("\\", "/").rsplit("/", 1)[-1]
+        name = name if name not in {"", ".", ".."} else "file"
+        if "." not in name.strip("."):
+            name += mimetypes.guess_extension(self.file.mime_type) or ""
+        return name
+
+    def open(self) -> BinaryIO:
+        """Open for streaming. Raises FileGoneError if the bytes are not there or fewer than was logged."""
+        if not self.file.key or "\0" in self.file.key:
+            raise FileGoneError(f"{self.file.key!r} names no file on the server.", hint="List the runs again.")
+        return self.reader.download(self.project_id, self.run_id, "file", self.step, self.file)
+
+
+def _both(first: Any, second: Any) -> Any:
+    return second if first is None else first & second
+
+
+def _utc(moment: str) -> datetime:
+    parsed = datetime.fromisoformat(moment)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
