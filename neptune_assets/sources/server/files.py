@@ -32,4 +32,6 @@ class StoredFile:
 def file_name(key: str, mime_type: str) -> str:
     """Return the name of a file: the last part of its key, with the extension of its type if it has none."""
     name = key.rsplit("/", 1)[-1] or "file"
-    return name if extension_of(name) else name + (mimetypes.guess_extension(mime_type) or "")
+    if extension_of(name) or mime_type == "application/octet-stream":
+        return name
+    return name + (mimetypes.guess_extension(mime_type) or "")

@@ -54,7 +54,8 @@ class Server:
         return [info for run in found if self._selection.run(info := _info(run))]
 
     def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Iterator[RunRows | RunEnd]:
-        """Read runs one after the other, each in a transaction of its own."""
+        """Read runs one after the other, each in a transaction of its own. Raises UnknownProjectError at once."""
+        self._database(project_id)
         for run_id in run_ids:
             try:
                 with self._reading(project_id) as connection:
