@@ -109,7 +109,7 @@ class LakeRun:
         read = wanted if kinds is None or "attribute_type" in wanted else [*wanted, "attribute_type"]
         with ExitStack() as stack:
             # All parts are opened and checked before the first row leaves: no reader gets half of a run.
-            files = [stack.enter_context(self._open_part(part)) for part in self.record.parts]
+            files = [stack.enter_context(self.open_part(part)) for part in self.record.parts]
             schema = pa.schema([SCHEMA.field(name) for name in wanted])
             for file in files:
                 groups = _row_groups(file, kinds)
@@ -121,7 +121,7 @@ class LakeRun:
                     if batch.num_rows:
                         yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
 
-    def _open_part(self, part: PartRecord) -> pq.ParquetFile:
+    def open_part(self, part: PartRecord) -> pq.ParquetFile:
         """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time."""
         layout, storage, scope = self.project.lake.layout, self.project.lake.storage, self.project.scope
         staged = layout.staged_part(self.project_id, self.record.generation, part.name, scope)

@@ -1,0 +1,1 @@
+"""Points of series: from the lake's Parquet parts and from the store, along the lines of forks. No wire forms."""

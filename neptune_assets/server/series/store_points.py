@@ -1,0 +1,76 @@
+"""Points of a run of the store, by primary key: only those asked for are read."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from itertools import chain
+
+import numpy as np
+
+from neptune_assets.schema import AttributeType
+from neptune_assets.server.catalog.runs import Run
+from neptune_assets.server.series.points import NO_POINTS, FloatPoints, ObjectPoint, Window, join
+
+
+def attribute_of(connection: sqlite3.Connection, run: Run, path: str, kind: AttributeType) -> int | None:
+    """Return the number of a run's attribute, None if it has none of that type."""
+    row = connection.execute(
+        "SELECT id FROM attributes WHERE run = ? AND path = ? AND type = ?", (run.store_id, path, kind.value)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def float_points(connection: sqlite3.Connection, attribute: int, window: Window) -> FloatPoints:
+    """Return final points in a window."""
+    rows = _rows(connection, "step, time, bits", "points", attribute, window)
+    flat = np.fromiter(chain.from_iterable(rows), np.int64)
+    if not len(flat):
+        return NO_POINTS
+    table = flat.reshape(-1, 3)
+    if window.last:
+        table = table[::-1]
+    steps, times, bits = (np.ascontiguousarray(table[:, column]) for column in range(3))
+    return FloatPoints(steps, times, bits.view(np.float64))
+
+
+def with_previews(connection: sqlite3.Connection, attribute: int, window: Window, final: FloatPoints) -> FloatPoints:
+    """Add the points that are not final; they come after all final ones."""
+    rows = list(_rows(connection, "step, time, bits, completion", "previews", attribute, window))
+    if not rows:
+        return final
+    table = np.array(rows, np.int64)
+    if window.last:
+        table = table[::-1]
+    steps, times, bits, completion = (np.ascontiguousarray(table[:, column]) for column in range(4))
+    ratios = completion.view(np.float64).astype(np.float32)
+    joined = join([final, FloatPoints(steps, times, bits.view(np.float64), ratios)])
+    return joined.within(window)
+
+
+def object_points(
+    connection: sqlite3.Connection, attribute: int, kind: AttributeType, window: Window
+) -> list[ObjectPoint]:
+    """Return points of a series of strings, histograms or files in a window, ascending."""
+    rows = list(_rows(connection, "step, time, value", "objects", attribute, window))
+    if window.last:
+        rows.reverse()
+    plain = kind is AttributeType.STRING_SERIES
+    return [ObjectPoint(step, time, value if plain else json.loads(value)) for step, time, value in rows]
+
+
+def _rows(connection: sqlite3.Connection, columns: str, table: str, attribute: int, window: Window) -> sqlite3.Cursor:
+    sql, values = f"SELECT {columns} FROM {table} WHERE attribute = ?", [attribute]  # noqa: S608
+    if window.low is not None:
+        sql += " AND step >= ?"
+        values.append(window.low)
+    if window.high is not None:
+        sql += " AND step <= ?"
+        values.append(window.high)
+    sql += f" ORDER BY step {'DESC' if window.last else 'ASC'}"
+    if window.limit is not None:
+        sql += " LIMIT ?"
+        values.append(window.limit)
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    return cursor.execute(sql, values)
