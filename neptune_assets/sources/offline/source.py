@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,21 +125,6 @@ class Offline:
         """Paths that could not be used and belong to this project, or to one that cannot be told."""
         refusals = self._found().refusals
         return [Issue(refusal.message) for refusal in refusals if refusal.project_id in {None, project_id}]
-
-    def watch_state(self) -> Mapping[str, str]:
-        """A fingerprint of each project after filters, from file facts only: what a sensor compares."""
-        index = self._scan()
-        digests: dict[str, hashlib.blake2b] = {}
-        for key in sorted(index.runs):
-            project, scope, run_id = key
-            if not self._selection.project(project):
-                continue
-            info = self._info(index, key)
-            if self._selection.run(info) and (scope is Scope.RUNS or self._selection.model_registry):
-                digest = digests.setdefault(project, hashlib.blake2b(digest_size=16))
-                mark = f"{len(run_id)}:{scope}:{run_id}:{info.fingerprint}\n"
-                digest.update(mark.encode("utf-8", "surrogatepass"))
-        return {project: digest.hexdigest() for project, digest in digests.items()}
 
     def _found(self) -> _Index:
         return self._last or self._scan()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neptune_assets.build import project_mark
 from neptune_assets.errors import FileGoneError, SourceError
 from neptune_assets_tests.conformance.sources import read, tree
 from neptune_assets_tests.support import scale_recorder as recorder
@@ -95,13 +96,11 @@ def test_a_live_process_is_read_as_it_is_and_said_so(tmp_path: Path) -> None:
     try:
         source = offline(tmp_path)
         (first,) = source.runs(PROJECT)
-        watched = source.watch_state()
         process.stdin.write("more\n")
         process.stdin.flush()
         assert process.stdout.readline().strip() == "ready"
         (second,) = source.runs(PROJECT)
         assert second.fingerprint != first.fingerprint
-        assert source.watch_state() != watched
         result = read(source, PROJECT, ["live"])
         assert [point[2] for point in points_of(result.rows["live"], "m", "float_value")] == [
             float(n) for n in range(10)
@@ -130,14 +129,15 @@ def test_a_live_process_is_read_as_it_is_and_said_so(tmp_path: Path) -> None:
         process.stdout.close()
 
 
-def test_a_whole_project_can_be_watched_cheaply(family: Path, copied: Callable[[Path, str], tuple[Path, Path]]) -> None:
+def test_a_project_as_a_whole_is_marked_by_what_lies_in_its_recordings(
+    family: Path, copied: Callable[[Path, str], tuple[Path, Path]]
+) -> None:
     folder, database = copied(family, "orphan")
-    before = offline(folder).watch_state()
-    assert list(before) == [PROJECT]
-    assert offline(folder).watch_state() == before
+    before = project_mark(offline(folder), PROJECT)
+    assert project_mark(offline(folder), PROJECT) == before
     edit(database, "DELETE FROM operation_errors")
     os.utime(database, ns=(1, 1))
-    assert offline(folder).watch_state() != before
+    assert project_mark(offline(folder), PROJECT) != before
 
 
 def test_paths_that_cannot_be_used_are_told(everything: Path, tmp_path: Path) -> None:
