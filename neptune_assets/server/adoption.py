@@ -65,7 +65,7 @@ def lake_uuid(project_id: str, scope: str, run_id: str) -> str:
 
 
 def adopt(writing: Writing, project: ProjectStore, run: LakeRun, generation: str = "3") -> Run:
-    """Copy a run (or model, or version) of the lake into the store. Raises LakeError if the lake cannot be read whole."""
+    """Copy a run, model or version of the lake into the store. Raises LakeError if the lake cannot be read whole."""
     system = _system(run)
     scope = run.project.scope.value
     sys_id = str(system.get("sys/id") or "") or None

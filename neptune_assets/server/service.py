@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 from neptune_assets.errors import SettingsError, UnknownProjectError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.server.adoption import adopt, last_number_of
+from neptune_assets.server.catalog.catalog import Catalog
+from neptune_assets.server.series.reader import SeriesReader
 from neptune_assets.server.settings import ServerSettings
 from neptune_assets.server.signing import Signer
 from neptune_assets.server.store.projects import ProjectStore, Store
 from neptune_assets.server.store.runs import Run
+from neptune_assets.server.store.system import system_attributes
 from neptune_assets.server.store.writing import Writing
 from neptune_assets.server.tokens import Tokens, load_secrets
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
+    from neptune_assets.server.catalog.store_import import Attribute
 
 
 class Service:
@@ -29,11 +33,20 @@ class Service:
         self.tokens = Tokens(secrets, settings.user, settings.token_seconds)
         self.signer = Signer(secrets.url_key, settings.url_seconds)
         self.lake = None if settings.lake is None else Lake(settings.lake)
+        self.catalog = Catalog(
+            store=self.store,
+            lake=self.lake,
+            system=_system,
+            memory_mb=settings.memory_mb,
+            scratch=settings.scratch,
+        )
+        self.series = SeriesReader(self.catalog)
         self._guard = threading.Lock()
 
     def close(self) -> None:
         """Finish writes and close everything."""
         self.store.close()
+        self.catalog.close()
 
     def projects(self) -> list[str]:
         """Names of all projects, of the store and of the lake, sorted."""
@@ -72,6 +85,10 @@ class Service:
         if lake is None or run_id not in lake.records():
             return None
         return adopt(writing, project, lake.run(run_id))
+
+
+def _system(project: ProjectStore, run: Run) -> list[Attribute]:
+    return [(path, kind, value) for path, (kind, value) in system_attributes(run, project.uuid).items()]
 
 
 def is_project_name(project_id: str) -> bool:

@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets.server.endpoints import ApiError
 
-
-class ApiError(NeptuneAssetsError):
-    """A request that is answered by an HTTP status of 4xx; `status` is the class's own."""
-
-    status: int = 400
-
-    def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message, hint="")
-        self.details = details
-
-    def body(self) -> dict[str, Any]:
-        """Return the JSON body of the answer."""
-        return {"code": self.status, "message": str(self), "title": str(self), **self.details}
+RANGE_MISMATCH: Final = "Length of stream does not match given range"
+"""Text by which the client knows that it must begin an upload anew."""
 
 
 class BadRequestError(ApiError):
     """The request itself is wrong: sending it again cannot help."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(400, "BAD_REQUEST", message)
+
 
 class NotFoundError(ApiError):
-    """A project, attribute, artifact or upload that is not there.
+    """A project, attribute, artifact, upload or run that is not there, as most calls tell it."""
 
-    The body names no `errorType`: on an attribute's call the client would take a missing run for it.
-    """
-
-    status = 404
+    def __init__(self, message: str) -> None:
+        super().__init__(404, "NOT_FOUND", message)
 
 
 class ExperimentNotFoundError(ApiError):
-    """There is no such run, model or version. Only for getExperiment: elsewhere the bare 404 is what clients expect."""
+    """There is no such run, model or version.
 
-    status = 404
+    Only for getExperiment: on the call of an attribute, this type of error would not be taken for a missing attribute.
+    """
 
-    def body(self) -> dict[str, Any]:
-        """Return the body with the error type by which the client knows that the object is missing."""
-        return {**super().body(), "errorType": "EXPERIMENT_NOT_FOUND"}
+    def __init__(self, message: str) -> None:
+        super().__init__(404, "EXPERIMENT_NOT_FOUND", message)
+
+
+class ForbiddenError(ApiError):
+    """Something that nobody may do here."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(403, "ACCESS_DENIED", message)
 
 
 class ConflictError(ApiError):
     """Something of that name is there already."""
 
-    status = 409
+    def __init__(self, message: str) -> None:
+        super().__init__(409, "CONFLICT", message)
 
 
-class QuerySyntaxError(ApiError):
-    """A query that cannot be parsed; the client looks for this very title."""
+class QueryTextError(ApiError):
+    """A query that cannot be answered as it is written; by this very title the client knows it."""
 
-    def body(self) -> dict[str, Any]:
-        """Return the body with the title that makes the client raise its own error for queries."""
-        return {**super().body(), "title": "Syntax error", "errorType": "QUERY_SYNTAX_ERROR"}
-
-
-RANGE_MISMATCH: Final = "Length of stream does not match given range"
-"""Text by which the client knows that it must begin an upload anew."""
+    def __init__(self, message: str) -> None:
+        super().__init__(400, "QUERY_SYNTAX_ERROR", message, title="Syntax error")

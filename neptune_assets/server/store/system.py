@@ -27,6 +27,8 @@ SYSTEM_TYPES: Final[Mapping[str, AttributeType]] = MappingProxyType(
         "sys/diagnostics/run_uuid": AttributeType.STRING,
         "sys/forking/parent": AttributeType.STRING,
         "sys/forking/step": AttributeType.FLOAT,
+        "sys/running_time": AttributeType.FLOAT,
+        "sys/monitoring_time": AttributeType.INT,
     }
 )
 """Every attribute that :func:`system_attributes` can make."""
@@ -52,4 +54,8 @@ def system_attributes(run: Run, project_uuid: str) -> dict[str, tuple[AttributeT
         values["sys/forking/parent"] = run.parent_run_id
         if run.fork_step is not None:
             values["sys/forking/step"] = run.fork_step / MICROSTEPS
+    if run.generation == "2":
+        alive = max(0, values["sys/ping_time"] - run.created_at) / 1000
+        values["sys/running_time"] = alive
+        values["sys/monitoring_time"] = int(alive)
     return {path: (SYSTEM_TYPES[path], value) for path, value in values.items()}
