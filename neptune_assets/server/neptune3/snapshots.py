@@ -1,7 +1,7 @@
 """Applies updates of a run, as neptune-scale sends them, to the store.
 
-Points are gathered by attribute over the whole request and appended at its end, in one statement; an attribute's type
-is settled when its path is first seen, so what comes first decides, as if all had been done one after the other.
+Points are gathered over the whole request and written at its end, in one statement. An attribute's type is settled when
+its path is first seen, and each step is compared with the one before it, as if all had been done one after the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from neptune_api.proto.neptune_pb.ingest.v1.ingest_pb2 import IngestCode
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, AttributeType
 from neptune_assets.server.neptune3.statuses import Outcome
 from neptune_assets.server.neptune3.wire_values import RefusedError, assigned, milliseconds, object_value
-from neptune_assets.server.store.operations import Attribute, Operations, Problem, Problems
+from neptune_assets.server.store.operations import Operations
+from neptune_assets.server.store.points import Attribute, Problem, Problems
 from neptune_assets.server.store.system import SYSTEM_TYPES
 from neptune_assets.server.store.values import encode, float_bits
 from neptune_assets.server.store.writing import Writing
@@ -37,25 +38,24 @@ _SERIES: Final = {
     "histogram": AttributeType.HISTOGRAM_SERIES,
     "file_ref": AttributeType.FILE_SERIES,
 }
+# Plain ints: the enum looks its members up on every use.
+_OK: Final = int(IngestCode.OK)
+_TYPE_CONFLICT: Final = int(IngestCode.FIELD_TYPE_CONFLICTING)
+_UNSUPPORTED: Final = int(IngestCode.FIELD_TYPE_UNSUPPORTED)
+_TOO_LARGE: Final = int(IngestCode.SERIES_STEP_TOO_LARGE)
+_STEP_INVALID: Final = int(IngestCode.SERIES_STEP_INVALID)
 
 
-class _Series:
-    """Points of one series that this request brings; without an attribute, why they are refused."""
+class _Objects:
+    """Points of one series of strings, histograms or files that this request brings."""
 
-    __slots__ = ("attribute", "kind", "refused", "steps", "times", "values")
+    __slots__ = ("attribute", "steps", "times", "values")
 
-    def __init__(self, kind: AttributeType, attribute: Attribute | None, refused: int) -> None:
-        self.kind = kind
+    def __init__(self, attribute: Attribute) -> None:
         self.attribute = attribute
-        self.refused = refused
         self.steps: list[int] = []
         self.times: list[int] = []
-        self.values: list[Any] = []
-
-    def next_step(self) -> int:
-        """The step of a point that comes without one."""
-        last = self.steps[-1] if self.steps else None if self.attribute is None else self.attribute.last_step
-        return 0 if last is None else last + MICROSTEPS
+        self.values: list[str] = []
 
 
 class Snapshots:
@@ -64,7 +64,8 @@ class Snapshots:
     def __init__(self, writing: Writing, operations: Operations) -> None:
         self._writing = writing
         self._operations = operations
-        self._series: dict[str, _Series] = {}
+        self._floats: dict[str, Attribute] = {}
+        self._objects: dict[str, _Objects] = {}
         self.outcome = Outcome()
 
     def apply(self, snapshots: Iterable[Any]) -> Outcome:
@@ -78,104 +79,120 @@ class Snapshots:
             if snapshot.modify_sets:
                 for path, change in snapshot.modify_sets.items():
                     self._modify(path, change)
-        for series in self._series.values():
-            self._finish(series)
+        self._count(self._writing.points.settle())
+        for objects in self._objects.values():
+            self._count(
+                self._operations.append_objects(objects.attribute, objects.steps, objects.times, objects.values),
+                len(objects.steps),
+            )
         return self.outcome
 
     def _append(self, snapshot: Any) -> None:
         append = snapshot.append
+        time = milliseconds(snapshot.timestamp) if snapshot.HasField("timestamp") else self._writing.now
         step: int | None = None
         if snapshot.HasField("step"):
             where = snapshot.step
             step = where.whole * MICROSTEPS + where.micro
-            wrong = (
-                IngestCode.SERIES_STEP_TOO_LARGE
-                if where.whole >= MAX_STEP
-                else IngestCode.SERIES_STEP_INVALID
-                if step < 0 or where.micro >= MICROSTEPS
-                else IngestCode.OK
-            )
-            if wrong:
-                self.outcome[wrong] += len(append)
+            if where.whole >= MAX_STEP or where.micro >= MICROSTEPS or step < 0:
+                self.outcome[_TOO_LARGE if where.whole >= MAX_STEP else _STEP_INVALID] += len(append)
                 return
-        time = milliseconds(snapshot.timestamp) if snapshot.HasField("timestamp") else self._writing.now
         if snapshot.HasField("preview") and snapshot.preview.is_preview:
-            completion = snapshot.preview.completion_ratio
+            completion = float_bits(snapshot.preview.completion_ratio)
             for path, value in append.items():
                 self._preview(path, value, step, time, completion)
-            return
-        known = self._series
-        for path, value in append.items():
-            kind = value.WhichOneof("value")
-            if kind == "float64":
-                series = known.get(path)
-                if series is None or series.kind is not AttributeType.FLOAT_SERIES:
-                    series = self._open(path, AttributeType.FLOAT_SERIES)
-                series.steps.append(series.next_step() if step is None else step)
-                series.times.append(time)
-                series.values.append(value.float64)
-            else:
-                self._append_other(path, kind, value, step, time)
-
-    def _append_other(self, path: str, kind: str | None, value: Any, step: int | None, time: int) -> None:
-        if kind == "int64":
-            series, found = self._open(path, AttributeType.FLOAT_SERIES), float(value.int64)
-        elif kind in _SERIES:
-            try:
-                text = object_value(kind, value)
-            except RefusedError as error:
-                self.outcome[error.code] += 1
-                return
-            series, found = self._open(path, _SERIES[kind]), text
+        elif step is None:
+            for path, value in append.items():
+                self._append_one(path, value, None, time)
         else:
-            self.outcome[IngestCode.FIELD_TYPE_UNSUPPORTED] += 1
-            return
-        series.steps.append(series.next_step() if step is None else step)
-        series.times.append(time)
-        series.values.append(found)
+            self._append_step(append, step, time)
 
-    def _open(self, path: str, kind: AttributeType) -> _Series:
-        series = self._series.get(path)
-        if series is not None and series.kind is kind:
-            return series
+    def _append_step(self, append: Any, step: int, time: int) -> None:
+        """Append values of many attributes at one step. Nearly all there is to do is done here, so it is in a hurry."""
+        points = self._writing.points
+        attributes, values = points.attributes, points.values
+        before = len(attributes)
+        known = self._floats
+        others = []
+        for path, value in append.items():
+            if value.WhichOneof("value") != "float64":
+                others.append((path, value))
+                continue
+            attribute = known.get(path) or self._float_series(path)
+            if attribute is None:
+                continue
+            last = attribute.last_step
+            if last is None or step > last:
+                attribute.last_step = step
+                attributes.append(attribute.id)
+                values.append(value.float64)
+            else:
+                points.late(attribute, step, value.float64)
+        taken = len(attributes) - before
+        points.steps.extend([step] * taken)
+        points.times.extend([time] * taken)
+        if taken:
+            self.outcome[_OK] += taken
+            self._writing.touch(self._operations.run)
+        for path, value in others:
+            self._append_one(path, value, step, time)
+
+    def _append_one(self, path: str, value: Any, step: int | None, time: int) -> None:
+        """Append one point of any kind; without a step it comes a whole step after the last one."""
+        kind = value.WhichOneof("value")
+        if kind in {"float64", "int64"}:
+            attribute = self._floats.get(path) or self._float_series(path)
+            if attribute is not None:
+                at = _next_step(attribute.last_step) if step is None else step
+                refused = self._writing.points.append(attribute, [at], [time], [float(getattr(value, kind))])
+                self._count(refused, 1)
+            return
+        try:
+            text = object_value(kind, value)
+        except RefusedError as error:
+            self.outcome[error.code] += 1
+            return
+        objects = self._object_series(path, _SERIES[kind])
+        if objects is not None:
+            last = objects.steps[-1] if objects.steps else objects.attribute.last_step
+            objects.steps.append(_next_step(last) if step is None else step)
+            objects.times.append(time)
+            objects.values.append(text)
+
+    def _float_series(self, path: str) -> Attribute | None:
+        """The series at this path; None, and counted, if points cannot go there."""
+        attribute = self._series(path, AttributeType.FLOAT_SERIES)
+        if attribute is not None:
+            self._floats[path] = attribute
+        return attribute
+
+    def _object_series(self, path: str, kind: AttributeType) -> _Objects | None:
+        found = self._objects.get(path)
+        if found is not None and found.attribute.kind is kind:
+            return found
+        attribute = self._series(path, kind)
+        if attribute is None:
+            return None
+        self._objects[path] = _Objects(attribute)
+        return self._objects[path]
+
+    def _series(self, path: str, kind: AttributeType) -> Attribute | None:
         code = _path_problem(path)
         attribute = None if code else self._operations.attribute(path, kind)
-        made = _Series(kind, attribute, code or IngestCode.FIELD_TYPE_CONFLICTING)
-        if series is None:
-            self._series[path] = made
-            return made
-        # The path is taken by a series of another type in this very request; only the refusal is counted.
-        self.outcome[made.refused] += 1
-        return _Series(kind, None, IngestCode.OK)
+        if attribute is None:
+            self.outcome[code or _TYPE_CONFLICT] += 1
+        return attribute
 
-    def _finish(self, series: _Series) -> None:
-        if series.attribute is None:
-            if series.refused:
-                self.outcome[series.refused] += len(series.steps)
-        elif series.steps:
-            append = (
-                self._operations.append_floats
-                if series.kind is AttributeType.FLOAT_SERIES
-                else self._operations.append_objects
-            )
-            problems = append(series.attribute, series.steps, series.times, series.values)
-            self._count(problems, len(series.steps))
-            series.steps, series.times, series.values = [], [], []
-
-    def _preview(self, path: str, value: Any, step: int | None, time: int, completion: float) -> None:
+    def _preview(self, path: str, value: Any, step: int | None, time: int, completion: int) -> None:
         kind = value.WhichOneof("value")
         if kind not in {"float64", "int64"}:
-            self.outcome[IngestCode.FIELD_TYPE_UNSUPPORTED] += 1
+            self.outcome[_UNSUPPORTED] += 1
             return
-        series = self._open(path, AttributeType.FLOAT_SERIES)
-        if series.attribute is None:
-            self.outcome[series.refused] += 1
-            return
-        at = series.next_step() if step is None else step
-        # Points of this request that came before the preview decide whether it is after the last one.
-        self._finish(series)
-        bits = float_bits(float(getattr(value, kind)))
-        self._count(self._operations.preview(series.attribute, at, time, bits, float_bits(completion)), 1)
+        attribute = self._floats.get(path) or self._float_series(path)
+        if attribute is not None:
+            at = _next_step(attribute.last_step) if step is None else step
+            bits = float_bits(float(getattr(value, kind)))
+            self._count(self._operations.preview(attribute, at, time, bits, completion), 1)
 
     def _assign(self, path: str, value: Any) -> None:
         code = _path_problem(path)
@@ -187,34 +204,37 @@ class Snapshots:
         except RefusedError as error:
             self.outcome[error.code] += 1
             return
-        if path in _IN_ROW:
-            if kind is not SYSTEM_TYPES[path]:
-                self.outcome[IngestCode.FIELD_TYPE_CONFLICTING] += 1
-                return
+        if path not in _IN_ROW:
+            self._count(self._operations.assign(path, kind, encode(kind, found)), 1)
+        elif kind is not SYSTEM_TYPES[path]:
+            self.outcome[_TYPE_CONFLICT] += 1
+        else:
             self._operations.run = self._writing.update_run(self._operations.run, **{_IN_ROW[path]: found})
-            self.outcome[IngestCode.OK] += 1
-            return
-        self._count(self._operations.assign(path, kind, encode(kind, found)), 1)
+            self.outcome[_OK] += 1
 
     def _modify(self, path: str, change: Any) -> None:
         code = _path_problem(path)
         if code or change.WhichOneof("type") != "string":
-            self.outcome[code or IngestCode.FIELD_TYPE_UNSUPPORTED] += 1
+            self.outcome[code or _UNSUPPORTED] += 1
             return
         values = change.string.values
-        self._count(
-            self._operations.change_set(
-                path,
-                add=[name for name, what in values.items() if what == _ADD],
-                remove=[name for name, what in values.items() if what == _REMOVE],
-            ),
-            1,
+        refused = self._operations.change_set(
+            path,
+            add=[name for name, what in values.items() if what == _ADD],
+            remove=[name for name, what in values.items() if what == _REMOVE],
         )
+        self._count(refused, 1)
 
-    def _count(self, problems: Problems, total: int) -> None:
+    def _count(self, problems: Problems, total: int | None = None) -> None:
+        """Count what was refused; of ``total`` operations the others went well."""
         for problem, count in problems.items():
             self.outcome[_CODES[problem]] += count
-        self.outcome[IngestCode.OK] += total - problems.total()
+        if total is not None:
+            self.outcome[_OK] += total - problems.total()
+
+
+def _next_step(last: int | None) -> int:
+    return 0 if last is None else last + MICROSTEPS
 
 
 def _path_problem(path: str) -> int:

@@ -68,13 +68,15 @@ def assigned(value: Any) -> tuple[AttributeType, Any]:
     return kind, getattr(value, name)
 
 
-def object_value(name: str, value: Any) -> str:
+def object_value(name: str | None, value: Any) -> str:
     """What a series of strings, histograms or files keeps of one point. Raises RefusedError."""
     if name == "string":
         return _string(value.string)
     if name == "file_ref":
         return to_json(_file(value.file_ref))
-    return to_json(_histogram(value.histogram))
+    if name == "histogram":
+        return to_json(_histogram(value.histogram))
+    raise RefusedError(IngestCode.FIELD_TYPE_UNSUPPORTED)
 
 
 def _string(text: str) -> str:

@@ -6,11 +6,11 @@ import sqlite3
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
 from typing import Final
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.store.operations import Attribute, Operations, PointRow
+from neptune_assets.server.store.operations import Operations
+from neptune_assets.server.store.points import Attribute, Points
 from neptune_assets.server.store.runs import NewRun, Run, find_run, find_run_by_sys_id, find_run_by_uuid
 from neptune_assets.server.store.values import SqlValue
 
@@ -27,12 +27,15 @@ class Cache:
 
     def __init__(self) -> None:
         self._runs: dict[int, dict[str, Attribute]] = {}
+        self.previewed: set[int] = set()
+        """Attributes that have previews, of the runs known and maybe of others."""
 
     def attributes(self, connection: sqlite3.Connection, run: int) -> dict[str, Attribute]:
         """The attributes of a run by path; the caller keeps them true while it writes."""
         found = self._runs.pop(run, None)
         if found is None:
             found = _load(connection, run)
+            self.previewed.update(_previewed(connection, run))
             total = len(found) + sum(map(len, self._runs.values()))
             while self._runs and total > _CACHED_ATTRIBUTES:
                 total -= len(self._runs.pop(next(iter(self._runs))))
@@ -46,6 +49,7 @@ class Cache:
     def clear(self) -> None:
         """Forget everything."""
         self._runs.clear()
+        self.previewed.clear()
 
 
 class Writing:
@@ -63,7 +67,7 @@ class Writing:
         self.changed = False
         self._key = key
         self._cache = cache
-        self._points: list[Iterable[PointRow]] = []
+        self.points = Points(connection, revision, cache.previewed)
         self._moved: set[Attribute] = set()
         self._touched: set[int] = set()
 
@@ -182,21 +186,13 @@ class Writing:
         )
         self.changed = True
 
-    def add_points(self, attribute: Attribute, rows: Iterable[PointRow]) -> None:
-        """Buffer points of a float series, in order."""
-        self._points.append(rows)
-        self._moved.add(attribute)
-
     def moved(self, attribute: Attribute) -> None:
         """Write the attribute's last step at the end."""
         self._moved.add(attribute)
 
     def flush(self) -> None:
         """Write buffered points."""
-        if self._points:
-            rows = chain.from_iterable(self._points)
-            self._points = []
-            self.connection.executemany("INSERT INTO points (attribute, step, time, bits) VALUES (?, ?, ?, ?)", rows)
+        self.points.flush()
 
     def forget(self, run: Run) -> None:
         """Read the run's attributes again, after SQL of one's own changed them."""
@@ -229,16 +225,18 @@ def atoms_of(connection: sqlite3.Connection, run: Run) -> list[Atom]:
 
 
 def _load(connection: sqlite3.Connection, run: int) -> dict[str, Attribute]:
-    found = {
+    return {
         path: Attribute(identifier, AttributeType(kind), last_step)
         for identifier, path, kind, last_step in connection.execute(
             "SELECT id, path, type, last_step FROM attributes WHERE run = ?", (run,)
         )
     }
-    for (path,) in connection.execute(
-        "SELECT path FROM attributes WHERE run = ? AND type = 'float_series'"
+
+
+def _previewed(connection: sqlite3.Connection, run: int) -> list[int]:
+    rows = connection.execute(
+        "SELECT id FROM attributes WHERE run = ? AND type = 'float_series'"
         " AND EXISTS (SELECT 1 FROM previews WHERE attribute = attributes.id)",
         (run,),
-    ):
-        found[path].previews = True
-    return found
+    )
+    return [int(row[0]) for row in rows]
