@@ -14,13 +14,11 @@ from neptune_assets.server.settings import ServerSettings
 from neptune_assets.server.signing import Signer
 from neptune_assets.server.store.projects import ProjectStore, Store
 from neptune_assets.server.store.runs import Run
-from neptune_assets.server.store.system import system_attributes
 from neptune_assets.server.store.writing import Writing
 from neptune_assets.server.tokens import Tokens, load_secrets
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
-    from neptune_assets.server.catalog.store_import import Attribute
 
 
 class Service:
@@ -36,7 +34,6 @@ class Service:
         self.catalog = Catalog(
             store=self.store,
             lake=self.lake,
-            system=_system,
             memory_mb=settings.memory_mb,
             scratch=settings.scratch,
         )
@@ -85,10 +82,6 @@ class Service:
         if lake is None or run_id not in lake.records():
             return None
         return adopt(writing, project, lake.run(run_id))
-
-
-def _system(project: ProjectStore, run: Run) -> list[Attribute]:
-    return [(path, kind, value) for path, (kind, value) in system_attributes(run, project.uuid).items()]
 
 
 def is_project_name(project_id: str) -> bool:
