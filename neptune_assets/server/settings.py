@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -32,7 +33,11 @@ class ServerSettings(Model):
     body_mb: int = Field(default=32, ge=1, description="Largest request that is not a file, in MiB.")
     snapshot_mb: int = Field(default=4, ge=1, description="Largest single operation inside a request, in MiB.")
     file_gb: int = Field(default=64, ge=1, description="Largest file that may be uploaded, in GiB.")
-    part_mb: int = Field(default=16, ge=1, description="Files larger than this are uploaded in parts of it, in MiB.")
+    part_mb: int = Field(default=16, ge=1, description="Files larger than this are uploaded in steps, in MiB.")
+    large_files: Literal["resumable", "multipart"] = Field(
+        default="resumable",
+        description="How: neptune-scale holds one chunk in memory for resumable, the whole file for multipart.",
+    )
     url_seconds: int = Field(default=3600, ge=10, description="How long signed URLs of files are good for.")
     token_seconds: int = Field(default=3600, ge=60, description="How long access tokens are good for.")
     threads: int = Field(default=40, ge=2, description="Requests that are worked on at the same time.")

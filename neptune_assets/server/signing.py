@@ -23,6 +23,7 @@ class Grant:
     permission: Permission
     upload: str | None = None
     part: int | None = None
+    mime_type: str | None = None
 
 
 class Signer:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,6 +19,8 @@ from neptune_assets.lake.storage import sync_directory
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}")
 _BLOCK: Final = 1 << 20
+_DONE: Final = "done"
+_KEPT_SECONDS: Final = 7 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +34,38 @@ class Stored:
 class Incoming:
     """A file on its way in: write blocks, then keep or drop it."""
 
-    def __init__(self, objects: ObjectStore, path: Path, hashed: bool) -> None:
+    def __init__(self, objects: ObjectStore, path: Path) -> None:
         self._objects = objects
         self._path = path
         self._stream: BinaryIO = path.open("xb")
-        self._hash = sha256() if hashed else None
+        self._hash = sha256()
         self.size = 0
 
     def write(self, block: bytes) -> None:
         """Add a block."""
         self._stream.write(block)
-        if self._hash is not None:
-            self._hash.update(block)
+        self._hash.update(block)
         self.size += len(block)
 
     def keep(self) -> Stored:
         """Make the bytes durable under their hash."""
+        self._sync()
+        digest = self._hash.hexdigest()
+        self._objects.adopt(self._path, digest)
+        return Stored(digest, self.size)
+
+    def keep_part(self, directory: Path, number: int) -> Stored:
+        """Make the bytes durable as a part of the upload in this directory."""
+        self._sync()
+        digest = self._hash.hexdigest()
+        self._path.replace(directory / f"{number:05d}-{digest}")
+        sync_directory(str(directory))
+        return Stored(digest, self.size)
+
+    def _sync(self) -> None:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
-        digest = self._hash.hexdigest() if self._hash is not None else _digest(self._path)
-        target = self._objects.path(digest)
-        if not target.parent.is_dir():
-            target.parent.mkdir(exist_ok=True)
-            sync_directory(str(target.parent.parent))
-        self._path.replace(target)
-        sync_directory(str(target.parent))
-        return Stored(digest, self.size)
 
     def drop(self) -> None:
         """Forget the bytes; does nothing after :meth:`keep`."""
@@ -64,8 +73,67 @@ class Incoming:
         self._path.unlink(missing_ok=True)
 
 
+class Resumable:
+    """One chunk of an upload that goes on where it stopped; only one at a time. Use as a context manager."""
+
+    def __init__(self, objects: ObjectStore, directory: Path) -> None:
+        self._objects = objects
+        self._directory = directory
+        self._descriptor = -1
+        self.size = 0
+
+    def __enter__(self) -> Resumable:
+        """Lock the upload. Raises BlockingIOError if another chunk of it is coming in."""
+        self._descriptor = os.open(self._directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise
+        self.size = os.fstat(self._descriptor).st_size
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def start_at(self, offset: int) -> None:
+        """Continue at this offset, which must not be beyond what is there; what was written after it is dropped."""
+        os.ftruncate(self._descriptor, offset)
+        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        self.size = offset
+
+    def write(self, block: bytes) -> None:
+        """Add a block."""
+        view = memoryview(block)
+        while view:
+            written = os.write(self._descriptor, view)
+            view = view[written:]
+            self.size += written
+
+    def keep(self) -> Stored:
+        """Make the whole file durable under its hash, and remember that this upload is done."""
+        os.fsync(self._descriptor)
+        digest = sha256()
+        path = self._directory / "data"
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+        stored = Stored(digest.hexdigest(), self.size)
+        self._objects.adopt(path, stored.sha256)
+        return stored
+
+    def finish(self) -> None:
+        """Remember that the upload is done and known; asking again finds it so."""
+        (self._directory / _DONE).touch()
+
+    @property
+    def done(self) -> bool:
+        """True once :meth:`finish` was called."""
+        return (self._directory / _DONE).exists()
+
+
 class ObjectStore:
-    """The objects of one project, and its uploads in several parts that are not finished."""
+    """The objects of one project, and its uploads in several steps that are not finished."""
 
     def __init__(self, directory: Path) -> None:
         self._objects = directory / "objects"
@@ -76,80 +144,78 @@ class ObjectStore:
         # The store is ours alone: whatever is here was cut short.
         for left in self._incoming.iterdir():
             left.unlink()
+        for upload in self._uploads.iterdir():
+            if upload.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                shutil.rmtree(upload)
 
     def receive(self) -> Incoming:
         """Begin a file."""
-        return Incoming(self, self._incoming / secrets.token_hex(16), True)
+        return Incoming(self, self._incoming / secrets.token_hex(16))
 
     def path(self, digest: str) -> Path:
         """Where the bytes with this SHA-256 lie, or would lie."""
-        return _place(self._objects, digest)
+        if not _HEX.fullmatch(digest):
+            raise ValueError("this is no SHA-256 in hex")
+        return self._objects / digest[:2] / digest
 
-    def begin_upload(self) -> str:
-        """Begin an upload in parts and return its id."""
+    def adopt(self, path: Path, digest: str) -> None:
+        """Move a file of ours, which is on the disk already, to its place."""
+        target = self.path(digest)
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            sync_directory(str(self._objects))
+        path.replace(target)
+        sync_directory(str(target.parent))
+
+    def begin_upload(self, key: str) -> str:
+        """Begin an upload in several steps, for bytes that ``key`` will name, and return its id."""
         upload = secrets.token_hex(16)
-        (self._uploads / upload).mkdir()
+        directory = self._uploads / upload
+        directory.mkdir()
+        (directory / "key").write_text(key, encoding="utf-8")
+        sync_directory(str(self._uploads))
         return upload
 
-    def receive_part(self, upload: str) -> Incoming:
-        """Begin a part. Raises FileNotFoundError if there is no such upload."""
-        self._upload(upload)
-        return Incoming(self, self._incoming / secrets.token_hex(16), True)
+    def note_type(self, upload: str, mime_type: str) -> None:
+        """Remember what an upload in parts is. Raises FileNotFoundError if there is no such upload."""
+        (self._upload(upload) / "type").write_text(mime_type, encoding="utf-8")
+
+    def upload_of(self, upload: str) -> tuple[str | None, str]:
+        """What an upload in parts is, if it was told, and its key. Raises FileNotFoundError if there is none."""
+        directory = self._upload(upload)
+        mime_type = directory / "type"
+        found = mime_type.read_text(encoding="utf-8") if mime_type.exists() else None
+        return found, (directory / "key").read_text(encoding="utf-8")
+
+    def resume(self, upload: str) -> Resumable:
+        """The upload, to go on with. Raises FileNotFoundError if there is no such upload."""
+        return Resumable(self, self._upload(upload))
 
     def keep_part(self, upload: str, number: int, incoming: Incoming) -> Stored:
-        """Make a part durable; the last one of a number wins."""
-        directory = self._upload(upload)
-        stored = incoming.keep()
-        target = directory / f"{number:05d}"
-        target.with_suffix(".new").write_text(stored.sha256)
-        target.with_suffix(".new").replace(target)
-        sync_directory(str(directory))
-        return stored
+        """Make a part durable. Raises FileNotFoundError if there is no such upload."""
+        return incoming.keep_part(self._upload(upload), number)
 
-    def finish_upload(self, upload: str, parts: Sequence[tuple[int, str]]) -> Stored:
-        """Join parts, given by number and hash in order. Raises FileNotFoundError or ValueError if they differ."""
+    def join_parts(self, upload: str, parts: Sequence[tuple[int, str]]) -> Stored:
+        """Join parts, given by number and hash. Raises FileNotFoundError, or ValueError if others were uploaded."""
         directory = self._upload(upload)
-        kept = {int(part.name): part.read_text() for part in directory.iterdir() if part.suffix != ".new"}
-        numbers = [number for number, _ in parts]
-        if numbers != sorted(set(numbers)) or any(kept.get(number) != digest for number, digest in parts):
+        files = [directory / f"{number:05d}-{digest}" for number, digest in parts if _HEX.fullmatch(digest)]
+        if not files or len(files) != len(parts) or not all(file.is_file() for file in files):
             raise ValueError("the parts are not those that were uploaded")
         whole = self.receive()
         try:
-            for _, digest in parts:
-                with self.path(digest).open("rb") as stream:
+            for file in files:
+                with file.open("rb") as stream:
                     while block := stream.read(_BLOCK):
                         whole.write(block)
             return whole.keep()
         finally:
             whole.drop()
 
-    def drop_upload(self, upload: str) -> list[str]:
-        """Forget a finished upload and return the hashes of its parts, which nothing may name any more."""
-        directory = self._upload(upload)
-        digests = [part.read_text() for part in directory.iterdir() if part.suffix != ".new"]
-        shutil.rmtree(directory)
-        return digests
+    def forget_upload(self, upload: str) -> None:
+        """Remove an upload. Raises FileNotFoundError if there is no such upload."""
+        shutil.rmtree(self._upload(upload))
 
     def _upload(self, upload: str) -> Path:
         if not _UPLOAD.fullmatch(upload) or not (self._uploads / upload).is_dir():
             raise FileNotFoundError(f"there is no upload {upload[:40]!r}")
         return self._uploads / upload
-
-
-def object_path(directory: Path, digest: str) -> Path:
-    """Where a project's directory holds the bytes with this SHA-256; for other processes, which only read."""
-    return _place(directory / "objects", digest)
-
-
-def _place(objects: Path, digest: str) -> Path:
-    if not _HEX.fullmatch(digest):
-        raise ValueError("this is no SHA-256 in hex")
-    return objects / digest[:2] / digest
-
-
-def _digest(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

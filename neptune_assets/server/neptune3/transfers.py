@@ -1,0 +1,192 @@
+"""Bytes of files, in and out, at signed URLs: one PUT, a PUT for each part, or chunks that can be resumed; GET.
+
+Bodies are streamed to the disk as they come and are never held in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import BinaryIO, Final
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from neptune_assets.errors import LakeError, UnknownProjectError, UnsafePathError
+from neptune_assets.lake.layout import run_prefixes
+from neptune_assets.server.endpoints import ApiError, base_url, error_response
+from neptune_assets.server.service import Service
+from neptune_assets.server.signing import Grant
+from neptune_assets.server.store.files import Incoming, Resumable, Stored
+from neptune_assets.server.store.projects import ProjectStore
+
+STORAGE: Final = "/storage/v1"
+_DEFAULT_TYPE: Final = "application/octet-stream"
+_BLOCK: Final = 1 << 20
+_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18})")
+
+
+Writer = Callable[[bytes], None]
+
+
+def routes() -> list[BaseRoute]:
+    """The route that all signed URLs lead to."""
+    return [Route(f"{STORAGE}/{{token}}", transfer, methods=["GET", "PUT", "POST"], name="transfer")]
+
+
+async def transfer(request: Request) -> Response:
+    """Do what the URL's grant allows."""
+    service: Service = request.app.state.service
+    grant = service.signer.grant(request.path_params["token"])
+    if grant is None or (grant.permission == "read") != (request.method in {"GET", "HEAD"}):
+        return error_response(ApiError(403, "ACCESS_DENIED", "The signature is wrong or has expired."))
+    action: Callable[[Service, Request, Grant], Awaitable[Response]]
+    if grant.permission == "read":
+        action = _download
+    elif request.method == "POST":
+        action = _begin
+    elif grant.upload is not None and grant.part is None:
+        action = _chunk
+    else:
+        action = _put
+    try:
+        return await action(service, request, grant)
+    except ApiError as error:
+        return error_response(error)
+    except UnknownProjectError as error:
+        return error_response(ApiError(404, "NOT_FOUND", str(error)))
+    except ClientDisconnect:
+        return Response(status_code=400)
+
+
+async def _put(service: Service, request: Request, grant: Grant) -> Response:
+    """Take a whole file, or one part of it."""
+    project = service.store.project(grant.project)
+    incoming = await run_in_threadpool(project.objects.receive)
+    try:
+        await _stream(request, incoming.write, service.settings.file_gb << 30)
+        stored = await run_in_threadpool(_keep, project, grant, incoming, request.headers.get("content-type"))
+    finally:
+        await run_in_threadpool(incoming.drop)
+    return Response(status_code=200, headers={"ETag": f'"{stored.sha256}"'})
+
+
+def _keep(project: ProjectStore, grant: Grant, incoming: Incoming, mime_type: str | None) -> Stored:
+    if grant.upload is not None and grant.part is not None:
+        try:
+            project.objects.note_type(grant.upload, mime_type or _DEFAULT_TYPE)
+            return project.objects.keep_part(grant.upload, grant.part, incoming)
+        except FileNotFoundError as error:
+            raise ApiError(404, "NO_SUCH_UPLOAD", str(error)) from None
+    stored = incoming.keep()
+    with project.write() as writing:
+        writing.put_file(grant.key, stored.sha256, stored.size, mime_type or _DEFAULT_TYPE)
+    return stored
+
+
+async def _begin(service: Service, request: Request, grant: Grant) -> Response:
+    """Begin an upload in chunks and tell where they go."""
+    project = service.store.project(grant.project)
+    upload = await run_in_threadpool(project.objects.begin_upload, grant.key)
+    mime_type = request.headers.get("content-type") or _DEFAULT_TYPE
+    token = service.signer.sign(Grant(grant.project, grant.key, "write", upload, None, mime_type))
+    return Response(status_code=201, headers={"Location": f"{base_url(service, request)}{STORAGE}/{token}"})
+
+
+async def _chunk(service: Service, request: Request, grant: Grant) -> Response:
+    """Take one chunk; 308 tells how much is there, 200 that the file is whole and kept."""
+    match = _RANGE.fullmatch(request.headers.get("content-range", ""))
+    if match is None:
+        raise ApiError(400, "BAD_REQUEST", "Content-Range must say 'bytes first-last/total' or 'bytes */total'.")
+    total = int(match[3])
+    limit = service.settings.file_gb << 30
+    if total > limit:
+        raise ApiError(413, "REQUEST_TOO_LARGE", f"Files may have {limit >> 30} GiB.")
+    project = service.store.project(grant.project)
+    try:
+        with project.objects.resume(grant.upload or "") as upload:
+            if upload.done:
+                return Response(status_code=200)
+            if match[1] is not None:
+                first, last = int(match[1]), int(match[2])
+                if not first <= last < total:
+                    raise ApiError(400, "BAD_REQUEST", "Content-Range is no range.")
+                if first > upload.size:
+                    return _so_far(upload)
+                upload.start_at(first)
+                await _stream(request, upload.write, last - first + 1)
+            if upload.size < total:
+                return _so_far(upload)
+            stored = await run_in_threadpool(_keep_whole, project, grant, upload)
+    except FileNotFoundError as error:
+        raise ApiError(404, "NO_SUCH_UPLOAD", str(error)) from None
+    except BlockingIOError:
+        raise ApiError(503, "BUSY", "Another chunk of this file is coming in.") from None
+    return Response(status_code=200, headers={"ETag": f'"{stored.sha256}"'})
+
+
+def _keep_whole(project: ProjectStore, grant: Grant, upload: Resumable) -> Stored:
+    stored = upload.keep()
+    with project.write() as writing:
+        writing.put_file(grant.key, stored.sha256, stored.size, grant.mime_type)
+    upload.finish()
+    return stored
+
+
+def _so_far(upload: Resumable) -> Response:
+    return Response(status_code=308, headers={"Range": f"bytes=0-{upload.size - 1}"} if upload.size else {})
+
+
+async def _stream(request: Request, write: Writer, limit: int) -> None:
+    """Write the body in large blocks, off the event loop. Raises ApiError once it is larger than ``limit``."""
+    pending: list[bytes] = []
+    waiting = size = 0
+    async for block in request.stream():
+        pending.append(block)
+        waiting += len(block)
+        size += len(block)
+        if size > limit:
+            raise ApiError(413, "REQUEST_TOO_LARGE", "The file is larger than was said, or than files may be.")
+        if waiting >= _BLOCK:
+            await run_in_threadpool(write, b"".join(pending))
+            pending, waiting = [], 0
+    if waiting:
+        await run_in_threadpool(write, b"".join(pending))
+
+
+async def _download(service: Service, request: Request, grant: Grant) -> Response:
+    """Give the bytes of a key: from the store, or else from the lake. 404 if neither has them."""
+    return await run_in_threadpool(_found, service, grant)
+
+
+def _found(service: Service, grant: Grant) -> Response:
+    if grant.project in service.store.projects():
+        project = service.store.project(grant.project)
+        with project.read() as connection:
+            row = connection.execute("SELECT sha256, mime_type FROM files WHERE key = ?", (grant.key,)).fetchone()
+        if row is not None:
+            return FileResponse(
+                project.objects.path(row["sha256"]),
+                media_type=row["mime_type"] or _DEFAULT_TYPE,
+                headers={"ETag": f'"{row["sha256"]}"'},
+            )
+    stream = _lake_file(service, grant)
+    if stream is None:
+        raise ApiError(404, "NOT_FOUND", "There is no such file.")
+    return StreamingResponse(iter(lambda: stream.read(_BLOCK), b""), media_type=_DEFAULT_TYPE)
+
+
+def _lake_file(service: Service, grant: Grant) -> BinaryIO | None:
+    """Open a file of the lake by the path that ``file_value.path`` holds; its first part names the run."""
+    project = service.lake_project(grant.project)
+    if project is None:
+        return None
+    run_id = run_prefixes(project.records()).get(grant.key.partition("/")[0])
+    if run_id is None:
+        return None
+    try:
+        return project.run(run_id).open_file(grant.key)
+    except (LakeError, UnsafePathError):
+        return None
