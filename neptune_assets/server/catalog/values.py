@@ -64,10 +64,12 @@ def values(
     *,
     after: Place | None = None,
     limit: int | None = None,
+    complete: bool = True,
 ) -> tuple[list[Value], Place | None]:
     """Return values ordered by run (as given), path and type, and where the page ended if more may follow.
 
-    Raises QueryError for what is no regular expression.
+    ``complete=False`` leaves out what would have to be read from points. Raises QueryError for what is no regular
+    expression.
     """
     condition, parameters = wanted.sql()
     source = (
@@ -87,7 +89,7 @@ def values(
             pending = con.execute(
                 f"SELECT DISTINCT run, name FROM (SELECT run, name, pending {source} {order}) "  # noqa: S608
                 "WHERE (pending & ?) <> 0",
-                [*parameters, AGGREGATES | LAST],
+                [*parameters, AGGREGATES | LAST if complete else 0],
             ).fetchall()
         if pending:
             _complete(catalog, reader, runs, pending)

@@ -1,0 +1,50 @@
+"""Points of float series, many series in one answer, each up to a number of points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from starlette.responses import Response, StreamingResponse
+
+from neptune_assets.server.endpoints import PROTOBUF, Call
+from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
+from neptune_assets.server.neptune3.reading.requests import microsteps, reading
+from neptune_assets.server.neptune3.reading.series_requests import SeriesRequests, series_requests
+from neptune_assets.server.series.reader import SeriesReader
+
+_PIECE: Final = 1 << 20
+"""Bytes gathered before they are sent."""
+
+
+@reading
+def float_series(call: Call) -> Response:
+    """Answer points; a client asks again, after the last step it got, for series that filled their limit."""
+    asked = series_requests(call)
+    pieces = _pieces(call.service.series, asked)
+    # What cannot be read at all is an error, not an answer that breaks off.
+    first = next(pieces, b"")
+    return StreamingResponse(_chain(first, pieces), media_type=PROTOBUF)
+
+
+def _pieces(reader: SeriesReader, asked: SeriesRequests) -> Iterator[bytes]:
+    held: list[bytes] = []
+    size = 0
+    for item in asked.series:
+        window = asked.window
+        after = microsteps(item.body, "afterStep")
+        if after is not None:
+            window = window.narrowed(None, after - 1) if asked.descending else window.narrowed(after + 1, None)
+        points = reader.floats(item.run, item.path, window, item.lineage, previews=item.previews)
+        held.append(float_series_message(item.id, points, descending=asked.descending))
+        size += len(held[-1])
+        if size >= _PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
