@@ -21,10 +21,10 @@ from typing import Any, BinaryIO, Final
 import requests
 from neptune.common.exceptions import NeptuneConnectionLostException
 
-from neptune_assets.errors import SourceError
+from neptune_assets.errors import SourceError, SourceUnavailableError
 from neptune_assets.settings import LiveSource
 from neptune_assets.sources.neptune2.connection import Connection
-from neptune_assets.sources.neptune2.errors import CallError, ServerDownError
+from neptune_assets.sources.neptune2.errors import CallError
 
 _LOG = logging.getLogger(__name__)
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -61,8 +61,8 @@ class Calls:
     def json(self, operation: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Any:
         """Make a call and return the JSON it answers.
 
-        Raises CallError if it fails for good, ServerDownError if the server does not answer any more, SourceError
-        if the token is refused.
+        Raises CallError if it fails for good, SourceUnavailableError if the server does not answer any more,
+        SourceError if the token is refused.
         """
         return self._again(operation, parameters, lambda: self._json(operation, headers or {}, parameters))
 
@@ -107,7 +107,7 @@ class Calls:
 
     def _given_up(
         self, operation: str, parameters: Mapping[str, Any], failure: _PassingError, tries: int
-    ) -> CallError | ServerDownError:
+    ) -> CallError | SourceUnavailableError:
         what = f"{operation}{_describe(parameters)}"
         if self.alive():
             return CallError(
@@ -115,7 +115,7 @@ class Calls:
                 hint="Materialize again later; what else the server holds was read.",
                 status=failure.status,
             )
-        return ServerDownError(
+        return SourceUnavailableError(
             f"The server at {self._connection.url} does not answer: {failure} (after {tries} tries of {what}).",
             hint="Check that it runs and can be reached, then materialize again; finished runs are kept.",
         )

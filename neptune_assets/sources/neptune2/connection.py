@@ -15,12 +15,14 @@ from typing import Any, Final
 import requests
 from requests.adapters import HTTPAdapter
 
-from neptune_assets.errors import SettingsError, SourceError
+from neptune_assets.errors import SettingsError, SourceError, SourceUnavailableError
 from neptune_assets.settings import LiveSource
-from neptune_assets.sources.neptune2.errors import CallError, ServerDownError
+from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.token import ApiToken
 
 _RETRIES_VARIABLE: Final = "NEPTUNE_RETRIES_TIMEOUT"
+_FIRST_CONTACT: Final = 30.0
+"""A server that never answered is given up after so many seconds: its address may be wrong."""
 _NO_ARTIFACTS: Final = "MissingApiClient"
 """What the client puts in the place of its artifact calls where the server has none."""
 _HEADERS: Final = {"X-Neptune-LegacyClient": "false"}
@@ -106,7 +108,7 @@ def refused(url: str) -> SourceError:
 def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
     """Open a session with the server that the token names.
 
-    Raises SourceError if it does not accept the token, ServerDownError if it does not answer, and
+    Raises SourceError if it does not accept the token, SourceUnavailableError if it does not answer, and
     UnfamiliarClientError if this client has to be used by its public functions.
     """
     _import_client(settings)
@@ -126,8 +128,7 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
         raise UnfamiliarClientError(str(error)) from error
     try:
         backend = HostedNeptuneBackend(Credentials.from_token(token.text), proxies=None)
-        connection = Connection(backend, token.url, settings.concurrency)
-        connection.send("getProject", {}, {"projectIdentifier": "-"}, None, (30, settings.request_seconds)).close()
+        return Connection(backend, token.url, settings.concurrency)
     except (NeptuneInvalidApiTokenException, Unauthorized, Forbidden) as error:
         raise refused(token.url) from error
     except NeptuneSSLVerificationError as error:
@@ -136,7 +137,7 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
             hint="Set REQUESTS_CA_BUNDLE to the certificate, or NEPTUNE_ALLOW_SELF_SIGNED_CERTIFICATE=1 to trust any.",
         ) from error
     except (NeptuneConnectionLostException, requests.RequestException) as error:
-        raise ServerDownError(
+        raise SourceUnavailableError(
             f"No session could be opened with {token.url}: {type(error.__cause__ or error).__name__}.",
             hint="Check that the server runs and that the API token names its address.",
         ) from error
@@ -146,13 +147,16 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
             f"neptune-client cannot open a session with {token.url}: {first}.",
             hint="Check the address in the API token, and the client's version.",
         ) from error
-    return connection
 
 
 def _import_client(settings: LiveSource) -> None:
-    """Import the client with our limit on its own retries, which it reads when it is imported and never again."""
+    """Import the client with a limit on its own retries, which it reads when it is imported and never again.
+
+    They only count while a session is opened and when an access token is renewed; all else is retried by us. A client
+    that something else imported before keeps its 60 seconds, or what the variable said then.
+    """
     if "neptune" not in sys.modules:
-        os.environ.setdefault(_RETRIES_VARIABLE, str(int(settings.retry_seconds)))
+        os.environ.setdefault(_RETRIES_VARIABLE, str(int(min(settings.retry_seconds, _FIRST_CONTACT))))
     try:
         import neptune  # noqa: F401
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""What can go wrong with one call to the server, apart from what ends the whole reading."""
+"""What can go wrong with one call to the server without ending the whole reading."""
 
 from __future__ import annotations
 
-from neptune_assets.errors import NeptuneAssetsError, SourceError
+from neptune_assets.errors import NeptuneAssetsError
 
 
 class CallError(NeptuneAssetsError):
@@ -19,9 +19,3 @@ class CallError(NeptuneAssetsError):
     def not_there(self) -> bool:
         """True if the server says that it does not have what was asked for."""
         return self.status == 404
-
-
-class ServerDownError(SourceError):
-    """The server does not answer, or only with failures that may pass."""
-
-    transient = True

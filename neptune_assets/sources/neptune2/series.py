@@ -20,7 +20,7 @@ import pyarrow as pa
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
 from neptune_assets.sources.neptune2.values import real, text
 from neptune_assets.sources.offline.client_values import micro_steps
-from neptune_assets.sources.offline.rows import decimal_steps
+from neptune_assets.sources.rows import decimal_steps
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -117,7 +117,7 @@ class PointBuffer:
     def __init__(self, project_id: str, run_id: str, kind: AttributeType) -> None:
         self._project_id = project_id
         self._run_id = run_id
-        self._kind = kind
+        self.kind = kind
         self._column = VALUE_COLUMN[kind]
         self._reset()
 
@@ -157,7 +157,7 @@ class PointBuffer:
             "project_id": pa.repeat(pa.scalar(self._project_id, pa.string()), rows),
             "run_id": pa.repeat(pa.scalar(self._run_id, pa.string()), rows),
             "attribute_path": pa.array(self._paths, pa.string()).take(pa.array(positions)),
-            "attribute_type": pa.repeat(pa.scalar(str(self._kind), pa.string()), rows),
+            "attribute_type": pa.repeat(pa.scalar(str(self.kind), pa.string()), rows),
             "step": decimal_steps(np.concatenate(self._steps)),
             "timestamp": pa.array(times, pa.int64(), mask=unknown if unknown.any() else None).cast(TIME_TYPE),
             self._column: self._array(),
