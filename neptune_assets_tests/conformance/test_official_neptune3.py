@@ -1,0 +1,103 @@
+"""Runs the end-to-end tests of Neptune's own 3.x clients against our server, as they are.
+
+Each suite needs a checkout of its repository (with its git history and a remote) and a Python that has the client and
+what its tests need: NEPTUNE_SCALE_SRC and NEPTUNE_SCALE_PYTHON, NEPTUNE_QUERY_SRC and NEPTUNE_QUERY_PYTHON. Nothing is
+fetched. Tests that cannot pass here are named below with the reason; any other failure fails.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from neptune_assets_tests.support.server import Served, ServerProcess, server_process
+
+pytestmark = [pytest.mark.official, pytest.mark.timeout(4 * 3600)]
+
+WORKSPACE = "official"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One client's tests: where they are, how they are started, and which of them may fail."""
+
+    source: str
+    python: str
+    folder: str
+    tests: str
+    allowed: dict[str, str] = field(default_factory=dict)
+    """Part of a test's name, and why tests with it may fail."""
+    least: int = 1
+    """How many tests must pass at the very least: a suite that is not collected is no success."""
+
+
+SCALE = Suite(
+    source="NEPTUNE_SCALE_SRC",
+    python="NEPTUNE_SCALE_PYTHON",
+    folder="tests",
+    tests="e2e",
+    least=150,
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    with server_process(tmp_path / "store") as running:
+        yield running
+
+
+def test_neptune_scale(server: ServerProcess, tmp_path: Path) -> None:
+    _run(SCALE, server, tmp_path, {"NEPTUNE_E2E_PROJECT": f"{WORKSPACE}/scale"})
+
+
+def _run(suite: Suite, server: ServerProcess, folder: Path, environment: dict[str, str]) -> None:
+    source, python = (os.environ.get(name) for name in (suite.source, suite.python))
+    if not source or not python:
+        pytest.fail(f"Set {suite.source} to a checkout and {suite.python} to a Python with what its tests need.")
+    with Served(server.url, server.token, server.store).client() as client:
+        workspace, _, name = environment["NEPTUNE_E2E_PROJECT"].partition("/")
+        answer = client.post("/api/backend/v1/projects", json={"organizationIdentifier": workspace, "name": name})
+        answer.raise_for_status()
+    report = folder / "report.xml"
+    command = [python, "-m", "pytest", suite.tests, "-p", "no:pytest-retry", "-o", "addopts=", "-q"]
+    command += ["-o", "retries=", "-W", "ignore", f"--junitxml={report}", "--timeout=300"]
+    finished = subprocess.run(
+        command,
+        cwd=Path(source) / suite.folder,
+        env={
+            **os.environ,
+            "NEPTUNE_E2E_API_TOKEN": server.token,
+            "NEPTUNE_API_TOKEN": server.token,
+            "NEPTUNE_E2E_WORKSPACE": WORKSPACE,
+            "NEPTUNE_LOG_DIRECTORY": str(folder / "neptune"),
+            "PYTHONPATH": str(source),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert report.exists(), finished.stdout[-4000:] + finished.stderr[-4000:]
+    outcomes = _outcomes(report)
+    failed = sorted(name for name, outcome in outcomes.items() if outcome == "failed")
+    passed = sum(outcome == "passed" for outcome in outcomes.values())
+    print(f"{passed} of {len(outcomes)} passed; failed: {failed}")
+    unexpected = [name for name in failed if not any(part in name for part in suite.allowed)]
+    assert not unexpected, "\n".join(unexpected) + finished.stdout[-20_000:]
+    assert passed >= suite.least
+
+
+def _outcomes(report: Path) -> dict[str, str]:
+    outcomes: dict[str, str] = {}
+    for case in ET.parse(report).getroot().iter("testcase"):
+        failed = case.find("failure") is not None or case.find("error") is not None
+        skipped = case.find("skipped") is not None
+        name = f"{case.get('classname')}::{case.get('name')}"
+        outcomes[name] = "failed" if failed else "skipped" if skipped else "passed"
+    return outcomes
