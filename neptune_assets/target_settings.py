@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from neptune_assets.setting_types import EnvironmentName, Model, Pattern
+
+PARALLEL_RUNS: Final = 4
+"""Runs loaded at once, where a target takes several and nothing else is said."""
 
 
 class MlflowTarget(Model):
@@ -53,6 +56,15 @@ class WandbTarget(Model):
     forks: Literal["stitched", "own"] = Field(
         default="stitched",
         description="Forks begin with their ancestors' metrics and histograms (stitched), or have only their own.",
+    )
+    system_metrics: Literal["section", "history"] = Field(
+        default="section",
+        description="Where series below `monitoring/` go: the page's section of system metrics, by their time, or the "
+        "history, by step. With naming neptune-exporter always the history.",
+    )
+    job_type: str = Field(default="", description="Job type of runs.")
+    job_type_attribute: str | None = Field(
+        default=None, description="Attribute whose value is the job type of runs that have it."
     )
 
 
@@ -101,4 +113,7 @@ class TargetSettings(Model):
     )
     partial_runs: Literal["withhold", "load"] = Field(
         default="withhold", description="What loads do with runs that are partial in the lake."
+    )
+    parallel_runs: int = Field(
+        default=PARALLEL_RUNS, ge=1, le=64, description="Runs loaded at once, where a target takes several."
     )

@@ -77,7 +77,8 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
         context.log.info(_summary(plan))
         yield check_plan(plan, key)
         with clear_failures():
-            report = load_project(runs, open_target, ledger, progress=log.update, **choices)
+            at_once = migration.settings.targets.parallel_runs
+            report = load_project(runs, open_target, ledger, parallel_runs=at_once, progress=log.update, **choices)
             rows = balance(report)
             path = report_path(migration.settings.lake, name, runs.project_id)
             write_report(migration.settings.lake, path, fates_reader(report))

@@ -31,7 +31,8 @@ class Entry:
     """What is known of one run in a target.
 
     ``receipt`` is None where the ledger was rebuilt; ``verified`` is None where reading back was not finished.
-    ``seconds`` is how long planning, writing and reading back took, where it was measured.
+    ``seconds`` is how long planning, writing and reading back took, where it was measured; where several runs were
+    loaded at once, the run's share of that time.
     """
 
     run_id: str

@@ -6,18 +6,22 @@ loaded again; the ledger only remembers receipts and verdicts.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavailableError
 from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
+from neptune_assets.target_settings import PARALLEL_RUNS
+from neptune_assets.targets.lanes import Turns, in_lanes
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.order import parents_first, why_partial
-from neptune_assets.targets.protocol import Plan, Receipt, Target, TargetRun
+from neptune_assets.targets.protocol import Plan, Receipt, Target, TargetRun, runs_at_once
 from neptune_assets.targets.report import LoadReport
 from neptune_assets.targets.ruled import RuledProject, RuledRun
 from neptune_assets.targets.rules import Rules
@@ -32,6 +36,7 @@ def load_project(
     ledger: Ledger,
     *,
     partial_runs: Literal["withhold", "load"] = "withhold",
+    parallel_runs: int = PARALLEL_RUNS,
     rules: Rules | None = None,
     full_refresh: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
@@ -39,6 +44,7 @@ def load_project(
 ) -> LoadReport:
     """Make the target hold every complete run of the project exactly once, and read back what was written.
 
+    Up to ``parallel_runs`` runs are loaded at once where the target takes several, a fork never beside its parent.
     ``progress`` gets (runs done, runs in all, rows loaded so far). Raises TargetError if the target cannot be used at
     all and LakeBusyError if the same load is running; what goes wrong with one run is in the report, the others go on.
     """
@@ -49,7 +55,9 @@ def load_project(
         try:
             target.check()
             report = LoadReport(target.name, project.project_id)
-            _Loading(ruled, open_target, target, ledger, report, lock, full_refresh, sleep).run(partial_runs, progress)
+            at_once = min(parallel_runs, runs_at_once(target))
+            loading = _Loading(ruled, open_target, target, ledger, report, lock, full_refresh, sleep, at_once)
+            loading.run(partial_runs, progress)
         finally:
             target.close()
     report.seconds = time.monotonic() - started
@@ -67,9 +75,18 @@ def refusals(plan: Plan, rules: Rules) -> list[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one run: a receipt, a message, or neither if the target held it already."""
+
+    receipt: Receipt | None = None
+    message: str | None = None
+    permanent: bool = False
+
+
 @dataclass
 class _Loading:
-    """The state of one load."""
+    """The state of one load. Runs are loaded in lanes; the report is only touched by the thread that began the load."""
 
     project: RuledProject
     open_target: Callable[[], Target]
@@ -79,6 +96,11 @@ class _Loading:
     lock: ProjectLock
     full_refresh: bool
     sleep: Callable[[float], None]
+    at_once: int
+    """Lanes: runs loaded at the same time."""
+    gone: TargetUnavailableError | None = None
+    over: bool = False
+    ledger_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, partial_runs: str, progress: Callable[[int, int, int], None] | None) -> None:
         """Load all runs of the project."""
@@ -88,37 +110,45 @@ class _Loading:
         report.rows = {run_id: record.rows for run_id, record in records.items()}
         if self.ledger.entries() is None:
             self.ledger.rebuild(self.target.runs(self.project.project_id))
-        permanent = False
-        gone: TargetUnavailableError | None = None
-        rows = 0
-        for done, run_id in enumerate(parents_first(records)):
+        order = []
+        for run_id in parents_first(records):
             record = records[run_id]
-            self.lock.check()
-            if progress is not None:
-                progress(done, len(records), rows)
             if not record.complete and partial_runs == "withhold":
                 report.withheld[run_id] = why_partial(record)
-                continue
-            if gone is not None:
-                report.failed[run_id] = f"not tried: {gone}"
-                continue
-            try:
-                receipt = self._with_retries(run_id, record)
-            except TargetUnavailableError as error:
-                report.failed[run_id] = str(error)
-                gone = self._still_gone()
-            except NeptuneAssetsError as error:
-                permanent = permanent or not error.transient
-                report.failed[run_id] = str(error)
-            except Exception as error:  # noqa: BLE001 - reported by name below; the other runs go on
-                permanent = True
-                report.failed[run_id] = f"{type(error).__name__}: {error}"
             else:
-                if receipt is None:
-                    report.skipped.append(run_id)
-                else:
-                    rows += sum(receipt.rows_in.values())
-                    report.loaded.append(run_id)
+                order.append(run_id)
+        self.at_once = min(self.at_once, max(1, len(order)))
+        turns = Turns(order, {run_id: records[run_id].parent for run_id in order})
+        permanent = False
+        done, rows = len(report.withheld), 0
+        self.lock.check()
+        if progress is not None and order:
+            progress(done, len(records), rows)
+        with closing(in_lanes(turns, self.at_once, lambda run_id: self._outcome(run_id, records[run_id]))) as lanes:
+            try:
+                for run_id, outcome in lanes:
+                    if outcome.message is not None:
+                        report.failed[run_id] = outcome.message
+                        permanent = permanent or outcome.permanent
+                    elif outcome.receipt is None:
+                        report.skipped.append(run_id)
+                    else:
+                        rows += sum(outcome.receipt.rows_in.values())
+                        report.loaded.append(run_id)
+                        report.receipts.append(outcome.receipt)
+                    done += 1
+                    self.lock.check()
+                    if progress is not None and done < len(records):
+                        progress(done, len(records), rows)
+            finally:
+                self.over = True
+        # The report does not depend on which lane was faster.
+        place = {run_id: number for number, run_id in enumerate(order)}
+        report.loaded.sort(key=place.__getitem__)
+        report.skipped.sort(key=place.__getitem__)
+        report.receipts.sort(key=lambda receipt: place[receipt.run_id])
+        report.failed = dict(sorted(report.failed.items(), key=lambda item: place[item[0]]))
+        report.notes = [f"{receipt.run_id}: {note}" for receipt in report.receipts for note in receipt.notes]
         report.transient = bool(report.failed) and not permanent
         entries = self.ledger.entries() or {}
         report.known = {run_id: entry for run_id, entry in entries.items() if run_id in records}
@@ -126,11 +156,27 @@ class _Loading:
         if progress is not None:
             progress(len(records), len(records), rows)
 
+    def _outcome(self, run_id: str, record: RunRecord) -> _Outcome:
+        """Load one run; whatever goes wrong with it is the outcome, and the other runs go on."""
+        if self.gone is not None:
+            return _Outcome(message=f"not tried: {self.gone}")
+        try:
+            return _Outcome(self._with_retries(run_id, record))
+        except TargetUnavailableError as error:
+            self.gone = self._still_gone()
+            return _Outcome(message=str(error))
+        except NeptuneAssetsError as error:
+            return _Outcome(message=str(error), permanent=not error.transient)
+        except Exception as error:  # noqa: BLE001 - reported by name; the other runs go on
+            return _Outcome(message=f"{type(error).__name__}: {error}", permanent=True)
+
     def _with_retries(self, run_id: str, record: RunRecord) -> Receipt | None:
         for pause in RETRY_SECONDS:
             try:
                 return self._load_one(run_id, record)
             except TargetUnavailableError:
+                if self.over:
+                    raise
                 self.sleep(pause)
         return self._load_one(run_id, record)
 
@@ -160,15 +206,11 @@ class _Loading:
                 f"Run {run_id!r} is not loaded: {'; '.join(refused[:5])}.",
                 hint="Change the rules for names, or leave targets.names.collisions at tell_apart.",
             )
-        receipt = self.target.replace(run, plan)
-        whole = run.whole(receipt)
-        self.report.receipts = [item for item in self.report.receipts if item.run_id != run_id]
-        self.ledger.record(Entry(run_id, whole.target_id, whole.digest, whole))
-        self._check(whole, run)
-        self._verify(run, whole, started)
-        self.report.receipts.append(whole)
-        self.report.notes += [f"{run_id}: {note}" for note in whole.notes]
-        return whole
+        receipt = run.whole(self.target.replace(run, plan))
+        self._keep(Entry(run_id, receipt.target_id, receipt.digest, receipt))
+        self._check(receipt, run)
+        self._verify(run, receipt, started)
+        return receipt
 
     def _settled(self, found: TargetRun, record: RunRecord) -> bool:
         """True if nothing speaks against the digest that the target holds.
@@ -176,7 +218,8 @@ class _Loading:
         A load that died before reading back is read back now; one that did not read back as loaded is loaded again, and
         so is one of which no receipt was kept: it died, or its answer was lost, before it could be read back.
         """
-        entry = (self.ledger.entries() or {}).get(record.run_id)
+        with self.ledger_lock:
+            entry = (self.ledger.entries() or {}).get(record.run_id)
         if entry is None or entry.digest != found.digest or entry.target_id != found.target_id:
             return False
         if entry.receipt is None or entry.verified:
@@ -214,16 +257,18 @@ class _Loading:
             fresh.close()
         if not verdict.ok:
             self._fail(receipt, verdict.differences)
-        seconds = None if started is None else round(time.monotonic() - started, 6)
-        self.ledger.record(
-            Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt, verified=True, seconds=seconds)
-        )
+        # Lanes share one time: what a run took is its share, so that the sum over all runs is what the load took.
+        seconds = None if started is None else round((time.monotonic() - started) / self.at_once, 6)
+        self._keep(Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt, verified=True, seconds=seconds))
+
+    def _keep(self, entry: Entry) -> None:
+        with self.ledger_lock:
+            self.ledger.record(entry)
 
     def _fail(self, receipt: Receipt, differences: Iterable[str]) -> None:
         found = tuple(differences)
-        self.ledger.record(
-            Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt, verified=False, differences=found[:50])
-        )
+        entry = Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt)
+        self._keep(replace(entry, verified=False, differences=found[:50]))
         more = f" (and {len(found) - 5:,} more)" if len(found) > 5 else ""
         raise TargetError(
             f"Run {receipt.run_id!r} does not read back from {self.target.name} as it was loaded: "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
@@ -144,3 +144,21 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Let go of connections and temporary files."""
+
+
+@runtime_checkable
+class TakesSeveral(Protocol):
+    """A target of which one object may load several runs at once, each in a thread of its own.
+
+    ``find``, ``plan``, ``replace`` and ``check`` are then called by several threads, never two for the same run, and a
+    fork is only begun after its parent has finished. A target that does not say so gets one run after the other.
+    """
+
+    @property
+    def runs_at_once(self) -> int:
+        """How many runs are worth loading at once; known after ``check``."""
+
+
+def runs_at_once(target: Target) -> int:
+    """Return how many runs a target takes at once."""
+    return max(1, target.runs_at_once) if isinstance(target, TakesSeveral) else 1

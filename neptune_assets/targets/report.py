@@ -63,7 +63,7 @@ class LoadReport:
     project_id: str
     total: int = 0
     loaded: list[str] = field(default_factory=list)
-    """Run ids replaced and verified, in the order they were loaded."""
+    """Run ids replaced and verified, parents before their forks."""
     skipped: list[str] = field(default_factory=list)
     withheld: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)

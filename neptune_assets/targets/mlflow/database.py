@@ -74,13 +74,13 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Reader]:
         """A transaction that only reads."""
-        with Session(self._connection) as session:
+        with Session(self._connection, writes=False) as session:
             yield Reader(session)
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
         """A transaction that writes: everything in it becomes visible at once, or nothing."""
-        with Session(self._connection) as session:
+        with Session(self._connection, writes=True) as session:
             yield Transaction(session)
             session.commit()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import uuid
 from contextlib import AbstractContextManager
+from threading import Lock
+from typing import Final
 
 import adbc_driver_manager
 
@@ -19,10 +21,14 @@ from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.config import Connection
 from neptune_assets.targets.mlflow.database import PARAMS, TAGS, TESTED_REVISIONS, Database, HeldRun
 from neptune_assets.targets.mlflow.jobs import Accounts, Content, Job
+from neptune_assets.targets.mlflow.read_ahead import read_ahead
 from neptune_assets.targets.mlflow.session import database_errors
 from neptune_assets.targets.protocol import Receipt
 
 log = logging.getLogger(__name__)
+
+_FILE_RUNS: Final = 3
+_SERVER_RUNS: Final = 64
 
 
 class Direct:
@@ -32,6 +38,12 @@ class Direct:
         self._connection = connection
         self._database = Database(connection)
         self._experiments: dict[str, tuple[str, str]] = {}
+        self._experiments_lock = Lock()
+
+    @property
+    def runs_at_once(self) -> int:
+        """One run is written into a SQLite file while others are prepared and read back; a server has no such limit."""
+        return _FILE_RUNS if self._connection.database_file is not None else _SERVER_RUNS
 
     def usable(self) -> bool:
         """True if the schema of the database is one that direct loads were tested with."""
@@ -55,8 +67,12 @@ class Direct:
 
     def experiment(self, name: str) -> tuple[str, str]:
         """Return (id, artifact location) of the experiment, created if it is missing."""
-        if name in self._experiments:
+        with self._experiments_lock:
+            if name not in self._experiments:
+                self._experiments[name] = self._experiment(name)
             return self._experiments[name]
+
+    def _experiment(self, name: str) -> tuple[str, str]:
         with self._errors(f"looking for experiment {name!r}"):
             with self._database.reading() as reader:
                 found = reader.experiment(name)
@@ -74,8 +90,7 @@ class Direct:
                 f"MLflow experiment {name!r} is deleted.",
                 hint=f"Restore it (`mlflow experiments restore -x {found and found[0]}`) or set experiment_prefix.",
             )
-        self._experiments[name] = found[0], found[1]
-        return self._experiments[name]
+        return found[0], found[1]
 
     def held(self, project_key: str) -> list[HeldRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
@@ -97,7 +112,9 @@ class Direct:
         accounts = Accounts(job, store)
         try:
             artifacts.write_artifacts(run, plan, store, accounts.counts)
-            with self._database.writing() as tx:
+            stream = job.stream()
+            # What waits for its turn to write has its first points ready.
+            with read_ahead(stream) as portions, self._database.writing() as tx:
                 tx.delete(sorted({run_uuid, job.key, *(item.uuid for item in old)}))
                 tx.run(
                     run_uuid=run_uuid,
@@ -110,8 +127,7 @@ class Direct:
                     end_time=plan.end,
                     artifact_uri=store.uri,
                 )
-                stream = job.stream()
-                tx.metrics(run_uuid, stream)
+                tx.metrics(run_uuid, portions)
                 accounts.settle(stream)
                 tx.texts(run_uuid, PARAMS, plan.params.items())
                 tx.texts(run_uuid, TAGS, job.tags.items())

@@ -21,6 +21,7 @@ from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
 from neptune_assets.targets.mlflow.database import HeldRun
 from neptune_assets.targets.mlflow.direct import Direct
+from neptune_assets.targets.mlflow.held import HeldRuns
 from neptune_assets.targets.mlflow.jobs import Job
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.served import Served
@@ -34,14 +35,13 @@ _plans: WeakKeyDictionary[LakeRun, dict[tuple[str, bool], MlflowPlan]] = WeakKey
 
 
 class MlflowTarget:
-    """One connection to MLflow, for one load or one verification. Not shared between threads."""
+    """One connection to MLflow, for one load or one verification; several threads may each load a run."""
 
     def __init__(self, target: settings.MlflowTarget, lake: settings.LakeSettings) -> None:
         self._settings = target
         self._connection = connection(target, lake)
         self._client = Client(self._connection)
-        self._held: dict[str, list[HeldRun]] = {}
-        self._listed: set[str] = set()
+        self._held = HeldRuns(self._ask)
 
     @property
     def name(self) -> str:
@@ -59,6 +59,11 @@ class MlflowTarget:
                 "The schema of MLflow's database %s was not tested with direct loads: the slower client is used.",
                 self._connection.shown,
             )
+
+    @property
+    def runs_at_once(self) -> int:
+        """How many runs are worth loading at once."""
+        return self._way.runs_at_once
 
     def plan(self, run: LakeRun) -> MlflowPlan:
         """Say what loading the run will do. Writes nothing."""
@@ -112,9 +117,10 @@ class MlflowTarget:
         with mlflow_errors(f"loading run {run.run_id!r}", self._connection.shown):
             home = self._way if isinstance(self._way, Direct) else self._client
             experiment_id, location = home.experiment(plan.experiment)
-            job = Job(run, plan, self._tags(run, plan), experiment_id, location, old, self._children(key))
+            tags = {**self._parent_tag(run, plan), **self._tags(run, plan)}
+            job = Job(run, plan, tags, experiment_id, location, old, self._held.forks_of(key))
             loaded, receipt = self._way.replace(job)
-        self._held[loaded.key] = [loaded]
+        self._held.put(loaded.key, [loaded])
         return receipt
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
@@ -131,13 +137,13 @@ class MlflowTarget:
             self._way.remove(old)
             for item in old:
                 Artifacts(item.artifact_uri, self._connection.uri).delete()
-        self._held[mapping.external_key(project_id, run_id)] = []
+        self._held.put(mapping.external_key(project_id, run_id), [])
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
         """Everything of this project that loads left in MLflow."""
-        self._list(project_id, again=True)
-        for key in sorted(self._held):
-            for item in self._held[key]:
+        self._held.ask(project_id, again=True)
+        for key in self._held.all_keys():
+            for item in self._held.of(key):
                 if mapping.external_key(project_id, item.run_id) == key:
                     yield TargetRun(project_id, item.run_id, item.uuid, self._digest(item))
 
@@ -173,44 +179,30 @@ class MlflowTarget:
         return f"{run.digest} mapped as {run.mapping}"
 
     def _of_run(self, project_id: str, run_id: str) -> list[HeldRun]:
-        self._list(project_id)
-        return self._held.get(mapping.external_key(project_id, run_id), [])
+        self._held.ask(project_id)
+        return self._held.of(mapping.external_key(project_id, run_id))
 
-    def _list(self, project_id: str, *, again: bool = False) -> None:
-        """Ask MLflow once for all runs of the project; a load of one project has it for itself."""
-        if project_id in self._listed and not again:
-            return
-        key = mapping.project_key(project_id)
+    def _ask(self, project_id: str) -> list[HeldRun]:
         with mlflow_errors(f"listing the runs of {project_id}", self._connection.shown):
-            found = self._way.held(key)
-        self._held = {}
-        for run in found:
-            self._held.setdefault(run.key, []).append(run)
-        self._listed = {project_id}
+            return self._way.held(mapping.project_key(project_id))
 
     def _tags(self, run: LakeRun, plan: MlflowPlan) -> dict[str, str]:
-        """Return all tags in the order they are written, the digest last."""
+        """Return the run's own tags in the order they are written, the digest last."""
         tags = {"mlflow.runName": plan.run_name, **plan.tags}
         if plan.user is not None:
             tags["mlflow.user"] = plan.user
-        if plan.parent is not None:
-            parents = self._of_run(run.project_id, plan.parent)
-            if len(parents) == 1 and plan.parent != run.run_id:
-                tags[mapping.PARENT_RUN] = parents[0].uuid
         return {**tags, mapping.MAPPING: self._fingerprint, mapping.DIGEST: run.record.digest}
 
-    def _children(self, key: str) -> list[str]:
-        """Return the MLflow ids of forks that were loaded before their parent."""
-        return [
-            item.uuid for runs in self._held.values() for item in runs if item.parent_key == key and item.key != key
-        ]
+    def _parent_tag(self, run: LakeRun, plan: MlflowPlan) -> dict[str, str]:
+        """Return the tag that makes a fork the child of its parent, if that is there."""
+        parents = self._of_run(run.project_id, plan.parent) if plan.parent not in {None, run.run_id} else []
+        return {mapping.PARENT_RUN: parents[0].uuid} if len(parents) == 1 else {}
 
     # -- reading back
 
     def _differences(self, run: LakeRun, plan: MlflowPlan, receipt: Receipt) -> list[str]:
         expected, latest = verify.expected_points(run, plan)
         tags = self._tags(run, plan)
-        tags.pop(mapping.PARENT_RUN, None)
         held = self._way.content(receipt.target_id, {*expected})
         if held is None:
             return [f"MLflow run {receipt.target_id} is gone"]

@@ -36,7 +36,7 @@ class Rest:
     """Writes and reads runs of a tracking server. Used by one thread; it has its own for requests."""
 
     def __init__(self, connection: Connection, in_flight: int) -> None:
-        self._wire = Wire(connection)
+        self._wire = Wire(connection, in_flight)
         self._in_flight = in_flight
         self._doubtful: dict[str, tuple[str, str]] = {}
 

@@ -32,6 +32,11 @@ class Served:
         self._client = client
         self._in_flight = in_flight
 
+    @property
+    def runs_at_once(self) -> int:
+        """As many as requests at once; MLflow's client on a database takes one run after the other."""
+        return self._in_flight if self._client.connection.dialect is None else 1
+
     @cached_property
     def _calls(self) -> Rest | Calls:
         if self._client.connection.dialect is None:

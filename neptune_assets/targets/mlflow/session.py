@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from threading import RLock
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.targets.mlflow.config import Connection
+from neptune_assets.targets.mlflow.file_gate import FileGate, gate_of
 
 DIRECT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
 """Databases that can be written directly; all others go through MLflow's own client."""
@@ -35,11 +36,11 @@ _DIALECTS: Final[dict[str, Any]] = {
 _BUSY_MS: Final = 60_000
 _CACHE_KB: Final = 32 << 10
 """SQLite writes a transaction that outgrows this into the file early and then keeps readers out until it ends."""
+_CACHED_ROWS: Final = _CACHE_KB << 10 >> 9
+"""Rows of metrics, at half a kilobyte with all indexes, that surely stay in the cache."""
 
 _TRANSIENT: Final = ("08", "40", "53", "55P03", "57P")
 """PostgreSQL's classes of errors that trying again can heal: connection, conflict, resources, lock, shutdown."""
-
-_locks: dict[str, RLock] = {}
 
 
 @contextmanager
@@ -63,16 +64,23 @@ def database_errors(doing: str, shown: str) -> Iterator[None]:
 class Session:
     """One connection, from the first statement to :meth:`close` one transaction; what is not committed is undone.
 
-    In one process, sessions of one SQLite file wait for each other instead of asking for its lock again and again.
+    In one process, sessions of one SQLite file wait for each other instead of asking for its lock again and again:
+    one that ``writes`` for the one before, one that reads while another puts its pages into the file.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, writes: bool) -> None:
         self._dialect = _DIALECTS[str(connection.dialect)]
-        self._lock: RLock | None = None
+        self._writes = writes
+        self._rows = 0
+        self._gate: FileGate | None = None
         self.is_file = connection.database_file is not None
         if connection.database_file is not None:
-            self._lock = _locks.setdefault(str(connection.database_file), RLock())
-            self._lock.acquire()
+            gate = gate_of(str(connection.database_file))
+            if writes:
+                gate.enter_writer()
+            else:
+                gate.enter_reader()
+            self._gate = gate
         try:
             self._connection: Any = _connect(connection)
         except BaseException:
@@ -108,11 +116,16 @@ class Session:
     def insert(self, table: sa.Table, rows: pa.RecordBatch) -> None:
         """Append rows to a table, by the names of their columns."""
         if rows.num_rows:
+            self._rows += rows.num_rows
+            if self._gate is not None and self._rows > _CACHED_ROWS:
+                self._gate.shut()
             with self._connection.cursor() as cursor:
                 cursor.adbc_ingest(table.name, rows, mode="append")
 
     def commit(self) -> None:
         """Make everything since the last commit visible at once."""
+        if self._gate is not None and self._writes:
+            self._gate.shut()
         self._connection.commit()
 
     def close(self) -> None:
@@ -140,9 +153,12 @@ class Session:
         return compiled.string, values or None
 
     def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            if self._writes:
+                gate.leave_writer()
+            else:
+                gate.leave_reader()
 
 
 class _Shared:
@@ -152,12 +168,17 @@ class _Shared:
         """Leave it open."""
 
 
+_connecting: Final = Lock()
+"""The driver counts connections of one database, and not for several threads."""
+
+
 def _connect(connection: Connection) -> Any:
     address = _address(connection)
     if connection.database_file is not None:
         return importlib.import_module("adbc_driver_sqlite.dbapi").connect(address)
     # Opening a database, other than connecting to it, reads all its types, which takes longer than loading a run.
-    opened = adbc_driver_manager.AdbcConnection(_postgres(address))
+    with _connecting:
+        opened = adbc_driver_manager.AdbcConnection(_postgres(address))
     return adbc_driver_manager.dbapi.Connection(_Shared(), opened)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
+from threading import Semaphore
 from typing import Any, Final
 
 # The calls that stay with MLflow's own client (experiments, artifacts) would try for more than four minutes.
@@ -58,8 +60,9 @@ class RefusedError(TargetError):
 class Wire:
     """One tracking server. May be used by several threads at once."""
 
-    def __init__(self, connection: Connection, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, connection: Connection, in_flight: int, sleep: Callable[[float], None] = time.sleep) -> None:
         self._connection = connection
+        self._slots = _slots(connection.uri, in_flight)
         self._sleep = sleep
 
     def get(self, call: str, doing: str, query: Mapping[str, str]) -> Any:
@@ -94,16 +97,17 @@ class Wire:
         for pause in [*PAUSES, None]:
             asked: float | None = None
             try:
-                response = http_request(  # type: ignore[no-untyped-call]
-                    get_default_host_creds(self._connection.uri),  # type: ignore[no-untyped-call]
-                    f"/api/2.0/mlflow/{call}",
-                    method,
-                    max_retries=0,
-                    retry_codes=frozenset(),
-                    raise_on_status=False,
-                    extra_headers={"Content-Type": "application/json"},
-                    **content,
-                )
+                with self._slots:
+                    response = http_request(  # type: ignore[no-untyped-call]
+                        get_default_host_creds(self._connection.uri),  # type: ignore[no-untyped-call]
+                        f"/api/2.0/mlflow/{call}",
+                        method,
+                        max_retries=0,
+                        retry_codes=frozenset(),
+                        raise_on_status=False,
+                        extra_headers={"Content-Type": "application/json"},
+                        **content,
+                    )
             except (MlflowException, requests.RequestException) as error:
                 if not _lost(error):
                     raise
@@ -133,6 +137,12 @@ class Wire:
             f"the last ended with {trouble}.",
             hint="Look at the server's log; load again when it is well. Finished runs are not loaded twice.",
         )
+
+
+@cache
+def _slots(uri: str, in_flight: int) -> Semaphore:
+    """Return what limits requests at once to one server, however many runs are loaded and read back at the time."""
+    return Semaphore(in_flight)
 
 
 def _lost(error: BaseException) -> bool:
