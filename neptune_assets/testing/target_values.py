@@ -233,7 +233,7 @@ class ValueTests(TargetCase):
             )
             assert done.returncode == 0, done.stderr.decode()
             peaks[points] = int(done.stdout.split()[-1])
-        assert peaks[1_000_000] < 700 << 20, peaks
+        assert peaks[1_000_000] < 500 << 20, peaks
         assert peaks[2_000_000] - peaks[1_000_000] < 64 << 20, peaks
 
 

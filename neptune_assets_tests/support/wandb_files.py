@@ -48,6 +48,8 @@ class WandbFile:
     metrics: dict[str, str] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    system: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """System metrics: time in milliseconds, values by key."""
     exit_code: int | None = None
     numbers: list[int] = field(default_factory=list)
 
@@ -76,6 +78,12 @@ def read_wandb(path: Path) -> WandbFile:
             result.metrics[record.metric.name] = record.metric.step_metric
         elif kind == "files":
             result.files += [item.path for item in record.files.files]
+        elif kind == "stats":
+            assert record.stats.stats_type == pb.StatsRecord.StatsType.SYSTEM
+            time = record.stats.timestamp.seconds * 1000 + record.stats.timestamp.nanos // 1_000_000
+            keys = [item.key for item in record.stats.item]
+            assert len(keys) == len(set(keys))
+            result.system.append((time, {item.key: json.loads(item.value_json) for item in record.stats.item}))
         elif kind == "exit":
             result.exit_code = record.exit.exit_code
     return result

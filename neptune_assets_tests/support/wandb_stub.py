@@ -26,6 +26,8 @@ class StubRun:
     upserts: list[dict[str, Any]] = field(default_factory=list)
     history: dict[int, str] = field(default_factory=dict)
     """Line number -> line, as the server keeps them: a line sent again for the same number replaces the old one."""
+    events: dict[int, str] = field(default_factory=dict)
+    """The same of system metrics."""
     summary: str = "{}"
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
@@ -33,6 +35,9 @@ class StubRun:
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for _, line in sorted(self.history.items())]
+
+    def system(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for _, line in sorted(self.events.items())]
 
     def config(self) -> dict[str, Any]:
         last = [upsert["config"] for upsert in self.upserts if upsert.get("config")][-1]
@@ -212,7 +217,12 @@ class WandbStub:
             run = self.runs.get(variables["run"])
             if run is None or run.project != variables["project"]:
                 return {"data": {"project": {"run": None}}}
-            facts = {"id": run.name, "historyLineCount": len(run.history), "summaryMetrics": run.summary}
+            facts = {
+                "id": run.name,
+                "historyLineCount": len(run.history),
+                "eventsLineCount": len(run.events),
+                "summaryMetrics": run.summary,
+            }
             return {"data": {"project": {"run": facts}}}
         self.unknown.append(operation)
         return {"errors": [{"message": f"the stub does not know {operation}"}]}
@@ -224,6 +234,9 @@ class WandbStub:
                 run.history_requests += 1
                 for number, line in enumerate(chunk["content"]):
                     run.history[chunk["offset"] + number] = line
+            elif file == "wandb-events.jsonl":
+                for number, line in enumerate(chunk["content"]):
+                    run.events[chunk["offset"] + number] = line
             elif file == "wandb-summary.json":
                 run.summary = chunk["content"][-1]
         if body.get("complete"):

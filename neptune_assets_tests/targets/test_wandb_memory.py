@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# The lake is made in another process as well: a child's peak begins at what its parent holds when it is started.
 MAKE = """
 import sys
 from pathlib import Path
@@ -16,11 +15,12 @@ from neptune_assets_tests.benchmarks.lakes import export_lake
 export_lake(Path(sys.argv[1]), 1, 40, int(sys.argv[2]))
 """
 LOAD = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from neptune_assets_tests.benchmarks.wandb_load import ours
 points, _ = ours(Path(sys.argv[1], "lake"), Path(sys.argv[1], "staged"))
-print(points, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# Not ru_maxrss: that begins with what the parent had.
+print(points, int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
@@ -30,12 +30,15 @@ def run(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_a_run_of_millions_of_points_needs_no_more_memory(tmp_path: Path) -> None:
     peaks = []
-    for steps in (20_000, 80_000):
+    for steps in (10_000, 100_000):
         root = str(tmp_path / str(steps))
         run(MAKE, root, str(steps))
         points, peak = map(int, run(LOAD, root).split())
         assert points == 40 * steps
         peaks.append(peak)
-    assert peaks[1] < peaks[0] * 1.25 + 50, peaks
+    assert max(peaks) < 500, peaks
+    # Allocators keep what they once had for a while, which differs from time to time.
+    assert peaks[1] < peaks[0] + 40, peaks

@@ -34,7 +34,9 @@ _BYTES_PER_SECOND: Final = 50_000
 """Uploads slower than this are given up."""
 _VIEWER: Final = "query Viewer { viewer { id entity } }"
 _RUN: Final = """query NeptuneAssetsRun($project: String!, $entity: String, $run: String!) {
-  project(name: $project, entityName: $entity) { run(name: $run) { id historyLineCount summaryMetrics } }
+  project(name: $project, entityName: $entity) {
+    run(name: $run) { id historyLineCount eventsLineCount summaryMetrics }
+  }
 }"""
 
 
@@ -77,6 +79,8 @@ class WandbClient:
         if marker.entity:
             command += ["--entity", marker.entity]
         with ScratchDirectory("wandb") as home:
+            # Without this directory the tool keeps a log in the system's temporary directory, for ever.
+            (home / "wandb").mkdir()
             code, output = _run(command, self._environment(str(home)), str(home), 600 + size / _BYTES_PER_SECOND, lock)
         if code is None:
             raise TargetUnavailableError(
@@ -114,6 +118,8 @@ class WandbClient:
         said = []
         if run["historyLineCount"] != marker.history_rows:
             said.append(f"W&B has {run['historyLineCount']} history rows of {marker.history_rows}")
+        if (run["eventsLineCount"] or 0) < marker.system_rows:
+            said.append(f"W&B has {run['eventsLineCount'] or 0} rows of system metrics of {marker.system_rows}")
         summary = json.loads(run["summaryMetrics"] or "{}")
         if (summary.get("neptune_assets") or {}).get("digest") != marker.digest:
             said.append("W&B does not have the digest yet")

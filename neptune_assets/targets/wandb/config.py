@@ -19,7 +19,7 @@ from neptune_assets.settings import LakeSettings, WandbTarget
 MARKER: Final = "neptune_assets.json"
 SYNCED: Final = "synced.json"
 PROJECT: Final = "project.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised when the same run would be staged differently; runs staged in an older format are staged anew."""
 
 
@@ -46,8 +46,10 @@ class Marker:
     wandb_run: str
     wandb_project: str
     entity: str
-    naming: str
+    choices: dict[str, str]
+    """Settings by which the run was staged."""
     history_rows: int
+    system_rows: int
     receipt: dict[str, Any]
     lineage: dict[str, str] = field(default_factory=dict)
     """Digests of the runs whose points stand in front of this fork's own."""

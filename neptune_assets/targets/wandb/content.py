@@ -17,6 +17,7 @@ from neptune_assets.targets.wandb.columns import Bools, Ints, microsteps
 from neptune_assets.targets.wandb.decoding import HistoryItems, Window, windows
 from neptune_assets.targets.wandb.mapping import AXIS, Layout
 from neptune_assets.targets.wandb.sums import SeriesSums
+from neptune_assets.targets.wandb.system import record_points
 
 _STEP: Final = "_step"
 _OURS: Final = frozenset({_STEP, "_timestamp", "_runtime", AXIS})
@@ -31,6 +32,9 @@ class Content:
     points: SeriesSums = field(default_factory=SeriesSums)
     objects: SeriesSums = field(default_factory=SeriesSums)
     """Histograms: count and a checksum over (step, JSON)."""
+    system: SeriesSums = field(default_factory=SeriesSums)
+    """System metrics, with times where other series have steps."""
+    system_rows: int = 0
     tables: defaultdict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     media: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -74,7 +78,7 @@ class ContentReader:
         return content
 
     def _others(self, window: Window) -> None:
-        content = self._content
+        content, stats = self._content, []
         for place, record in window.others:
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -84,8 +88,13 @@ class ContentReader:
                 content.summary.update((item.nested_key[0], item.value_json) for item in record.summary.update)
             elif kind == "files":
                 content.files.extend(item.path for item in record.files.files)
+            elif kind == "stats":
+                stats.append(record_points(record))
             elif kind == "exit":
                 content.end = place
+        if stats:
+            content.system_rows += len(stats)
+            _add_system(content.system, stats)
 
     def _history(self, items: HistoryItems) -> None:
         if not items.row_count:
@@ -149,6 +158,14 @@ class ContentReader:
             self._content.media.append(value)
         else:
             self._content.media.append(value)
+
+
+def _add_system(sums: SeriesSums, rows: list[tuple[int, list[str], list[float]]]) -> None:
+    numbers: dict[str, int] = {}
+    codes = [numbers.setdefault(key, len(numbers)) for _, keys, _ in rows for key in keys]
+    times = np.repeat([time for time, _, _ in rows], [len(keys) for _, keys, _ in rows])
+    values = np.array([value for _, _, found in rows for value in found], dtype=np.float64)
+    sums.add(np.array(codes, dtype=np.int64), list(numbers), times.astype(np.int64), values)
 
 
 def _begins_with(texts: Any, byte: int) -> Bools:

@@ -170,8 +170,9 @@ class _Rows:
 
     def __init__(self, payloads: Sequence[bytes]) -> None:
         fields = history_fields()
-        self._item, self._step, self._step_num = fields.item << 3 | 2, fields.step << 3 | 2, fields.step_num << 3
-        self._key, self._value = fields.nested_key << 3 | 2, fields.value_json << 3 | 2
+        item = fields.items
+        self._item, self._step, self._step_num = item.item << 3 | 2, fields.step << 3 | 2, fields.step_num << 3
+        self._key, self._value = item.key << 3 | 2, item.value_json << 3 | 2
         count = len(payloads)
         raw = b"".join((*payloads, _PADDING))
         self._data: Data = np.frombuffer(raw, dtype=np.uint8)

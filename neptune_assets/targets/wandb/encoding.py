@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neptune_assets.targets.wandb.columns import Ints
-from neptune_assets.targets.wandb.records import field_bytes, history_fields, varint
+from neptune_assets.targets.wandb.records import ItemFields, field_bytes, history_fields, varint
 from neptune_assets.targets.wandb.texts import float_texts
 
 EVENTS: Final = pa.schema(
@@ -38,17 +38,18 @@ class Event(NamedTuple):
 
 def item(key: str, value: str) -> bytes:
     """Return one encoded key and JSON value of a history row, ready to be joined with others."""
-    fields = history_fields()
-    name = field_bytes(fields.nested_key, key.encode("utf-8"))
+    fields = history_fields().items
+    name = field_bytes(fields.key, key.encode("utf-8"))
     return field_bytes(fields.item, name + field_bytes(fields.value_json, value.encode("utf-8")))
 
 
 class Column:
     """Values of one key in many rows: what precedes each only depends on the value's length."""
 
-    def __init__(self, key: str) -> None:
-        fields = history_fields()
-        self._name = field_bytes(fields.nested_key, key.encode("utf-8"))
+    def __init__(self, key: str, fields: ItemFields | None = None) -> None:
+        """``fields`` are those of the items of history rows if left out."""
+        fields = fields or history_fields().items
+        self._name = field_bytes(fields.key, key.encode("utf-8"))
         self._item_tag = varint(fields.item << 3 | 2)
         self._value_tag = varint(fields.value_json << 3 | 2)
         self._made: dict[int, bytes] = {}
@@ -72,8 +73,9 @@ class Column:
 class PointEncoder:
     """Encodes points of any of some keys."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._columns = [Column(key) for key in keys]
+    def __init__(self, keys: Sequence[str], fields: ItemFields | None = None) -> None:
+        """``fields`` are those of the items of history rows if left out."""
+        self._columns = [Column(key, fields) for key in keys]
         self._prefixes: list[bytes] = []
         self._lookup = np.full(len(keys) * _LENGTHS, -1, dtype=np.int64)
 

@@ -14,6 +14,7 @@ from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.ruled import wanted_name
 from neptune_assets.targets.survey import ValueCounts
+from neptune_assets.targets.wandb.attributes import survey
 from neptune_assets.targets.wandb.client import WandbClient
 from neptune_assets.targets.wandb.config import (
     PROJECT,
@@ -29,7 +30,7 @@ from neptune_assets.targets.wandb.config import (
 )
 from neptune_assets.targets.wandb.fates import unfit
 from neptune_assets.targets.wandb.lineage import ancestors, chain
-from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of, survey
+from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of
 from neptune_assets.targets.wandb.naming import project_name, run_key
 from neptune_assets.targets.wandb.records import history_fields
 from neptune_assets.targets.wandb.staging import Place, RunStage, start_of
@@ -54,6 +55,7 @@ class WandbTarget:
         self._settings, self._lake = settings, lake
         self._root = staging_root(settings, lake)
         self._client = WandbClient(settings) if settings.api_key_env is not None else None
+        self._choices = choices(settings)
         self._layouts: dict[tuple[str, str, str], Layout] = {}
         self._projects: dict[str, str] = {}
         self._swept: set[str] = set()
@@ -117,6 +119,8 @@ class WandbTarget:
         said, content = differences(run, self._layout(run), found[0], receipt.target_id)
         if content.rows != marker.history_rows:
             said.append(f"{content.rows} history rows where {marker.history_rows} were staged")
+        if content.system_rows != marker.system_rows:
+            said.append(f"{content.system_rows} rows of system metrics where {marker.system_rows} were staged")
         if self._client is not None and not said:
             said.extend(self._client.differences(marker))
         return Verdict(run.run_id, tuple(said))
@@ -150,7 +154,9 @@ class WandbTarget:
         key = (run.project_id, run.run_id, run.record.digest)
         if key not in self._layouts:
             lineage = ancestors(run) if self._settings.forks == "stitched" else ()
-            self._layouts = {key: layout(survey(run), self._settings.naming, wanted_name(run), lineage)}
+            naming = self._settings.naming
+            section = self._choices["system_metrics"] == "section"
+            self._layouts = {key: layout(survey(run), naming, wanted_name(run), lineage, section=section)}
         return self._layouts[key]
 
     def _project(self, project_id: str) -> str:
@@ -190,7 +196,7 @@ class WandbTarget:
         """True if a staged run is whole and named as it would be named now."""
         return (
             marker is not None
-            and marker.naming == self._settings.naming
+            and marker.choices == self._choices
             and marker.entity == (self._settings.entity or "")
             and marker.wandb_project == self._project(marker.project_id)
             and marker.lineage == self._lineage(marker.project_id, marker.run_id)
@@ -243,8 +249,14 @@ class WandbTarget:
     def _stage(self, run: LakeRun, plan: Plan) -> tuple[Path, Marker]:
         project = StagedProject(self._root, run.project_id)
         wandb_run = run_key(run.project_id, run.run_id)
-        exporter_names = self._settings.naming == "neptune-exporter"
-        place = Place(self._settings.entity or "", self._project(run.project_id), wandb_run, exporter_names)
+        place = Place(
+            entity=self._settings.entity or "",
+            project=self._project(run.project_id),
+            run=wandb_run,
+            exporter_names=self._settings.naming == "neptune-exporter",
+            job_type=self._settings.job_type,
+            job_type_attribute=self._settings.job_type_attribute,
+        )
         self._keep_project(run.project_id)
         if run.project_id not in self._swept:
             project.sweep()
@@ -272,8 +284,9 @@ class WandbTarget:
                 wandb_run=wandb_run,
                 wandb_project=place.project,
                 entity=place.entity,
-                naming=self._settings.naming,
+                choices=self._choices,
                 history_rows=account.history_rows,
+                system_rows=account.system_rows,
                 lineage={
                     ancestor.run.run_id: run.project.records()[ancestor.run.run_id].digest
                     for ancestor in self._layout(run).lineage
@@ -294,6 +307,18 @@ class WandbTarget:
         if said:
             raise TargetError(f"Run {run.run_id} is not staged as the lake has it: {said[0]}.", hint="Load it again.")
         upload(self._client, StagedProject(self._root, run.project_id), directory, marker)
+
+
+def choices(settings: WandbSettings) -> dict[str, str]:
+    """Return the settings that decide what a staged run looks like; with others it is staged anew."""
+    # Teams that loaded some runs with neptune-exporter have system metrics in the history.
+    own = settings.naming == "default"
+    return {
+        "naming": settings.naming,
+        "system_metrics": settings.system_metrics if own else "history",
+        "job_type": settings.job_type,
+        "job_type_attribute": settings.job_type_attribute or "",
+    }
 
 
 def _kept(path: Path) -> dict[str, Any] | None:

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-
-from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.targets.protocol import Plan
-from neptune_assets.targets.wandb.columns import codes, microsteps, plain, present
-from neptune_assets.targets.wandb.lineage import INHERITED, Ancestor
+from neptune_assets.targets.wandb.attributes import Attribute, Survey, survey
+from neptune_assets.targets.wandb.lineage import Ancestor
 from neptune_assets.targets.wandb.naming import MAX_KEY, Naming, clean_key, digest_of, distinct
-from neptune_assets.targets.wandb.records import number_text
+from neptune_assets.targets.wandb.records import MAX_EXACT
+from neptune_assets.targets.wandb.system import MONITORING
 from neptune_assets.targets.wandb.texts import step_text
-
-if TYPE_CHECKING:
-    from neptune_assets.lake.reader import LakeRun
 
 AXIS: Final = "neptune_step"
 """Key of the exact step where W&B's own whole steps cannot hold it."""
-MAX_EXACT: Final = 2**53
-"""Whole numbers up to here are exact wherever JSON is read with 64-bit floats."""
 LINE_BYTES: Final = 9 << 20
 """W&B skips lines of the history near 10 MiB; rows stay below this."""
 _CONFIG_RESERVED: Final = frozenset({"_wandb", "wandb_version", "neptune_assets"})
 _KEYED: Final = SERIES_TYPES | {AttributeType.FILE}
-
-Attribute = tuple[str, str]
-"""Path and type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +43,14 @@ class Stepping:
         return MICROSTEPS // self.multiplier
 
 
-@dataclass(slots=True)
-class Survey:
-    """What reading the names, types and steps of a run found, without its values."""
-
-    rows: Counter[Attribute] = field(default_factory=Counter)
-    places: int = 0
-    lowest: int = 0
-    highest: int = 0
-    stepless: Counter[str] = field(default_factory=Counter)
-
-    def of(self, types: Iterable[AttributeType]) -> list[Attribute]:
-        """Return the attributes of these types, sorted."""
-        wanted = {str(item) for item in types}
-        return sorted(key for key in self.rows if key[1] in wanted)
-
-    def by_type(self) -> dict[str, int]:
-        """Return the rows of each attribute type."""
-        counts: Counter[str] = Counter()
-        for (_, kind), rows in self.rows.items():
-            counts[kind] += rows
-        return dict(counts)
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where everything of one run goes."""
 
     keys: Mapping[Attribute, str]
     """History keys of series and of single files that are media."""
+    system: Mapping[Attribute, str]
+    """Keys in the section of system metrics, for those series that stand there and not in the history."""
     config: Mapping[Attribute, tuple[str, ...]]
     """Path inside the nested config for every parameter."""
     stepping: Stepping
@@ -98,51 +66,13 @@ class Layout:
         result: dict[str, str] = {}
         for attribute, name in [
             *self.keys.items(),
+            *((item, f"system.{key}") for item, key in self.system.items()),
             *((item, "/".join(parts)) for item, parts in self.config.items()),
         ]:
             path, kind = attribute
             if name != path:
                 result[path if paths[path] <= 1 else f"{path} ({kind})"] = name
         return dict(sorted(result.items()))
-
-
-def survey(run: LakeRun, until: int | None = None) -> Survey:
-    """Read names, types and steps of a run; memory grows with its attributes, not with its points.
-
-    ``until`` is for ancestors: only what a fork inherits up to this micro-step is looked at.
-    """
-    found = Survey()
-    lowest: list[int] = []
-    highest: list[int] = []
-    series = {str(item) for item in SERIES_TYPES}
-    types = None if until is None else INHERITED
-    for batch in run.batches(types=types, columns=["attribute_path", "attribute_type", "step"]):
-        if until is not None:
-            place = batch.column("step")
-            batch = batch.filter(pa.array(present(place) & (microsteps(place) <= until)))
-        paths, path_names = codes(batch.column("attribute_path"))
-        kinds, kind_names = codes(batch.column("attribute_type"))
-        pair, counts = np.unique(paths * len(kind_names) + kinds, return_counts=True)
-        for code, count in zip(pair.tolist(), counts.tolist(), strict=True):
-            path, kind = divmod(code, len(kind_names))
-            found.rows[path_names[path], kind_names[kind]] += count
-        stepped = np.isin(kinds, [number for number, name in enumerate(kind_names) if name in series])
-        if not stepped.any():
-            continue
-        valid = present(batch.column("step"))
-        for number, name in enumerate(kind_names):
-            missing = int(np.count_nonzero(stepped & ~valid & (kinds == number)))
-            if missing:
-                found.stepless[name] += missing
-        steps = microsteps(batch.column("step"))[stepped & valid]
-        if steps.size:
-            lowest.append(int(steps.min()))
-            highest.append(int(steps.max()))
-            while found.places < 6 and (steps % 10 ** (6 - found.places)).any():
-                found.places += 1
-    if lowest:
-        found.lowest, found.highest = min(lowest), max(highest)
-    return found
 
 
 def stepping(found: Survey) -> Stepping:
@@ -156,11 +86,17 @@ def stepping(found: Survey) -> Stepping:
 
 
 def layout(
-    found: Survey, naming: Naming, wanted: Callable[[str], str] = str, lineage: tuple[Ancestor, ...] = ()
+    found: Survey,
+    naming: Naming,
+    wanted: Callable[[str], str] = str,
+    lineage: tuple[Ancestor, ...] = (),
+    *,
+    section: bool = False,
 ) -> Layout:
     """Give every attribute its place. Names depend on the attributes of the run, and of those it is forked from, alone.
 
-    ``wanted`` is what rules for names want an attribute to be called.
+    ``wanted`` is what rules for names want an attribute to be called. ``section`` puts series of what Neptune monitored
+    of the machine into W&B's section of system metrics instead of the history.
     """
     clean = clean_key(naming)
     whole = _whole(found, [survey(ancestor.run, ancestor.until) for ancestor in lineage])
@@ -170,7 +106,12 @@ def layout(
         path, kind = attribute
         return path if paths[path] == 1 else f"{path}\n{kind}"
 
-    keyed = {item: (clean(wanted(item[0])), source(item)) for item in whole.of(_KEYED)}
+    system = {
+        item: (clean(wanted(item[0])).removeprefix(MONITORING), source(item))
+        for item in whole.of([AttributeType.FLOAT_SERIES])
+        if section and item[0].startswith(MONITORING)
+    }
+    keyed = {item: (clean(wanted(item[0])), source(item)) for item in whole.of(_KEYED) if item not in system}
     parameters = {item: clean(wanted(item[0])) for item in found.of(PARAMETER_TYPES)}
     if naming == "neptune-exporter":
         flat = distinct({item: (name, source(item)) for item, name in parameters.items()}, MAX_KEY, _CONFIG_RESERVED)
@@ -178,7 +119,8 @@ def layout(
     else:
         places = _nested(parameters, source)
     collisions = _meeting(parameters) | _meeting({item: name for item, (name, _) in keyed.items()})
-    return Layout(distinct(keyed), places, stepping(whole), found, collisions, lineage)
+    collisions |= _meeting({item: name for item, (name, _) in system.items()})
+    return Layout(distinct(keyed), distinct(system), places, stepping(whole), found, collisions, lineage)
 
 
 def _whole(found: Survey, inherited: Sequence[Survey]) -> Survey:
@@ -232,6 +174,12 @@ def plan_of(run_id: str, placed: Layout) -> Plan:
     if placed.lineage:
         names = ", ".join(f"{item.run.run_id} up to step {step_text(item.until)}" for item in placed.lineage)
         notes.append(f"Metrics and histograms of {names} stand in front, as W&B cannot be told of a fork from files.")
+    if placed.system:
+        rows = sum(found.rows[item] for item in placed.system)
+        notes.append(
+            f"{rows} points of {len(placed.system)} series below {MONITORING} go to the system metrics, by their time; "
+            "their steps are kept in neptune_assets/series.parquet."
+        )
     for kind, rows in sorted(found.stepless.items()):
         notes.append(f"{rows} rows of {kind} have no step; they are kept in neptune_assets/series.parquet.")
     return Plan(
@@ -241,55 +189,3 @@ def plan_of(run_id: str, placed: Layout) -> Plan:
         notes=tuple(notes),
         collisions=placed.collisions,
     )
-
-
-class Parameters:
-    """Parameters of a run as W&B takes them: filled by :meth:`add`, batch by batch."""
-
-    def __init__(self, placed: Layout) -> None:
-        self._placed = placed
-        self.config: dict[str, Any] = {}
-        self.system: dict[str, Any] = {}
-        """Values of ``sys/`` attributes, by path."""
-        self.written: Counter[str] = Counter()
-        self.mapped: Counter[str] = Counter()
-        self.null: Counter[str] = Counter()
-        self.beyond = 0
-        """Whole numbers above 2**53, which browsers round."""
-
-    def add(self, kind: AttributeType, rows: pa.RecordBatch) -> None:
-        """Put the rows of one attribute type into the nested config."""
-        name = str(kind)
-        paths, values = plain(rows.column("attribute_path")), plain(rows.column(VALUE_COLUMN[kind]))
-        for path, value in zip(paths.to_pylist(), values.to_pylist(), strict=True):
-            if value is None:
-                self.null[name] += 1
-                continue
-            kept, exact = _json_value(name, value)
-            (self.written if exact else self.mapped)[name] += 1
-            if name == "int" and abs(value) > MAX_EXACT:
-                self.beyond += 1
-            if path.startswith("sys/"):
-                self.system[path] = value
-            *branches, leaf = self._placed.config[path, name]
-            place = self.config
-            for branch in branches:
-                place = place.setdefault(branch, {})
-            place[leaf] = kept
-
-
-def _json_value(kind: str, value: Any) -> tuple[Any, bool]:
-    """Return a parameter as JSON holds it, and whether it is still of its own type."""
-    if kind == "float":
-        text = number_text(value)
-        return (value, True) if text[-1].isdigit() else (text, False)
-    if kind == "datetime":
-        return iso_time(value), False
-    if kind == "string_set":
-        return list(value), True
-    return value, True
-
-
-def iso_time(value: datetime) -> str:
-    """Return an aware UTC time with milliseconds, as ``2025-06-30T12:00:00.000Z``."""
-    return value.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

@@ -11,9 +11,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from neptune_assets.errors import TargetError
+
+MAX_EXACT: Final = 2**53
+"""Whole numbers up to here are exact wherever JSON is read with 64-bit floats."""
 
 
 @lru_cache(maxsize=1)
@@ -54,42 +57,73 @@ def number_text(value: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemFields:
+    """Field numbers of an item, a key with its value as JSON, and of the record that has items."""
+
+    item: int
+    key: int
+    value_json: int
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryFields:
     """Field numbers of what a history row is made of."""
 
     num: int
     history: int
-    item: int
     step: int
     step_num: int
-    nested_key: int
-    value_json: int
+    items: ItemFields
+
+
+@dataclass(frozen=True, slots=True)
+class StatsFields:
+    """Field numbers of what a record of system metrics is made of."""
+
+    num: int
+    stats: int
+    timestamp: int
+    items: ItemFields
 
 
 @lru_cache(maxsize=1)
 def history_fields() -> HistoryFields:
     """Look the field numbers up in wandb's descriptors. Raises TargetError if this wandb has other fields."""
     pb = protobuf()
-    try:
-        record, row, item, step = (
-            pb.Record.DESCRIPTOR.fields_by_name,
-            pb.HistoryRecord.DESCRIPTOR.fields_by_name,
-            pb.HistoryItem.DESCRIPTOR.fields_by_name,
-            pb.HistoryStep.DESCRIPTOR.fields_by_name,
-        )
-        return HistoryFields(
-            num=record["num"].number,
-            history=record["history"].number,
-            item=row["item"].number,
-            step=row["step"].number,
-            step_num=step["num"].number,
-            nested_key=item["nested_key"].number,
-            value_json=item["value_json"].number,
-        )
-    except KeyError as error:
+    record, row, item = _numbers(pb.Record), _numbers(pb.HistoryRecord), _numbers(pb.HistoryItem)
+    return HistoryFields(
+        num=record["num"],
+        history=record["history"],
+        step=row["step"],
+        step_num=_numbers(pb.HistoryStep)["num"],
+        items=ItemFields(row["item"], item["nested_key"], item["value_json"]),
+    )
+
+
+@lru_cache(maxsize=1)
+def stats_fields() -> StatsFields:
+    """Look the field numbers up in wandb's descriptors. Raises TargetError if this wandb has other fields."""
+    pb = protobuf()
+    record, row, item = _numbers(pb.Record), _numbers(pb.StatsRecord), _numbers(pb.StatsItem)
+    return StatsFields(
+        num=record["num"],
+        stats=record["stats"],
+        timestamp=row["timestamp"],
+        items=ItemFields(row["item"], item["key"], item["value_json"]),
+    )
+
+
+class _Numbers(dict[str, int]):
+    """Field numbers of a message by name; a name that the installed wandb does not have is a TargetError."""
+
+    def __missing__(self, name: str) -> int:
         raise TargetError(
-            f"The installed wandb knows no record field {error}.", hint="Install a version of wandb from 0.31 on."
-        ) from error
+            f"The installed wandb knows no record field {name!r}.", hint="Install a version of wandb from 0.31 on."
+        )
+
+
+def _numbers(message: Any) -> _Numbers:
+    return _Numbers((field.name, field.number) for field in message.DESCRIPTOR.fields)
 
 
 def header(producer: str) -> Any:
@@ -107,6 +141,7 @@ def run(
     project: str,
     name: str,
     group: str,
+    job_type: str,
     notes: str,
     tags: Sequence[str],
     config: Mapping[str, Any],
@@ -116,7 +151,7 @@ def run(
     record = protobuf().Record()
     made = record.run
     made.run_id, made.entity, made.project, made.display_name = run_id, entity, project, name
-    made.run_group, made.notes = group, notes
+    made.run_group, made.job_type, made.notes = group, job_type, notes
     made.tags.extend(tags)
     for key, value in config.items():
         made.config.update.add(key=key, value_json=json_text(value))

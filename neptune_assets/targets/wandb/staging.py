@@ -17,10 +17,13 @@ from neptune_assets.errors import TargetError
 from neptune_assets.schema import SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.wandb import records
-from neptune_assets.targets.wandb.gathering import EXACT, Account, Gathering
+from neptune_assets.targets.wandb.account import EXACT, Account
+from neptune_assets.targets.wandb.gathering import Gathering
 from neptune_assets.targets.wandb.history import HistoryEncoder
-from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout, Parameters
+from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout
 from neptune_assets.targets.wandb.naming import MAX_NAME, MAX_TAG, run_key, shorten
+from neptune_assets.targets.wandb.parameters import Parameters
+from neptune_assets.targets.wandb.system import SystemEncoder
 from neptune_assets.targets.wandb.texts import seconds_text, step_text
 from neptune_assets.targets.wandb.transaction_log import LogWriter
 
@@ -44,6 +47,9 @@ class Place:
     run: str
     exporter_names: bool = False
     """True if runs are called as neptune-exporter called them: by their custom run id, if they have one."""
+    job_type: str = ""
+    job_type_attribute: str | None = None
+    """Attribute whose value is the job type of runs that have it."""
 
 
 class RunStage:
@@ -51,7 +57,7 @@ class RunStage:
 
     def __init__(self, run: LakeRun, placed: Layout, place: Place, directory: Path, lake: LakeSettings) -> None:
         self._run, self._placed, self._place, self._directory = run, placed, place, directory
-        self._gathering = Gathering(run, placed, directory, lake)
+        self._gathering = Gathering(run, placed, directory, lake, place.job_type_attribute)
 
     def build(self) -> Account:
         """Write the whole directory but its marker; return what became of the rows."""
@@ -87,9 +93,9 @@ class RunStage:
         import wandb
 
         place, placed, account = self._place, self._placed, self._gathering.account
-        system = values.system
-        start = start_of(self._run, system)
-        tags, tag_notes = tags_of(system)
+        facts = values.system
+        start = start_of(self._run, facts)
+        tags, tag_notes = tags_of(facts)
         if self._gathering.inherited:
             tags = sorted({*tags, STITCHED})
         account.notes.extend(tag_notes)
@@ -102,9 +108,10 @@ class RunStage:
                     run_id=place.run,
                     entity=place.entity,
                     project=place.project,
-                    name=shorten(self._name(system), MAX_NAME, source=self._run.run_id),
-                    group=shorten(str(system.get("sys/name") or ""), MAX_NAME),
-                    notes=str(system.get("sys/description") or ""),
+                    name=shorten(self._name(facts), MAX_NAME, source=self._run.run_id),
+                    group=shorten(str(facts.get("sys/name") or ""), MAX_NAME),
+                    job_type=shorten(self._job_type(values), MAX_NAME),
+                    notes=str(facts.get("sys/description") or ""),
                     tags=tags,
                     config=config,
                     start_ms=start,
@@ -114,17 +121,21 @@ class RunStage:
                 for record in records.step_axis(AXIS, sorted(self._series_keys())):
                     self._append(log, record)
             encoder = HistoryEncoder(list(placed.keys.values()), placed.stepping, start, log.records + 1)
-            for row in encoder.records(self._gathering.points.sorted(), self._gathering.events.sorted(1_024)):
+            for row in encoder.records(self._gathering.points.sorted(), self._gathering.events.spool.sorted(1_024)):
                 log.append(row)
             result = encoder.result
             account.history_rows = result.rows
+            system = SystemEncoder(list(placed.system.values()), log.records + 1)
+            for row in system.records(self._gathering.system.sorted()):
+                log.append(row)
+            account.system_rows = system.rows
             self._other_times(result.other_time)
             for paths, media in ((self._own_files(), False), (sorted(set(self._gathering.files.media_paths)), True)):
                 for begin in range(0, len(paths), 1_000):
                     self._append(log, records.files(paths[begin : begin + 1_000], media=media))
             self._append(log, records.summary(self._last_line(result.last_step, result.last_time, start)))
             seconds = 0 if result.last_time is None or start is None else (result.last_time - start) // 1000
-            self._append(log, records.finish(1 if system.get("sys/failed") is True else 0, seconds))
+            self._append(log, records.finish(1 if facts.get("sys/failed") is True else 0, seconds))
 
     def _append(self, log: LogWriter, record: Any) -> None:
         record.num = log.records + 1
@@ -160,6 +171,10 @@ class RunStage:
         custom = system.get("sys/custom_run_id") if self._place.exporter_names else None
         return str(custom or self._run.run_id)
 
+    def _job_type(self, values: Parameters) -> str:
+        """Return the value of the attribute that the job type is taken from, or what stands for a run without it."""
+        return str(values.watched.get(self._place.job_type_attribute or "") or self._place.job_type)
+
     def _other_times(self, other: Counter[str]) -> None:
         """Move rows whose time is not that of their row from written to mapped, and say so."""
         for kind, rows in sorted(other.items()):
@@ -182,6 +197,7 @@ class RunStage:
             "run_id": self._run.run_id,
             "digest": self._run.record.digest,
             "names": [{"path": path, "type": kind, "key": key} for (path, kind), key in self._placed.keys.items()]
+            + [{"path": path, "type": kind, "system": key} for (path, kind), key in self._placed.system.items()]
             + [
                 {"path": path, "type": kind, "config": list(parts)}
                 for (path, kind), parts in self._placed.config.items()
@@ -227,7 +243,7 @@ class RunStage:
     def _last_line(self, step: int, time: int | None, start: int | None) -> dict[str, str]:
         """Return the summary: the last value of every key, and the digest that says the run is whole."""
         names = list(self._placed.keys.values())
-        lines = {names[number]: text for number, (_, text) in sorted(self._gathering.last_values.items())}
+        lines = {names[number]: text for number, (_, text) in sorted(self._gathering.last.by_key.items())}
         if sum(len(key) + len(text) for key, text in lines.items()) > LINE_BYTES:
             lines = {key: text for key, text in lines.items() if not text.startswith("{")}
         if sum(len(key) + len(text) for key, text in lines.items()) > LINE_BYTES:

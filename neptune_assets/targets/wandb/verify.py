@@ -12,17 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.schema import PARAMETER_TYPES, AttributeType
-from neptune_assets.targets.wandb.columns import codes, microsteps, plain, present
+from neptune_assets.targets.wandb.account import EXACT
+from neptune_assets.targets.wandb.columns import codes, microsteps, milliseconds, plain, present
 from neptune_assets.targets.wandb.content import Content, ContentReader, text_number
-from neptune_assets.targets.wandb.gathering import EXACT
 from neptune_assets.targets.wandb.lineage import Inheritance
-from neptune_assets.targets.wandb.mapping import Layout, Parameters
+from neptune_assets.targets.wandb.mapping import Layout
 from neptune_assets.targets.wandb.media import sha256_of
+from neptune_assets.targets.wandb.parameters import Parameters
 from neptune_assets.targets.wandb.records import json_text
 from neptune_assets.targets.wandb.rows import typed_rows
 from neptune_assets.targets.wandb.series import histogram, text_row, texts
 from neptune_assets.targets.wandb.staging import INDEX, OURS
 from neptune_assets.targets.wandb.sums import SeriesSums
+from neptune_assets.targets.wandb.system import placeable
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
@@ -57,12 +59,15 @@ class _Lake:
     def __init__(self, run: LakeRun, layout: Layout, content: Content, directory: Path) -> None:
         self._layout, self._content = layout, content
         self._points, self._histograms, self._parameters = SeriesSums(), SeriesSums(), Parameters(layout)
+        self._system = SeriesSums()
         self._texts = _Tables(layout, content, directory)
         inherited = Inheritance(layout.lineage)
         for kind, rows in typed_rows(run, _COMPARED):
             inherited.own(kind, rows)
             if kind is AttributeType.FLOAT_SERIES:
-                self._add_points(rows)
+                points, system = self._split(rows)
+                self._add_points(points)
+                self._add_system(system)
             elif kind is AttributeType.HISTOGRAM_SERIES:
                 self._add_histograms(rows)
             elif kind is AttributeType.STRING_SERIES:
@@ -70,12 +75,16 @@ class _Lake:
             else:
                 self._parameters.add(kind, rows)
         for kind, rows in inherited.rows():
+            if kind is AttributeType.FLOAT_SERIES and layout.system:
+                rows = self._split(rows)[0]
             (self._add_points if kind is AttributeType.FLOAT_SERIES else self._add_histograms)(rows)
 
     def differences(self) -> Iterator[str]:
         """Yield what is not in the staged run as it is in the lake."""
         for key, difference in self._points.differences(self._content.points):
             yield f"{key}: {difference}"
+        for key, difference in self._system.differences(self._content.system):
+            yield f"{key}: system metrics differ, {difference}"
         for key, difference in self._histograms.differences(self._content.objects):
             yield f"{key}: histograms differ, {difference}"
         yield from self._texts.differences()
@@ -86,6 +95,23 @@ class _Lake:
             for key in sorted({*expected, *held})
             if expected.get(key) != held.get(key)
         )
+
+    def _split(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Return points of the history and points of system metrics."""
+        if not self._layout.system:
+            return rows, rows.slice(0, 0)
+        numbers, names = codes(rows.column("attribute_path"))
+        kind = str(AttributeType.FLOAT_SERIES)
+        system = np.array([(name, kind) in self._layout.system for name in names], dtype=bool)[numbers]
+        return rows.filter(pa.array(~system)), rows.filter(pa.array(system))
+
+    def _add_system(self, rows: pa.RecordBatch) -> None:
+        numbers, names = codes(rows.column("attribute_path"))
+        keys = [self._layout.system[name, str(AttributeType.FLOAT_SERIES)] for name in names]
+        times = milliseconds(rows.column("timestamp"))
+        values = plain(rows.column("float_value")).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+        there = placeable(times)
+        self._system.add(numbers[there], keys, times[there], values[there])
 
     def _add_points(self, rows: pa.RecordBatch) -> None:
         numbers, names = codes(rows.column("attribute_path"))
