@@ -32,7 +32,8 @@ YOUNGEST: Final = Operand("sys/creation_time", "datetime")
 class Search:
     """What is asked: of which projects, which runs, in which order, from where on.
 
-    ``heads`` takes only the heads of experiments. Trashed runs are found only by a query that names sys/trashed.
+    ``heads`` takes only the heads of experiments. Trashed runs are found only by a query that names sys/trashed, or
+    with ``trash``.
     """
 
     projects: Collection[str]
@@ -43,6 +44,7 @@ class Search:
     descending: bool = True
     limit: int = 10_000
     offset: int = 0
+    trash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def search(catalog: Catalog, reader: SeriesReader, asked: Search) -> Found:
     parameters += [list(asked.projects), asked.scope]
     if asked.heads:
         where += " AND head"
-    if "sys/trashed" not in paths:
+    if not asked.trash and "sys/trashed" not in paths:
         where += " AND NOT trashed"
     matching = f"FROM runs {joined} WHERE {where} AND {condition.sql}"
     parameters += condition.parameters

@@ -91,6 +91,11 @@ class Containers:
         """Return a run of the catalog as a container."""
         return Container(run.project, run.scope, uuid_of(run), run.sys_id, run)
 
+    def project_to_write(self, identifier: str) -> ProjectStore:
+        """Return the project of the store that a container is in, or will be. Raises NotFoundError if there is none."""
+        project, _ = self._stored(identifier)
+        return project or self._service.project_to_write(self.find(identifier).project_id)
+
     @contextmanager
     def writing(self, identifier: str) -> Iterator[tuple[ProjectStore, Writing, StoredRun]]:
         """Hold the right to write to a container, which is taken into the store if only the lake has it.

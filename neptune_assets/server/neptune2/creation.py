@@ -179,7 +179,11 @@ class Creation:
         ]
 
     def _of_project(self, project_id: str, identifier: str) -> Container:
-        found = self._containers.find(identifier if identifier.count("/") == 2 or len(identifier) == 36 else f"{project_id}/{identifier}")
+        try:
+            found = self._containers.find(identifier)
+        except NotFoundError:
+            # Some clients leave the project out of the name.
+            found = self._containers.find(f"{project_id}/{identifier}")
         if found.project_id != project_id or found.scope == PROJECT:
             raise NotFoundError(f"There is no {identifier!r} in {project_id}.")
         return found

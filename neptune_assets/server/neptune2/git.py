@@ -1,4 +1,4 @@
-"""Git information of a run: one attribute for 2.x clients, several plain ones in the store, named as neptune-scale does.
+"""Git information of a run: one attribute for 2.x clients, several plain ones in the store, named as in neptune-scale.
 
 So the lake needs no type for it, queries can compare a branch, and 3.x clients see what 2.x clients logged.
 """

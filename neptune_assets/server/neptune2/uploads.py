@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
+from neptune_assets.lake.storage import sync_directory
 from neptune_assets.server.neptune2.errors import RANGE_MISMATCH, BadRequestError, NotFoundError
 
 _RANGE: Final = re.compile(r"bytes=(\d+)-(\d+)/(\d+)")
@@ -64,16 +66,28 @@ class Uploads:
         about: dict[str, Any] = json.loads(text)
         return about
 
-    def part_path(self, identifier: str, at: Range) -> Path:
-        """Return the file that a part belongs in. Raises BadRequestError if the part is not one of this upload."""
+    def put(self, identifier: str, at: Range, content: bytes) -> None:
+        """Keep a part, durably; one that comes again replaces the first.
+
+        Raises BadRequestError if the part is not one of this upload, or not as long as it says.
+        """
         if at.total != self.about(identifier)["total"]:
-            raise BadRequestError(f"{RANGE_MISMATCH}: {at.total} bytes in all were not what the upload began with.")
-        return self._directory(identifier) / f"{at.start:020d}-{at.length:020d}"
+            raise BadRequestError(f"{RANGE_MISMATCH}: {at.total} bytes in all are not what the upload began with.")
+        if len(content) != at.length:
+            raise BadRequestError(f"{RANGE_MISMATCH}: {len(content)} bytes arrived of {at.length}.")
+        target = self._directory(identifier) / f"{at.start:020d}-{at.length:020d}"
+        temporary = target.with_name(f".{secrets.token_hex(8)}")
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+        sync_directory(str(target.parent))
 
-    def assemble(self, identifier: str, target: BinaryIO) -> None:
-        """Write the whole file to `target`.
+    def blocks(self, identifier: str) -> Iterator[bytes]:
+        """Yield the whole file in blocks.
 
-        Raises BadRequestError if parts are missing: the client begins anew.
+        Raises BadRequestError, at the end, if parts are missing: the client begins anew.
         """
         total, position = int(self.about(identifier)["total"]), 0
         for path in sorted(self._directory(identifier).glob("*-*")):
@@ -81,7 +95,8 @@ class Uploads:
             if start != position or path.stat().st_size != length:
                 break
             with path.open("rb") as source:
-                shutil.copyfileobj(source, target, _CHUNK)
+                while block := source.read(_CHUNK):
+                    yield block
             position += length
         if position != total:
             raise BadRequestError(f"{RANGE_MISMATCH}: {position} of {total} bytes arrived.")

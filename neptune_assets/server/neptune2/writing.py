@@ -1,7 +1,7 @@
 """Operations of a client applied to one run, inside one transaction of the store.
 
-What the rules refuse (another type at the path, steps that do not grow, sets of strings elsewhere than in sys/) is told as
-a text for each operation, as the hosted service did; everything else of the request is kept.
+What the rules refuse (another type at the path, steps that do not grow, sets of strings elsewhere than in sys/) is told
+as a text for each operation, as the hosted service did; everything else of the request is kept.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from neptune_assets.server.neptune2.operations import (
     Point,
 )
 from neptune_assets.server.neptune2.stored_filesets import delete_members, member_names, update_value
-from neptune_assets.server.store.operations import Problem
+from neptune_assets.server.store.points import Problem
 from neptune_assets.server.store.system import SYSTEM_TYPES
-from neptune_assets.server.store.values import encode, file_value, to_json
+from neptune_assets.server.store.values import bits_float, encode, file_value, to_json
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.files import ObjectStore
@@ -70,13 +70,20 @@ class Application:
             return False
         return True
 
+    def assign_if_new(self, path: str, kind: AttributeType, value: Any) -> bool:
+        """Set a single value if there is none yet; False (and an error more) if the path holds another type."""
+        if path in _OWN:
+            self.errors.append(f"Attribute {path} is made by the server and cannot be changed.")
+            return False
+        if self._operations.kind(path) is kind:
+            return True
+        return self.assign(path, kind, value)
+
     def grow(self, size: int) -> None:
         """Count bytes that were added to the run (or taken from it, if negative) in sys/size."""
         row = self._writing.connection.execute(
             "SELECT value FROM attributes WHERE run = ? AND path = 'sys/size'", (self._run.id,)
         ).fetchone()
-        from neptune_assets.server.store.values import bits_float
-
         before = 0.0 if row is None or row[0] is None else bits_float(int(row[0]))
         self._operations.assign("sys/size", AttributeType.FLOAT, encode(AttributeType.FLOAT, max(0.0, before + size)))
 
@@ -124,8 +131,7 @@ class Application:
         elif operation.type is AttributeType.STRING_SERIES:
             problems = self._operations.append_objects(attribute, steps, times, [point.value for point in points])
         else:
-            last = attribute.last_step
-            growing = [point for point in _growing(points, last)]
+            growing = list(_growing(points, attribute.last_step))
             values = [self._image(operation.path, point) for point in growing]
             problems = self._operations.append_objects(
                 attribute, [point.step or 0 for point in growing], [point.time for point in growing], values
@@ -172,7 +178,8 @@ class Application:
 
     def _change_set(self, operation: ChangeSet) -> None:
         if operation.path not in _SETS:
-            self.errors.append(f"Sets of strings are kept at {' and '.join(sorted(_SETS))} only, not at {operation.path}.")
+            places = " and ".join(sorted(_SETS))
+            self.errors.append(f"Sets of strings are kept at {places} only, not at {operation.path}.")
         elif self._operations.change_set(
             operation.path,
             add=operation.values if operation.add else (),
@@ -204,7 +211,7 @@ def _numbered(points: Sequence[Point], last: int | None) -> Iterator[Point]:
         step = point.step
         if step is None:
             step = 0 if last is None else last + MICROSTEPS
-            point = Point(step, point.time, point.value)  # noqa: PLW2901
+            point = Point(step, point.time, point.value)
         last = step if last is None else max(last, step)
         yield point
 

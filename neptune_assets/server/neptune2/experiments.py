@@ -1,0 +1,104 @@
+"""Handlers: open, make, trash and delete runs, models and versions; signs of life; operations on their attributes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from starlette.responses import Response
+
+from neptune_assets.server.endpoints import Call
+from neptune_assets.server.neptune2.answers import Json
+from neptune_assets.server.neptune2.containers import TYPES, Container
+from neptune_assets.server.neptune2.errors import BadRequestError, ExperimentNotFoundError, NotFoundError
+from neptune_assets.server.neptune2.operations import parse_operations
+from neptune_assets.server.neptune2.state import state_of, text_of
+from neptune_assets.server.neptune2.writing import Application, answer_of, needs_numbers, remember, remembered
+
+
+def get_experiment(call: Call) -> Response:
+    """Return one object by uuid or ``workspace/project/SYS-ID``."""
+    try:
+        return Json(_body(call, state_of(call).containers.find(text_of(call, "experimentId"))))
+    except NotFoundError as error:
+        raise ExperimentNotFoundError(str(error)) from error
+
+
+def create_experiment(call: Call) -> Response:
+    """Make a run, a model or a version of one."""
+    return Json(_body(call, state_of(call).creation.create(call.json_object())))
+
+
+def trash_experiments(call: Call) -> Response:
+    """Put objects into the trash."""
+    state = state_of(call)
+    project_id = state.containers.project_id(text_of(call, "projectIdentifier"))
+    done, errors = state.creation.set_trashed(project_id, _identifiers(call))
+    return Json({"updatedExperimentIdentifiers": done, "errors": errors})
+
+
+def delete_experiments(call: Call) -> Response:
+    """Delete objects of the trash for good."""
+    state = state_of(call)
+    project_id = state.containers.project_id(text_of(call, "projectIdentifier"))
+    done, errors = state.creation.delete(project_id, _identifiers(call))
+    return Json({"updatedExperimentIdentifiers": done, "errors": errors})
+
+
+def delete_all_experiments(call: Call) -> Response:
+    """Empty the trash of a project."""
+    state = state_of(call)
+    project_id = state.containers.project_id(text_of(call, "projectIdentifier"))
+    done, errors = state.creation.delete(project_id, state.creation.trash(project_id))
+    return Json({"updatedExperimentIdentifiers": done, "errors": errors})
+
+
+def ping(call: Call) -> Response:
+    """Note that a client still has a run open. It does not count as a change of the run."""
+    with state_of(call).containers.writing(text_of(call, "experimentId")) as (_, writing, run):
+        writing.connection.execute(
+            "UPDATE runs SET ping_at = ?, revision = ? WHERE id = ?", (writing.now, writing.revision, run.id)
+        )
+        writing.changed = True
+    return Response(status_code=200)
+
+
+def execute_operations(call: Call) -> Response:
+    """Apply operations to attributes; durable before the answer, which tells what was refused."""
+    operations = parse_operations(call.json())
+    containers = state_of(call).containers
+    numbered = needs_numbers(operations)
+    digest = hashlib.sha256(call.body).hexdigest() if numbered else ""
+    with containers.writing(text_of(call, "experimentId")) as (project, writing, run):
+        answer = remembered(writing, run, digest) if numbered else None
+        if answer is None:
+            application = Application(writing, run, project.objects)
+            application.apply(operations)
+            answer = answer_of(application.errors)
+            if numbered:
+                remember(writing, run, digest, answer)
+    return Json(answer)
+
+
+def _body(call: Call, container: Container) -> dict[str, Any]:
+    workspace, _, name = container.project_id.partition("/")
+    store = call.service.store
+    stored = container.project_id in store.projects()
+    return {
+        "id": container.uuid,
+        "organizationName": workspace,
+        "organizationId": workspace,
+        "projectId": store.project(container.project_id).uuid if stored else container.project_id,
+        "projectName": name,
+        "shortId": container.sys_id,
+        "name": container.sys_id,
+        "trashed": container.trashed,
+        "type": TYPES[container.scope],
+    }
+
+
+def _identifiers(call: Call) -> list[str]:
+    found = call.json()
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise BadRequestError("A list of identifiers is expected.")
+    return found

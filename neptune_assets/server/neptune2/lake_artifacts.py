@@ -1,0 +1,86 @@
+"""Artifacts of runs that only the lake has: a file there lists what was tracked, and of it comes the hash."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets.schema import AttributeType
+from neptune_assets.server.neptune2.artifact_hash import artifact_hash
+
+if TYPE_CHECKING:
+    from neptune_assets.server.catalog.runs import Run
+    from neptune_assets.server.service import Service
+
+_KNOWN: Final = 100_000
+_MAX_BYTES: Final = 256 << 20
+
+
+class LakeArtifacts:
+    """Reads lists of files; remembers which hash stands for which one, since clients ask for the list by it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._hashes: dict[tuple[int, Any, str], str] = {}
+        self._places: dict[tuple[str, str], tuple[Run, str]] = {}
+        self._guard = threading.Lock()
+
+    def complete(self, run: Run, attributes: Sequence[dict[str, Any]]) -> None:
+        """Write the hashes into those of the attributes that are artifacts of the lake."""
+        for attribute in attributes:
+            if attribute["type"] == "artifact" and not attribute["artifactProperties"]["hash"]:
+                attribute["artifactProperties"]["hash"] = self.hash_of(run, attribute["name"])
+
+    def hash_of(self, run: Run, path: str) -> str:
+        """Return the hash of an artifact, computed of its files; empty if the lake has no list of them."""
+        key = (run.number, run.version, path)
+        with self._guard:
+            known = self._hashes.get(key)
+        if known is not None:
+            return known
+        files = self._read(run, path)
+        digest = "" if files is None else artifact_hash(files, with_metadata=False)
+        with self._guard:
+            if len(self._hashes) >= _KNOWN:
+                self._hashes.clear()
+                self._places.clear()
+            self._hashes[key] = digest
+            self._places[(run.project, digest)] = (run, path)
+        return digest
+
+    def files(self, project_id: str, digest: str) -> list[dict[str, Any]] | None:
+        """Return the files behind a hash that :meth:`hash_of` gave out; None for any other."""
+        with self._guard:
+            place = self._places.get((project_id, digest))
+        return None if place is None or not digest else self._read(*place)
+
+    def _read(self, run: Run, path: str) -> list[dict[str, Any]] | None:
+        if run.origin != "lake":
+            return None
+        try:
+            return read_files_list(self._service.series.lake_run(run), path)
+        except NeptuneAssetsError:
+            return None
+
+
+def read_files_list(run: Any, path: str) -> list[dict[str, Any]] | None:
+    """Return the files of an artifact of a lake's run; None if what the lake has is no list of files.
+
+    Raises LakeError if it cannot be read.
+    """
+    records = [record for record in run.file_records(path) if record.attribute_type == AttributeType.ARTIFACT]
+    if len(records) != 1 or records[0].size > _MAX_BYTES:
+        return None
+    with run.open_file(records[0].path) as stream:
+        content = stream.read()
+    try:
+        files = json.loads(content)
+    except ValueError:
+        return None
+    if not isinstance(files, list):
+        return None
+    needed = {"filePath", "fileHash", "type"}
+    return files if all(isinstance(file, dict) and needed <= file.keys() for file in files) else None

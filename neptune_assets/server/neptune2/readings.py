@@ -1,0 +1,149 @@
+"""Handlers: attributes of one object, all or by one; pages of series; tables and their columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from neptune_assets.schema import MICROSTEPS, AttributeType
+from neptune_assets.server.catalog.filling import fill
+from neptune_assets.server.catalog.names import NameFilter
+from neptune_assets.server.catalog.pending import AGGREGATES, LAST, VARIANCE
+from neptune_assets.server.catalog.runs import Run
+from neptune_assets.server.catalog.search import names_of
+from neptune_assets.server.catalog.values import values
+from neptune_assets.server.endpoints import Call, Handler
+from neptune_assets.server.neptune2.answers import Json
+from neptune_assets.server.neptune2.attributes import Attribute, attribute_of, attributes_of, visible
+from neptune_assets.server.neptune2.containers import RUNS, SCOPE_OF_TYPE
+from neptune_assets.server.neptune2.errors import BadRequestError, NotFoundError
+from neptune_assets.server.neptune2.series_configs import series_configs
+from neptune_assets.server.neptune2.series_pages import Asked
+from neptune_assets.server.neptune2.state import number_of, state_of, text_of
+from neptune_assets.server.neptune2.tables import table_of
+
+_MAX_PAGE = 100_000
+
+
+def get_attributes(call: Call) -> Response:
+    """Return all attributes of an object with their values."""
+    state = state_of(call)
+    container = state.containers.find(text_of(call, "experimentId"))
+    if container.run is None:
+        return Json({"attributes": []})
+    service = call.service
+    found, _ = values(service.catalog, service.series, [container.run], NameFilter())
+    attributes = attributes_of(container.run, found)
+    state.artifacts.complete(container.run, attributes)
+    configs = series_configs(service, container.run)
+    for attribute in attributes:
+        if attribute["name"] in configs and attribute["type"] == "floatSeries":
+            attribute["floatSeriesProperties"]["config"] = configs[attribute["name"]]
+    return Json({"attributes": attributes})
+
+
+def get_attribute(kind: AttributeType) -> Handler:
+    """Return a handler that answers with one attribute of this type, or 404."""
+
+    def handler(call: Call) -> Response:
+        state = state_of(call)
+        run, path = run_of(call), text_of(call, "attribute")
+        found = one(call, run, path, kind)
+        state.artifacts.complete(run, [found])
+        properties = found[f"{found['type']}Properties"]
+        if kind is AttributeType.FLOAT_SERIES:
+            properties["config"] = series_configs(call.service, run).get(path)
+        return Json(properties)
+
+    return handler
+
+
+def get_float_series_values(call: Call) -> Response:
+    """Return a page of a float series."""
+    total, points = state_of(call).series.floats(run_of(call), text_of(call, "attribute"), _asked(call))
+    return Json({"totalItemCount": total, "values": points})
+
+
+def get_string_series_values(call: Call) -> Response:
+    """Return a page of a string series."""
+    kind = AttributeType.STRING_SERIES
+    total, points = state_of(call).series.objects(run_of(call), text_of(call, "attribute"), kind, _asked(call))
+    lines = [{"step": point.step / MICROSTEPS, "timestampMillis": point.time, "value": point.value} for point in points]
+    return Json({"totalItemCount": total, "values": lines})
+
+
+def get_image_series_values(call: Call) -> Response:
+    """Return how many images a series has, and what is known of those on the page besides their bytes."""
+    kind = AttributeType.FILE_SERIES
+    total, points = state_of(call).series.objects(run_of(call), text_of(call, "attribute"), kind, _asked(call))
+    images = [
+        {
+            "step": point.step / MICROSTEPS,
+            "timestampMillis": point.time,
+            "name": point.value.get("name"),
+            "description": point.value.get("description"),
+        }
+        for point in points
+    ]
+    return Json({"totalItemCount": total, "values": images})
+
+
+def search_entries(call: Call) -> Response:
+    """Return a page of a table."""
+    state, body = state_of(call), call.json_object()
+    project_id = state.containers.project_id(text_of(call, "projectIdentifier"))
+    pagination = body.get("pagination") or {}
+    offset, limit = pagination.get("offset", 0), pagination.get("limit", 100)
+    if not (isinstance(offset, int) and isinstance(limit, int) and offset >= 0 and 0 <= limit <= _MAX_PAGE):
+        raise BadRequestError(f"Pages have an offset from 0 on and a limit of at most {_MAX_PAGE}.")
+    filters = body.get("attributeFilters")
+    columns = [str(item.get("path")) for item in filters] if isinstance(filters, list) and filters else None
+    return Json(state.tables.page(table_of(project_id, _scope(call), body), offset, limit, columns))
+
+
+def search_attributes(call: Call) -> Response:
+    """Return the columns of a table whose names hold a text."""
+    state = state_of(call)
+    project_id = state.containers.project_id(text_of(call, "projectIdentifier"))
+    return Json({"entries": state.tables.columns(project_id, _scope(call), text_of(call, "search"))})
+
+
+def run_of(call: Call) -> Run:
+    """Return the run that a request is about. Raises NotFoundError if there is none, or nothing in it yet."""
+    container = state_of(call).containers.find(text_of(call, "experimentId"))
+    if container.run is None:
+        raise NotFoundError(f"{container.project_id} has no attributes of its own.")
+    return container.run
+
+
+def one(call: Call, run: Run, path: str, kind: AttributeType) -> Attribute:
+    """Return an attribute of a run. Raises NotFoundError if there is none of this type."""
+    service = call.service
+    if kind is AttributeType.FLOAT_SERIES:
+        named = names_of(service.catalog, [path]).get(path, {})
+        if kind in named:
+            everything = AGGREGATES | LAST | VARIANCE
+            fill(service.catalog, service.series, run.project, [named[kind]], [run.number], everything)
+    found, _ = values(service.catalog, service.series, [run], NameFilter(paths=[path], types=[kind]))
+    made = attribute_of(found[0]) if found and visible(run, path) else None
+    if made is None:
+        raise NotFoundError(f"There is no attribute {path!r} of type {kind.value}.")
+    return made
+
+
+def _asked(call: Call) -> Asked:
+    after = call.query.get("skipToStep")
+    try:
+        step = float(after) if after else None
+    except ValueError as error:
+        raise BadRequestError(f"skipToStep must be a number, not {after!r}.") from error
+    return Asked(number_of(call, "offset", 0), number_of(call, "limit", 1_000), step)
+
+
+def _scope(call: Call) -> str:
+    kinds: list[Any] = call.request.query_params.getlist("type")
+    scope = SCOPE_OF_TYPE.get(kinds[0]) if kinds else RUNS
+    if scope is None:
+        raise BadRequestError(f"There are no tables of {kinds[0]!r}.")
+    return scope

@@ -1,0 +1,35 @@
+"""Handlers: swagger documents, workspaces, deleting projects. The rest of a session is the same for both generations."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from neptune_assets.server.endpoints import Call, Handler
+from neptune_assets.server.neptune2.answers import Json
+from neptune_assets.server.neptune2.errors import ForbiddenError
+from neptune_assets.server.neptune2.state import state_of, text_of
+from neptune_assets.server.neptune2.swagger import document
+
+
+def swagger(service: str) -> Handler:
+    """Return the handler of a service's swagger document."""
+
+    def handler(_: Call) -> Response:
+        return Json(document(service))
+
+    return handler
+
+
+def list_organizations(call: Call) -> Response:
+    """Return all workspaces: those of projects, and the user's own, in which a first project can be made."""
+    names = {project.partition("/")[0] for project in call.service.projects()} | {call.service.settings.user}
+    return Json([{"id": name, "name": name} for name in sorted(names)])
+
+
+def delete_project(call: Call) -> Response:
+    """Delete a project with all that is in it. What the lake has is not the server's to delete."""
+    project_id = state_of(call).containers.project_id(text_of(call, "projectIdentifier"))
+    if call.service.lake_project(project_id) is not None:
+        raise ForbiddenError(f"{project_id} is in the lake, which the server only reads.")
+    call.service.store.delete(project_id)
+    return Json({})
