@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -77,9 +78,13 @@ class Connection:
         if url is None:
             arguments = self._construct(self.operation(name), {"headers": {**_HEADERS, **headers}}, **parameters)
             request = requests.Request(**arguments)
+            request = self._authorised(request)
         else:
             request = requests.Request("GET", url, headers={**_HEADERS, **headers})
-        prepared = self._session.prepare_request(self._authorised(request))
+            if _origin(url) == _origin(self.url):
+                # The token is nobody else's business, even if the server sends us there.
+                request = self._authorised(request)
+        prepared = self._session.prepare_request(request)
         # As requests.get() would: the environment's certificates and proxies count, which the client's own downloads
         # leave out.
         environment = self._session.merge_environment_settings(prepared.url or self.url, {}, True, None, None)
@@ -98,6 +103,11 @@ class Connection:
             raise refused(self.url) from error
 
 
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
 def refused(url: str) -> SourceError:
     """The error for a token that the server does not accept."""
     return SourceError(
@@ -111,7 +121,7 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
     Raises SourceError if it does not accept the token, SourceUnavailableError if it does not answer, and
     UnfamiliarClientError if this client has to be used by its public functions.
     """
-    _import_client(settings)
+    import_client(settings)
     from neptune.common.exceptions import (
         Forbidden,
         NeptuneConnectionLostException,
@@ -149,7 +159,7 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
         ) from error
 
 
-def _import_client(settings: LiveSource) -> None:
+def import_client(settings: LiveSource) -> None:
     """Import the client with a limit on its own retries, which it reads when it is imported and never again.
 
     They only count while a session is opened and when an access token is renewed; all else is retried by us. A client

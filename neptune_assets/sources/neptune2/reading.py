@@ -184,6 +184,7 @@ class RunReader:
                 promised[str(kind)] = promised.get(str(kind), 0) + 1
                 yield from buffer.add(path, self._referring(page, kind, path, listed.key))
                 got = step = len(page)
+                unsure = page.unsure
 
                 def later(offset: int, path: str = path, kind: AttributeType = kind, limit: int = step) -> Any:
                     return self._page(listed.key, path, kind, offset, limit)
@@ -191,9 +192,17 @@ class RunReader:
                 for _, more in ahead(pages, later, range(got, page.total, max(1, step)) if got else (), depth):
                     page, told = more.result()
                     got += len(page)
+                    unsure += page.unsure
                     yield from buffer.add(path, self._referring(page, kind, path, listed.key))
                 if got < page.total:
                     state.error(f"The server gave {got:,} of {page.total:,} points of {path!r}.", path, kind)
+                if unsure:
+                    state.note(
+                        f"{unsure:,} times of {path!r} are in the hour that comes twice in autumn and could be an hour "
+                        "later: with source.neptune2.client set to public, times come as local times.",
+                        path,
+                        kind,
+                    )
                 if not told:
                     state.repair("steps_numbered", got)
                     state.note(

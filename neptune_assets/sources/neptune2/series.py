@@ -52,6 +52,8 @@ class Page:
     times: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64] | list[str]
     total: int
+    unsure: int = 0
+    """Times that could be an hour later, for the hour came twice."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -72,6 +74,7 @@ def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
         _times([point["timestampMillis"] for point in points]),
         values,
         int(answer["totalItemCount"]),
+        int(answer.get("unsureTimes") or 0),
     )
 
 
