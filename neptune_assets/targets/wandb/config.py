@@ -15,6 +15,7 @@ from typing import Any, Final
 from neptune_assets.errors import SettingsError, TargetError
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.settings import LakeSettings, WandbTarget
+from neptune_assets.targets.protocol import Dropped, Receipt
 
 MARKER: Final = "neptune_assets.json"
 SYNCED: Final = "synced.json"
@@ -36,6 +37,18 @@ def staging_root(settings: WandbTarget, lake: LakeSettings) -> Path:
     return Path(root).expanduser().absolute() / "wandb"
 
 
+def choices(settings: WandbTarget) -> dict[str, str]:
+    """Return the settings that decide what a staged run looks like; with others it is staged anew."""
+    # Teams that loaded some runs with neptune-exporter have system metrics in the history.
+    own = settings.naming == "default"
+    return {
+        "naming": settings.naming,
+        "system_metrics": settings.system_metrics if own else "history",
+        "job_type": settings.job_type,
+        "job_type_attribute": settings.job_type_attribute or "",
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Marker:
     """Written last into a staged run: whose it is and what was staged. A directory without it is partial."""
@@ -54,6 +67,13 @@ class Marker:
     lineage: dict[str, str] = field(default_factory=dict)
     """Digests of the runs whose points stand in front of this fork's own."""
     format: int = FORMAT
+
+    def as_receipt(self) -> Receipt:
+        """Return the receipt of staging the run."""
+        data = dict(self.receipt)
+        data["dropped"] = tuple(item if isinstance(item, Dropped) else Dropped(**item) for item in data["dropped"])
+        data["notes"] = tuple(data["notes"])
+        return Receipt(**data)
 
 
 @dataclass(frozen=True, slots=True)

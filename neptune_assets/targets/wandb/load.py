@@ -6,32 +6,32 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
 from neptune_assets.settings import WandbTarget as WandbSettings
-from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.ruled import wanted_name
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.attributes import survey
 from neptune_assets.targets.wandb.client import WandbClient
 from neptune_assets.targets.wandb.config import (
-    PROJECT,
     Marker,
     StagedProject,
     Synced,
+    choices,
     directory_name,
     read_marker,
     read_synced,
     staging_root,
-    write_json,
     write_marker,
 )
 from neptune_assets.targets.wandb.fates import unfit
 from neptune_assets.targets.wandb.lineage import ancestors, chain
 from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of
-from neptune_assets.targets.wandb.naming import project_name, run_key
+from neptune_assets.targets.wandb.naming import run_key
+from neptune_assets.targets.wandb.projects import ProjectNames
 from neptune_assets.targets.wandb.records import history_fields
 from neptune_assets.targets.wandb.staging import Place, RunStage, start_of
 from neptune_assets.targets.wandb.upload import carry_over, upload
@@ -57,7 +57,7 @@ class WandbTarget:
         self._client = WandbClient(settings) if settings.api_key_env is not None else None
         self._choices = choices(settings)
         self._layouts: dict[tuple[str, str, str], Layout] = {}
-        self._projects: dict[str, str] = {}
+        self._names = ProjectNames(settings, lake, self._root)
         self._swept: set[str] = set()
         self._records: dict[str, dict[str, RunRecord]] = {}
 
@@ -106,7 +106,7 @@ class WandbTarget:
             directory, marker = self._stage(run, plan)
         if self._client is not None and not self._is_synced(directory, marker):
             self._upload(run, directory, marker)
-        return _receipt(marker)
+        return marker.as_receipt()
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read the staged run back and compare every value with the lake; ask W&B too where runs are uploaded."""
@@ -159,46 +159,13 @@ class WandbTarget:
             self._layouts = {key: layout(survey(run), naming, wanted_name(run), lineage, section=section)}
         return self._layouts[key]
 
-    def _project(self, project_id: str) -> str:
-        """Return the W&B project; once runs are staged under a name it stays, whatever projects come later."""
-        if project_id not in self._projects:
-            inputs = {
-                "project_id": project_id,
-                "prefix": self._settings.project_prefix,
-                "naming": self._settings.naming,
-            }
-            path = StagedProject(self._root, project_id).path / PROJECT
-            kept = _kept(path)
-            if kept is not None and {name: kept.get(name) for name in inputs} == inputs:
-                self._projects[project_id] = str(kept["wandb_project"])
-            else:
-                from neptune_assets.lake.reader import Lake
-
-                name = project_name(
-                    project_id, Lake(self._lake).projects(), self._settings.naming, self._settings.project_prefix
-                )
-                self._projects[project_id] = name
-        return self._projects[project_id]
-
-    def _keep_project(self, project_id: str) -> None:
-        project = StagedProject(self._root, project_id)
-        value = {
-            "project_id": project_id,
-            "prefix": self._settings.project_prefix,
-            "naming": self._settings.naming,
-            "wandb_project": self._project(project_id),
-        }
-        if _kept(project.path / PROJECT) != value:
-            project.path.mkdir(parents=True, exist_ok=True)
-            write_json(project.path / PROJECT, value)
-
     def _current(self, marker: Marker | None) -> bool:
         """True if a staged run is whole and named as it would be named now."""
         return (
             marker is not None
             and marker.choices == self._choices
             and marker.entity == (self._settings.entity or "")
-            and marker.wandb_project == self._project(marker.project_id)
+            and marker.wandb_project == self._names.name(marker.project_id)
             and marker.lineage == self._lineage(marker.project_id, marker.run_id)
         )
 
@@ -251,13 +218,13 @@ class WandbTarget:
         wandb_run = run_key(run.project_id, run.run_id)
         place = Place(
             entity=self._settings.entity or "",
-            project=self._project(run.project_id),
+            project=self._names.name(run.project_id),
             run=wandb_run,
             exporter_names=self._settings.naming == "neptune-exporter",
             job_type=self._settings.job_type,
             job_type_attribute=self._settings.job_type_attribute,
         )
-        self._keep_project(run.project_id)
+        self._names.keep(run.project_id)
         if run.project_id not in self._swept:
             project.sweep()
             self._swept.add(run.project_id)
@@ -307,32 +274,3 @@ class WandbTarget:
         if said:
             raise TargetError(f"Run {run.run_id} is not staged as the lake has it: {said[0]}.", hint="Load it again.")
         upload(self._client, StagedProject(self._root, run.project_id), directory, marker)
-
-
-def choices(settings: WandbSettings) -> dict[str, str]:
-    """Return the settings that decide what a staged run looks like; with others it is staged anew."""
-    # Teams that loaded some runs with neptune-exporter have system metrics in the history.
-    own = settings.naming == "default"
-    return {
-        "naming": settings.naming,
-        "system_metrics": settings.system_metrics if own else "history",
-        "job_type": settings.job_type,
-        "job_type_attribute": settings.job_type_attribute or "",
-    }
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    import json
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _receipt(marker: Marker) -> Receipt:
-    data = dict(marker.receipt)
-    data["dropped"] = tuple(item if isinstance(item, Dropped) else Dropped(**item) for item in data["dropped"])
-    data["notes"] = tuple(data["notes"])
-    return Receipt(**data)
