@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -138,10 +139,13 @@ def part_generation(metadata: pq.FileMetaData) -> str | None:
     return None if value is None else value.decode()
 
 
-def open_parquet(storage: Storage, path: str) -> pq.ParquetFile:
-    """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError."""
+def open_parquet(storage: Storage, path: str, encoded: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError.
+
+    Columns named in ``encoded`` stay dictionary-encoded.
+    """
     source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
-    return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False)
+    return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False, read_dictionary=list(encoded))
 
 
 def _no_rows() -> pa.RecordBatch:

@@ -121,15 +121,18 @@ class LakeRun:
                     if batch.num_rows:
                         yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
 
-    def open_part(self, part: PartRecord) -> pq.ParquetFile:
-        """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time."""
+    def open_part(self, part: PartRecord, encoded: Sequence[str] = ()) -> pq.ParquetFile:
+        """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time.
+
+        Columns named in ``encoded`` stay dictionary-encoded. Raises LakeError if the part is gone.
+        """
         layout, storage, scope = self.project.lake.layout, self.project.lake.storage, self.project.scope
         staged = layout.staged_part(self.project_id, self.record.generation, part.name, scope)
         final = layout.part(self.project_id, part.name, scope)
         found: str | None = None
         for place in (final, staged, final):
             try:
-                file = open_parquet(storage, place)
+                file = open_parquet(storage, place, encoded)
             except FileNotFoundError:
                 continue
             found = part_generation(file.metadata)

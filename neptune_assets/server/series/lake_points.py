@@ -5,12 +5,10 @@ Clients page through series by asking again and again; without the cache every p
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,47 +20,55 @@ from neptune_assets.lake.records import FileRecord
 from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.lake.runs import LakeRun
 from neptune_assets.schema import VALUE_COLUMN, AttributeType
-from neptune_assets.server.series.points import FloatPoints, Ints, ObjectPoint, Window, join, known_times
+from neptune_assets.server.series.cache import Cache
+from neptune_assets.server.series.points import FloatPoints, ObjectPoint, Window, join
 
-_KEYS: Final = ("attribute_path", "attribute_type", "step", "timestamp")
+_NAMES: Final = ("attribute_path", "attribute_type")
+_COLUMNS: Final = (*_NAMES, "step", "timestamp", "float_value")
 _PARTS_KNOWN: Final = 20_000
 _RUNS_KNOWN: Final = 64
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The float series in one row group: where each begins and ends."""
+    """Rows of one row group: which belong to which attribute, with steps, times and numbers of all of them."""
 
-    ranges: dict[str, tuple[int, int]]
-    points: FloatPoints
+    ranges: dict[tuple[str, str], tuple[int, int]]
+    rows: FloatPoints
 
     @property
     def size(self) -> int:
-        return 24 * len(self.points) + 200 * len(self.ranges)
+        return 24 * len(self.rows) + 300 * len(self.ranges)
+
+    def within(self, path: str, kind: AttributeType, window: Window) -> tuple[int, int]:
+        """Return the range of rows of a series in a window, empty if there are none."""
+        start, end = self.ranges.get((path, kind.value), (0, 0))
+        first, last = window.bounds(self.rows.steps[start:end])
+        return start + first, start + last
 
 
 class LakePoints:
     """Reads points of runs of the lake; any number of threads may use it. ``cache_mb`` bounds what is kept decoded."""
 
     def __init__(self, cache_mb: int = 192) -> None:
-        self._groups: _Cache[_Group] = _Cache(cache_mb << 20, lambda group: group.size)
-        self._bounds: _Cache[list[tuple[str, str] | None]] = _Cache(_PARTS_KNOWN, lambda _: 1)
-        self._files: _Cache[dict[tuple[str, int | None], FileRecord]] = _Cache(_RUNS_KNOWN, lambda _: 1)
+        self._groups: Cache[_Group] = Cache(cache_mb << 20, lambda group: group.size)
+        self._bounds: Cache[list[tuple[str, str] | None]] = Cache(_PARTS_KNOWN)
+        self._files: Cache[dict[tuple[str, int | None], FileRecord]] = Cache(_RUNS_KNOWN)
 
     def floats(self, run: LakeRun, path: str, window: Window) -> FloatPoints:
         """Return points of a float series in a window. Raises LakeError if a part is missing or damaged."""
+        kind = AttributeType.FLOAT_SERIES
         if run.record.in_place is not None:
-            return join(list(self._in_place(run, path))).within(window)
+            groups = [_decoded(batch) for batch in _batches_in_place(run, kind, _COLUMNS)]
+            return join([group.rows.slice(*group.within(path, kind, _every)) for group in groups]).within(window)
         found: list[FloatPoints] = []
         for part, number in self._places(run, path, backwards=window.last):
             group = self._group(run, part, number)
-            if path in group.ranges:
-                piece = group.points.slice(*group.ranges[path]).within(window)
-                found.append(piece)
-                window = window.fewer(len(piece))
-                if window.empty:
-                    break
+            piece = group.rows.slice(*group.within(path, kind, window))
+            found.append(piece)
+            window = window.fewer(len(piece))
+            if window.empty:
+                break
         if window.last:
             found.reverse()
         return join(found)
@@ -70,23 +76,16 @@ class LakePoints:
     def objects(self, run: LakeRun, path: str, kind: AttributeType, window: Window) -> list[ObjectPoint]:
         """Return points of a series of strings, histograms or files in a window, ascending."""
         found: list[list[ObjectPoint]] = []
-        for table in self._tables(run, path, kind, backwards=window.last):
-            rows = table.filter(
-                pc.and_(pc.equal(table["attribute_path"], path), pc.equal(table["attribute_type"], kind.value))
-            )
-            steps, times = _steps(rows), _times(rows)
-            known = int(np.searchsorted(steps, NONE, "right"))
-            start, end = window.bounds(steps[known:])
-            start, end = start + known, end + known
-            values = rows[VALUE_COLUMN[kind]].slice(start, end - start).to_pylist()
+        for group, values in self._object_groups(run, path, kind, backwards=window.last):
+            start, end = group.within(path, kind, window)
+            if start == end:
+                continue
+            steps, times = group.rows.steps[start:end].tolist(), group.rows.times[start:end].tolist()
             if kind is AttributeType.FILE_SERIES:
-                values = [self._file(run, path, int(step)) for step in steps[start:end]]
-            found.append(
-                [
-                    ObjectPoint(int(step), int(time), value)
-                    for step, time, value in zip(steps[start:end], times[start:end], values, strict=True)
-                ]
-            )
+                cells = [self._file(run, path, step) for step in steps]
+            else:
+                cells = values().slice(start, end - start).to_pylist()
+            found.append([ObjectPoint(*point) for point in zip(steps, times, cells, strict=True)])
             window = window.fewer(end - start)
             if window.empty:
                 break
@@ -94,97 +93,68 @@ class LakePoints:
             found.reverse()
         return [point for piece in found for point in piece]
 
-    def file(self, run: LakeRun, path: str) -> dict[str, Any]:
-        """Return what the store would keep of a single file: its path in the lake and its size."""
-        return self._file(run, path, None)
-
     def _file(self, run: LakeRun, path: str, step: int | None) -> dict[str, Any]:
-        def index() -> dict[tuple[str, int | None], FileRecord]:
-            return {(item.attribute_path, item.step): item for item in run.record.files}
-
-        record = self._files.get((*_identity(run), 0, 0), index).get((path, step))
+        index = self._files.get(_identity(run), lambda: {(f.attribute_path, f.step): f for f in run.record.files})
+        record = index.get((path, step))
         # A file whose bytes the lake does not have is shown without a place.
         return {"path": "", "size": 0} if record is None else {"path": record.path, "size": record.size}
 
-    def _in_place(self, run: LakeRun, path: str) -> Iterator[FloatPoints]:
-        for batch in run.batches([AttributeType.FLOAT_SERIES], [*_KEYS, "float_value"]):
-            rows = batch.filter(pc.equal(batch["attribute_path"], path))
-            if rows.num_rows:
-                points = FloatPoints(_steps(rows), _times(rows), _values(rows))
-                yield points.slice(int(np.searchsorted(points.steps, NONE, "right")), len(points))
-
-    def _tables(self, run: LakeRun, path: str, kind: AttributeType, *, backwards: bool) -> Iterator[pa.RecordBatch]:
-        columns = [*_KEYS, VALUE_COLUMN[kind]]
+    def _object_groups(self, run: LakeRun, path: str, kind: AttributeType, *, backwards: bool) -> Iterator[Any]:
+        """Yield row groups that may hold a series, each with a function that reads its column of values."""
+        column = VALUE_COLUMN[kind]
         if run.record.in_place is not None:
-            batches = list(run.batches([kind], columns))
-            yield from reversed(batches) if backwards else batches
+            batches = list(_batches_in_place(run, kind, dict.fromkeys((*_COLUMNS, column))))
+            for batch in reversed(batches) if backwards else batches:
+                yield _decoded(batch), partial(batch.column, column)
             return
         for part, number in self._places(run, path, backwards=backwards):
-            yield _read(run, part, number, columns)
+            yield self._group(run, part, number), partial(_read_column, run, part, number, column)
 
     def _places(self, run: LakeRun, path: str, *, backwards: bool) -> list[tuple[int, int]]:
         """Return parts and numbers of the row groups that may hold an attribute."""
         found: list[tuple[int, int]] = []
         for part in range(len(run.record.parts)):
-            bounds = self._bounds.get((*_identity(run), part, 0), partial(_bounds, run, part))
+            bounds = self._bounds.get((*_identity(run), part), partial(_bounds, run, part))
             found.extend(
                 (part, number) for number, bound in enumerate(bounds) if bound is None or bound[0] <= path <= bound[1]
             )
         return found[::-1] if backwards else found
 
     def _group(self, run: LakeRun, part: int, number: int) -> _Group:
-        def read() -> _Group:
-            return _decoded(_read(run, part, number, [*_KEYS, "float_value"]))
-
-        return self._groups.get((*_identity(run), part, number), read)
+        return self._groups.get((*_identity(run), part, number), lambda: _decoded(_read(run, part, number, _COLUMNS)))
 
 
-class _Cache(OrderedDict[tuple[Any, ...], "_T"]):
-    """What was used last, up to a total size."""
-
-    def __init__(self, limit: int, size: Callable[[_T], int]) -> None:
-        super().__init__()
-        self._limit = limit
-        self._size = size
-        self._total = 0
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:  # type: ignore[override]
-        """Return what is kept under a key, making it if there is nothing."""
-        with self._lock:
-            if key in self:
-                self.move_to_end(key)
-                return self[key]
-        made = make()
-        with self._lock:
-            if key not in self:
-                self[key] = made
-                self._total += self._size(made)
-            while self._total > self._limit and len(self) > 1:
-                _, dropped = self.popitem(last=False)
-                self._total -= self._size(dropped)
-        return made
+_every: Final = Window()
 
 
-def _identity(run: LakeRun) -> tuple[str, str, str, str]:
+def _identity(run: LakeRun) -> tuple[str, ...]:
     return run.project_id, run.project.scope.value, run.run_id, run.record.generation
+
+
+def _batches_in_place(run: LakeRun, kind: AttributeType, columns: Sequence[str] | dict[str, None]) -> Iterator[Any]:
+    yield from run.batches([kind], list(columns))
 
 
 def _bounds(run: LakeRun, part: int) -> list[tuple[str, str] | None]:
     """Return the least and greatest path of every row group of a part; None where the file does not say."""
     with run.open_part(run.record.parts[part]) as file:
-        column = file.schema_arrow.get_field_index("attribute_path")
         found: list[tuple[str, str] | None] = []
         for number in range(file.metadata.num_row_groups):
-            statistics = file.metadata.row_group(number).column(column).statistics
+            group = file.metadata.row_group(number)
+            columns = [group.column(place) for place in range(group.num_columns)]
+            statistics = next(item.statistics for item in columns if item.path_in_schema == "attribute_path")
             known = statistics is not None and statistics.has_min_max
             found.append((statistics.min, statistics.max) if known else None)
         return found
 
 
-def _read(run: LakeRun, part: int, number: int, columns: list[str]) -> pa.RecordBatch:
+def _read_column(run: LakeRun, part: int, number: int, column: str) -> pa.Array:
+    return _read(run, part, number, [column]).column(column)
+
+
+def _read(run: LakeRun, part: int, number: int, columns: Sequence[str]) -> pa.RecordBatch:
     try:
-        with run.open_part(run.record.parts[part]) as file:
+        with run.open_part(run.record.parts[part], _NAMES) as file:
             return _one_batch(file, number, columns)
     except (pa.ArrowException, OSError) as error:
         raise LakeError(
@@ -193,46 +163,30 @@ def _read(run: LakeRun, part: int, number: int, columns: list[str]) -> pa.Record
         ) from error
 
 
-def _one_batch(file: pq.ParquetFile, number: int, columns: list[str]) -> pa.RecordBatch:
-    table = file.read_row_group(number, columns=columns, use_threads=False).combine_chunks()
+def _one_batch(file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.RecordBatch:
+    table = file.read_row_group(number, columns=list(columns), use_threads=False).combine_chunks()
     batches = table.to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def _decoded(rows: pa.RecordBatch) -> _Group:
-    paths, kinds = rows["attribute_path"].dictionary_encode(), rows["attribute_type"].dictionary_encode()
-    codes = paths.indices.to_numpy().astype(np.int64) * max(1, len(kinds.dictionary)) + kinds.indices.to_numpy()
-    edges = np.flatnonzero(np.diff(codes)) + 1
-    starts = np.concatenate(([0], edges)) if len(codes) else np.zeros(0, np.int64)
-    ends = np.concatenate((edges, [len(codes)])) if len(codes) else starts
+    paths, kinds = (_encoded(rows[name]) for name in _NAMES)
     names, types = paths.dictionary.to_pylist(), kinds.dictionary.to_pylist()
     width = max(1, len(types))
-    steps = _steps(rows)
-    ranges, kept = {}, np.zeros(len(codes), np.bool_)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if types[int(codes[start]) % width] == AttributeType.FLOAT_SERIES:
+    codes = paths.indices.to_numpy().astype(np.int64) * width + kinds.indices.to_numpy()
+    steps = microsteps(rows["step"])
+    ranges = {}
+    if len(codes):
+        starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(codes)], strict=True):
+            key = (names[int(codes[start]) // width], types[int(codes[start]) % width])
             # Points without a step come first; nobody can ask for them.
-            start += int(np.searchsorted(steps[start:end], NONE, "right"))
-            ranges[names[int(codes[start]) // width] if start < end else ""] = (start, end)
-            kept[start:end] = True
-    ranges.pop("", None)
-    if not kept.all():
-        shifts = np.concatenate(([0], np.cumsum(kept)))
-        ranges = {path: (int(shifts[start]), int(shifts[end])) for path, (start, end) in ranges.items()}
-    points = FloatPoints(steps, _times(rows), _values(rows))
-    if not kept.all():
-        points = FloatPoints(points.steps[kept], points.times[kept], points.values[kept])
-    return _Group(ranges, points)
-
-
-def _steps(rows: pa.RecordBatch) -> Ints:
-    return microsteps(rows["step"])
-
-
-def _times(rows: pa.RecordBatch) -> Ints:
-    return known_times(pc.fill_null(rows["timestamp"].cast(pa.int64()), int(NONE)).to_numpy())
-
-
-def _values(rows: pa.RecordBatch) -> Any:
+            ranges[key] = (start + int(np.searchsorted(steps[start:end], NONE, "right")), end)
+    times = pc.fill_null(rows["timestamp"].cast(pa.int64()), 0).to_numpy()
     # Without a value there is not a number.
-    return pc.fill_null(rows["float_value"], float("nan")).to_numpy()
+    values = pc.fill_null(rows["float_value"], float("nan")).to_numpy()
+    return _Group(ranges, FloatPoints(steps, times, values))
+
+
+def _encoded(column: pa.Array) -> pa.DictionaryArray:
+    return column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
