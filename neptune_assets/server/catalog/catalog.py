@@ -122,6 +122,14 @@ class Catalog:
             if self.lake is not None:
                 self._refresh_lake(project, state)
 
+    def forget(self, project: str) -> None:
+        """Drop all that is known of a project that was deleted."""
+        with self._guard:
+            state = self._projects.pop(project, None)
+        if state is not None:
+            with state.lock, self._database.writing() as con:
+                drop_runs(con, [run.number for runs in state.runs.values() for run in runs])
+
     def refresh_all(self) -> list[str]:
         """Bring all projects up to date and return their names."""
         names = self.projects()

@@ -1,4 +1,4 @@
-"""Handlers: swagger documents, workspaces, deleting projects. The rest of a session is the same for both generations."""
+"""Handlers: swagger documents, workspaces, deleting projects. The rest of a session is common to both generations."""
 
 from __future__ import annotations
 
@@ -32,4 +32,5 @@ def delete_project(call: Call) -> Response:
     if call.service.lake_project(project_id) is not None:
         raise ForbiddenError(f"{project_id} is in the lake, which the server only reads.")
     call.service.store.delete(project_id)
+    call.service.catalog.forget(project_id)
     return Json({})

@@ -1,4 +1,4 @@
-"""Handlers: files and file sets arrive, whole, in parts, or as an archive. Bytes first, then the attribute names them."""
+"""Handlers: files and file sets arrive, whole, in parts, or as an archive. Bytes first, then the attribute's value."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from neptune_assets.errors import SettingsError
-from neptune_assets.server.endpoints import AccessDeniedError, ApiError, Call, Endpoint
+from neptune_assets.server.endpoints import ApiError, Call, Endpoint
 from neptune_assets.server.service import Service
 from neptune_assets.server.tokens import CLIENT_ID, REALM
 
@@ -40,8 +40,9 @@ def client_config(call: Call) -> Response:
             "multiPartUpload": {
                 "enabled": True,
                 "minChunkSize": 5 << 20,
-                "maxChunkSize": 1 << 30,
-                "maxChunkCount": 1000,
+                "maxChunkSize": 16 << 20,
+                # Clients make parts larger than the least size only where there would be more than this many.
+                "maxChunkCount": 20_000,
                 "maxSinglePartSize": 5 << 20,
             },
             "artifacts": {"enabled": True, "apiVersion": 2},
@@ -122,7 +123,8 @@ def get_project(call: Call) -> Response:
         if wanted == service.store.project(project_id).uuid:
             wanted = project_id
     if wanted not in service.projects():
-        raise AccessDeniedError(wanted)
+        # Only 2.x clients ask so, and list what there is after a 404.
+        raise ApiError(404, "PROJECT_NOT_FOUND", f"There is no project {wanted!r}.")
     return JSONResponse(project_body(service, wanted))
 
 

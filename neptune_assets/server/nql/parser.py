@@ -19,7 +19,8 @@ MAX_LENGTH: Final = 4 << 20
 MAX_DEPTH: Final = 200
 """How deep conditions may be nested; DuckDB refuses expressions that are deeper than 1,000."""
 
-_ESCAPE: Final = re.compile(r'\\(["\\])')
+_ESCAPES: Final = {'"': re.compile(r'\\(["\\])'), "'": re.compile(r"\\(['\\])")}
+"""What a backslash can come before, by the kind of quotes."""
 
 
 def parse(text: str) -> Node | None:
@@ -80,7 +81,7 @@ class _Builder(Transformer[Token, Any]):
 
     def value(self, children: list[Token]) -> str:
         token = children[0]
-        return _ESCAPE.sub(r"\1", token[1:-1]) if token.type == "STRING" else str(token)
+        return _ESCAPES[token[0]].sub(r"\1", token[1:-1]) if token.type == "STRING" else str(token)
 
 
 def _name(token: Token) -> str:

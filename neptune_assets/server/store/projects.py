@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -40,7 +41,9 @@ class Store:
         self._projects: dict[str, ProjectStore] = {}
         self._guard = threading.Lock()
         for directory in sorted((root / "projects").iterdir()):
-            if (directory / DATABASE).is_file() and (project := _existing(directory)) is not None:
+            if directory.name.startswith(".deleted-"):
+                shutil.rmtree(directory)
+            elif (directory / DATABASE).is_file() and (project := _existing(directory)) is not None:
                 self._projects[project.project_id] = project
 
     def projects(self) -> list[str]:
@@ -68,6 +71,20 @@ class Store:
                 directory = self.root / "projects" / safe_name(project_id)
                 self._projects[project_id] = _create(directory, project_id, key or default_key(project_id), last_number)
             return self._projects[project_id]
+
+    def delete(self, project_id: str) -> None:
+        """Remove a project with all that was logged to it, for good. Raises UnknownProjectError if there is none.
+
+        It is moved out of the way first: whatever happens then, nobody finds half of it.
+        """
+        project = self.project(project_id)
+        with self._guard:
+            self._projects.pop(project_id, None)
+            project.close()
+            gone = self.root / "projects" / f".deleted-{uuid.uuid4().hex}"
+            project.directory.rename(gone)
+            sync_directory(str(self.root / "projects"))
+        shutil.rmtree(gone)
 
     def close(self) -> None:
         """Finish and close everything; waits for a write that is going on."""
