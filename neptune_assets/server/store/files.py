@@ -154,9 +154,7 @@ class ObjectStore:
 
     def path(self, digest: str) -> Path:
         """Where the bytes with this SHA-256 lie, or would lie."""
-        if not _HEX.fullmatch(digest):
-            raise ValueError("this is no SHA-256 in hex")
-        return self._objects / digest[:2] / digest
+        return _place(self._objects, digest)
 
     def adopt(self, path: Path, digest: str) -> None:
         """Move a file of ours, which is on the disk already, to its place."""
@@ -219,3 +217,14 @@ class ObjectStore:
         if not _UPLOAD.fullmatch(upload) or not (self._uploads / upload).is_dir():
             raise FileNotFoundError(f"there is no upload {upload[:40]!r}")
         return self._uploads / upload
+
+
+def object_path(directory: Path, digest: str) -> Path:
+    """Where a project's directory holds the bytes with this SHA-256; for other processes, which only read."""
+    return _place(directory / "objects", digest)
+
+
+def _place(objects: Path, digest: str) -> Path:
+    if not _HEX.fullmatch(digest):
+        raise ValueError("this is no SHA-256 in hex")
+    return objects / digest[:2] / digest
