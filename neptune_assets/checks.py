@@ -6,7 +6,7 @@ Each function reads what is on disk and returns a result; none writes. Counts ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -119,30 +119,39 @@ def check_models_balance(balances: Mapping[str, Balance], key: dg.AssetKey) -> d
     return _result("rows_accounted_for", key, wrong, f"All {total:,} rows of the lake are accounted for.")
 
 
-def check_plan(plan: ProjectPlan, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if no run has to be refused; what else somebody should know is a warning in the description."""
-    wrong = sorted(plan.refuse.items())
-    said = "; ".join(plan.warnings)
+def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "runs") -> dg.AssetCheckResult:
+    """Pass if none of what is planned has to be refused; what else somebody should know is in the description.
+
+    ``things`` is what the plans are of.
+    """
+    wrong = [item for plan in plans for item in sorted(plan.refuse.items())]
+    said = "; ".join(warning for plan in plans for warning in plan.warnings)
+    seconds = [plan.seconds for plan in plans if plan.seconds is not None]
+    fate = {
+        "create": sum(len(plan.create) for plan in plans),
+        "replace": sum(len(plan.replace) for plan in plans),
+        "skip": sum(len(plan.skip) for plan in plans),
+        "withhold": sum(len(plan.withhold) for plan in plans),
+        "refuse": len(wrong),
+    }
+    word = things.replace(" ", "_")
     return dg.AssetCheckResult(
         passed=not wrong,
         check_name="plan",
         asset_key=key,
         severity=dg.AssetCheckSeverity.ERROR,
         description=(
-            f"{len(wrong):,} runs are refused; the first: {wrong[0][0]}: {wrong[0][1]}"
+            f"{len(wrong):,} {things} are refused; the first: {wrong[0][0]}: {wrong[0][1]}"
             if wrong
-            else f"{plan.to_load:,} runs to load, {len(plan.skip):,} already there. {said and said + '.'}".strip()
+            else f"{fate['create'] + fate['replace']:,} {things} to load, {fate['skip']:,} already there. "
+            f"{said and said + '.'}".strip()
         ),
         metadata={
-            "runs_to_create": len(plan.create),
-            "runs_to_replace": len(plan.replace),
-            "runs_to_skip": len(plan.skip),
-            "runs_to_withhold": len(plan.withhold),
-            "runs_to_refuse": len(plan.refuse),
-            "rows_to_load": plan.total_rows,
-            "file_bytes_to_load": plan.file_bytes,
-            **({} if plan.seconds is None else {"seconds_expected": round(plan.seconds, 1)}),
-            "plan": dg.MetadataValue.md(plan_page(plan)),
+            **{f"{word}_to_{name}": number for name, number in fate.items()},
+            "rows_to_load": sum(plan.total_rows for plan in plans),
+            "file_bytes_to_load": sum(plan.file_bytes for plan in plans),
+            **({"seconds_expected": round(sum(seconds), 1)} if len(seconds) == len(plans) else {}),
+            "plan": dg.MetadataValue.md("\n\n".join(plan_page(plan) for plan in plans)),
         },
     )
 
@@ -154,12 +163,15 @@ def check_balance(rows: Balance, key: dg.AssetKey) -> dg.AssetCheckResult:
     return _result("rows_accounted_for", key, wrong, f"All {total:,} rows of the lake are accounted for.")
 
 
-def check_reconciled(found: Comparison, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if the target holds now what the lake holds."""
+def check_reconciled(comparisons: Sequence[Comparison], key: dg.AssetKey, things: str = "runs") -> dg.AssetCheckResult:
+    """Pass if the target holds now what the lake holds; ``things`` is what the comparisons are of."""
     wrong = [
-        (item.run_id, f"{item.word}: {'; '.join(item.differences[:5]) or WORDS[item.word]}") for item in found.wrong
+        (item.run_id, f"{item.word}: {'; '.join(item.differences[:5]) or WORDS[item.word]}")
+        for comparison in comparisons
+        for item in comparison.wrong
     ]
-    return _result("reconciled", key, wrong, f"{len(found.runs):,} runs are as in the lake.")
+    total = sum(len(comparison.runs) for comparison in comparisons)
+    return _result("reconciled", key, wrong, f"{total:,} {things} are as in the lake.")
 
 
 def check_projects(lake: Lake, keys: Iterable[str], key: dg.AssetKey) -> dg.AssetCheckResult:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neptune_assets.errors import NeptuneAssetsError, SettingsError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.markdown import plain
+from neptune_assets.schema import Scope
 from neptune_assets.settings import Settings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import plan_project
-from neptune_assets.targets.registry import target_openers
+from neptune_assets.targets.protocol import Target
+from neptune_assets.targets.registry import ledger_name, model_openers, target_openers
 from neptune_assets.targets.rules import read_rules
 
 
@@ -27,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m neptune_assets.plan", description=__doc__.split("\n\n")[0])
     parser.add_argument("migration", help="folder below defs/ that holds the migration's defs.yaml")
     parser.add_argument("--project", action="append", help="workspace/project; may be repeated; all if left out")
-    parser.add_argument("--target", action="append", help="mlflow or wandb; may be repeated; all if left out")
+    parser.add_argument(
+        "--target", action="append", help="mlflow, mlflow_models or wandb; may be repeated; all if left out"
+    )
     parser.add_argument("--full-refresh", action="store_true", help="plan for a load that replaces every run")
     parser.add_argument("--names-only", action="store_true", help="do not read values: faster, tells nothing of them")
     parser.add_argument(
@@ -72,7 +76,11 @@ def print_plans(
     values: bool = True,
 ) -> int:
     """Print plans and return how many runs would be refused."""
-    openers = target_openers(settings)
+    openers: dict[str, dict[Scope, Callable[[], Target]]] = {
+        name: {Scope.RUNS: opener} for name, opener in target_openers(settings).items()
+    }
+    if models := model_openers(settings):
+        openers["mlflow_models"] = models
     unknown = sorted({*(targets or ())} - {*openers})
     if unknown or not openers:
         raise SettingsError(
@@ -80,21 +88,24 @@ def print_plans(
             hint=f"Configured are: {', '.join(sorted(openers)) or 'none; add one under targets'}.",
         )
     lake = Lake(settings.lake)
+    held = {scope: lake.projects(scope) for of_target in openers.values() for scope in of_target}
     refused = 0
     for project_id in projects or lake.projects():
-        project = lake.project(project_id)
         for name in targets or openers:
-            plan = plan_project(
-                project,
-                openers[name],
-                Ledger(settings.lake, name, project_id),
-                partial_runs=settings.targets.partial_runs,
-                rules=read_rules(settings.targets.names),
-                full_refresh=full_refresh,
-                values=values,
-            )
-            refused += len(plan.refuse)
-            print(plan_page(plan, plain), end="\n\n")
+            for scope, open_target in openers[name].items():
+                if scope is not Scope.RUNS and project_id not in held[scope]:
+                    continue
+                plan = plan_project(
+                    lake.project(project_id, scope),
+                    open_target,
+                    Ledger(settings.lake, ledger_name(name, scope), project_id),
+                    partial_runs=settings.targets.partial_runs,
+                    rules=read_rules(settings.targets.names),
+                    full_refresh=full_refresh,
+                    values=values,
+                )
+                refused += len(plan.refuse)
+                print(plan_page(plan, plain), end="\n\n")
     return refused
 
 

@@ -11,15 +11,18 @@ from neptune_assets.assets.context import Migration, RefreshConfig
 from neptune_assets.assets.lake import has_model_registry
 from neptune_assets.assets.metadata import arrow_column_schema, table
 from neptune_assets.assets.tables import TableStream
+from neptune_assets.assets.targets import plan_line
 from neptune_assets.automation import on_changed_data
-from neptune_assets.checks import check_models, check_models_balance
+from neptune_assets.checks import check_models, check_models_balance, check_plan
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.progress import ProgressLog
 from neptune_assets.schema import Scope
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.registry import model_openers
+from neptune_assets.targets.pages import plan_page
+from neptune_assets.targets.plan import ProjectPlan, plan_project
+from neptune_assets.targets.registry import ledger_name, model_openers
 from neptune_assets.targets.report import RECEIPTS, LoadReport, balance, receipts_reader
 from neptune_assets.targets.rules import read_rules
 
@@ -60,6 +63,9 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
         metadata={"dagster/column_schema": arrow_column_schema(_COLUMNS)},
         check_specs=[
             migration.check(
+                key, "plan", "Found out before anything is written: no model or version has to be refused."
+            ),
+            migration.check(
                 key, "load_verified", "Every model and version reads back from the registry as it is in the lake."
             ),
             migration.check(
@@ -70,22 +76,37 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
     def load(
         context: dg.AssetExecutionContext, config: RefreshConfig, models: LakeProject, model_versions: LakeProject
     ) -> Iterator[Any]:
-        reports: dict[Scope, LoadReport] = {}
-        for project in (models, model_versions):
-            target = f"mlflow_{project.scope.value}"
+        projects = {Scope.MODELS: models, Scope.MODEL_VERSIONS: model_versions}
+        ledgers = {
+            scope: Ledger(migration.settings.lake, ledger_name("mlflow_models", scope), project.project_id)
+            for scope, project in projects.items()
+        }
+        choices: dict[str, Any] = {
+            "partial_runs": migration.settings.targets.partial_runs,
+            "rules": rules,
+            "full_refresh": config.full_refresh,
+        }
+        plans: dict[Scope, ProjectPlan] = {}
+        for scope, project in projects.items():
             with clear_failures():
-                reports[project.scope] = load_project(
+                plans[scope] = plan_project(project, openers[scope], ledgers[scope], **choices)
+            context.log.info(plan_line(plans[scope], scope.value.replace("_", " ")))
+        yield check_plan([*plans.values()], key, "models and versions")
+        reports: dict[Scope, LoadReport] = {}
+        for scope, project in projects.items():
+            log = ProgressLog(context.log.info, f"{project.project_id} into {plans[scope].target}")
+            with clear_failures():
+                reports[scope] = load_project(
                     project,
-                    openers[project.scope],
-                    Ledger(migration.settings.lake, target, project.project_id),
-                    partial_runs=migration.settings.targets.partial_runs,
-                    rules=rules,
-                    full_refresh=config.full_refresh,
-                    progress=ProgressLog(context.log.info, f"{project.project_id} into {target}").update,
+                    openers[scope],
+                    ledgers[scope],
+                    parallel_runs=migration.settings.targets.parallel_runs,
+                    progress=log.update,
+                    **choices,
                 )
         balances = {scope.value: balance(report) for scope, report in reports.items()}
         verdicts = [check_models(reports.values(), key), check_models_balance(balances, key)]
-        metadata = models_metadata(reports)
+        metadata = models_metadata(reports, plans)
         failed = {item: message for report in reports.values() for item, message in report.failed.items()}
         if not all(verdict.passed for verdict in verdicts):
             # The checks are recorded first, so that the UI names every one; then the asset fails.
@@ -102,9 +123,11 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
     return load
 
 
-def models_metadata(reports: dict[Scope, LoadReport]) -> dict[str, Any]:
-    """Describe a load of models and versions: each kind by outcome, and what the registry calls them."""
-    metadata: dict[str, Any] = {}
+def models_metadata(reports: dict[Scope, LoadReport], plans: dict[Scope, ProjectPlan]) -> dict[str, Any]:
+    """Describe a load of models and versions: each kind by outcome, the plans, and what the registry calls them."""
+    metadata: dict[str, Any] = {
+        "plan": dg.MetadataValue.md("\n\n".join(plan_page(plan) for plan in plans.values())),
+    }
     notes: list[tuple[str, str]] = []
     for scope, report in reports.items():
         metadata |= {

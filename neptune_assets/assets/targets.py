@@ -74,8 +74,8 @@ def _load_asset(migration: Migration, name: str, open_target: Callable[[], Targe
         }
         with clear_failures():
             plan = plan_project(runs, open_target, ledger, **choices)
-        context.log.info(_summary(plan))
-        yield check_plan(plan, key)
+        context.log.info(plan_line(plan))
+        yield check_plan([plan], key)
         with clear_failures():
             at_once = migration.settings.targets.parallel_runs
             report = load_project(runs, open_target, ledger, parallel_runs=at_once, progress=log.update, **choices)
@@ -130,10 +130,10 @@ def load_metadata(report: LoadReport, rows: Balance, plan: ProjectPlan) -> dict[
     return metadata
 
 
-def _summary(plan: ProjectPlan) -> str:
-    """Return the plan in one line of the log; its page is in the metadata of the check ``plan``."""
+def plan_line(plan: ProjectPlan, things: str = "runs") -> str:
+    """Return a plan in one line of the log; its page is in the metadata of the check ``plan``."""
     counts = (
-        f"{len(plan.create):,} runs to create, {len(plan.replace):,} to replace, {len(plan.skip):,} already there, "
+        f"{len(plan.create):,} {things} to create, {len(plan.replace):,} to replace, {len(plan.skip):,} already there, "
         f"{len(plan.withhold):,} to withhold, {len(plan.refuse):,} to refuse; {plan.total_rows:,} rows"
     )
     return f"Plan for {plan.project_id} into {plan.target}: {'; '.join([counts, *plan.warnings])}."

@@ -161,7 +161,11 @@ class _Comparing:
             return Compared(run_id, "doubled", found[0].target_id, tuple(item.target_id for item in found))
         held = found[0]
         if held.digest is None:
-            return Compared(run_id, "unfinished", held.target_id)
+            # It was whole when it was read back; what is wrong now was done to it later.
+            entry = self.entries.get(run_id)
+            lost = entry is not None and entry.verified is True and entry.target_id == held.target_id
+            differences = tuple(self._differences(run_id, held)) if lost else ()
+            return Compared(run_id, "differs" if differences else "unfinished", held.target_id, differences)
         if held.digest != self.project.digest(record):
             return Compared(run_id, "outdated", held.target_id)
         differences = tuple(self._differences(run_id, held))
@@ -170,7 +174,8 @@ class _Comparing:
     def _differences(self, run_id: str, held: TargetRun) -> Iterator[str]:
         entry = self.entries.get(run_id)
         receipt = entry.receipt if entry is not None else None
-        if receipt is None or (receipt.target_id, receipt.digest) != (held.target_id, held.digest):
+        known = receipt is not None and receipt.target_id == held.target_id
+        if receipt is None or not known or held.digest not in {None, receipt.digest}:
             # The ledger was lost: the rows are compared all the same, only what a receipt alone knows is not.
             receipt = Receipt(self.project.project_id, run_id, held.target_id, held.digest or "", {}, {}, {})
         fresh = self.open_target()

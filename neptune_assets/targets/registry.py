@@ -57,6 +57,11 @@ def target_openers(settings: Settings) -> dict[str, Callable[[], Target]]:
     return openers
 
 
+def ledger_name(target: str, scope: Scope) -> str:
+    """Return the name of the ledger of a target for one kind of thing: models and versions have their own."""
+    return target if scope is Scope.RUNS else f"{target.partition('_')[0]}_{scope.value}"
+
+
 def _named(settings: Settings) -> TargetSettings:
     """Return the targets with the naming that rules give to all of them."""
     targets = settings.targets

@@ -11,12 +11,14 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
+from neptune_assets.plan import print_plans
 from neptune_assets_tests.assets.test_stages import ONE, TWO, Migration
 from neptune_assets_tests.support.export_factory import parameter, run_v2, system_rows_v2
 from neptune_assets_tests.support.mlflow_server import migrated_database
 
 KEYS = ("lake/runs", "lake/models", "lake/model_versions", "targets/mlflow", "targets/mlflow_models")
 LOAD = "targets/mlflow_models"
+RECONCILED = "targets/mlflow_models_reconciled"
 
 
 def version(number: int, stage: str) -> list[Any]:
@@ -57,6 +59,9 @@ def test_models_and_versions_are_loaded_after_the_runs_they_link_to(migration: M
     assert outcome.success, outcome.errors
     assert outcome.checks[f"{LOAD}:load_verified"].passed
     assert outcome.checks[f"{LOAD}:rows_accounted_for"].passed
+    plan = outcome.checks[f"{LOAD}:plan"]
+    assert plan.passed
+    assert plan.metadata["models_and_versions_to_create"].value == 4
     metadata = outcome.metadata[LOAD]
     assert (metadata["models_loaded"], metadata["model_versions_loaded"]) == (1, 3)
     found = held(migration)
@@ -72,6 +77,88 @@ def test_models_and_versions_are_loaded_after_the_runs_they_link_to(migration: M
     again = migration.materialize(LOAD)
     assert again.success, again.errors
     assert (again.metadata[LOAD]["models_skipped"], again.metadata[LOAD]["model_versions_skipped"]) == (1, 3)
+
+
+def test_what_the_rules_refuse_is_told_before_anything_is_written(migration: Migration) -> None:
+    names = {"rename": [{"prefix": "left/", "to": "right/"}], "collisions": "refuse"}
+    strict = made(migration.lake.parent, targets={"mlflow": {}, "names": names})
+    both = [parameter(f"{side}/x", "int", 1) for side in ("left", "right")]
+    strict.export.run(ONE, "ONE-MOD-3", [[*system_rows_v2("ONE-MOD-3"), *both]], scope="model_versions")
+    outcome = strict.materialize(*KEYS)
+    strict.instance.dispose()
+    assert not outcome.success
+    check = outcome.checks[f"{LOAD}:plan"]
+    assert not check.passed
+    assert "ONE-MOD-3" in str(check.description)
+    assert check.metadata["models_and_versions_to_refuse"].value == 1
+    assert [item.tags["neptune.version_id"] for item in held(migration)] == ["ONE-MOD-1", "ONE-MOD-2", "ONE-MOD-10"]
+
+
+def test_what_somebody_changes_in_the_registry_later_is_found(migration: Migration) -> None:
+    from mlflow import MlflowClient
+
+    assert migration.materialize(*KEYS).success
+    outcome = migration.materialize(RECONCILED)
+    assert outcome.success, outcome.errors
+    assert outcome.checks[f"{RECONCILED}:reconciled"].passed
+    assert (outcome.metadata[RECONCILED]["models_equal"], outcome.metadata[RECONCILED]["model_versions_equal"]) == (
+        1,
+        3,
+    )
+    client = MlflowClient(tracking_uri=f"sqlite:///{migration.lake}/mlflow.db")
+    numbers = {item.tags["neptune.version_id"]: item.version for item in held(migration)}
+    client.update_registered_model("ONE-MOD", description="of somebody else")
+    client.delete_model_version("ONE-MOD", numbers["ONE-MOD-1"])
+    client.set_registered_model_alias("ONE-MOD", "production", numbers["ONE-MOD-10"])
+    client.delete_model_version_tag("ONE-MOD", numbers["ONE-MOD-10"], "neptune_assets.digest")
+    outcome = migration.materialize(RECONCILED)
+    assert not outcome.success
+    assert not outcome.checks[f"{RECONCILED}:reconciled"].passed
+    rows = pq.read_table(next((migration.lake / "targets" / "mlflow_models_reconciled").glob("*.parquet"))).to_pylist()
+    found = {row["run_id"]: (row["kind"], row["verdict"], row["difference"]) for row in rows}
+    assert {run_id: found[run_id][:2] for run_id in found} == {
+        "ONE-MOD": ("models", "differs"),
+        "ONE-MOD-1": ("model_versions", "differs"),
+        "ONE-MOD-2": ("model_versions", "differs"),
+        "ONE-MOD-10": ("model_versions", "differs"),
+    }
+    assert "description" in found["ONE-MOD"][2]
+    assert "0 times" in found["ONE-MOD-1"][2]
+    assert "alias 'production' names ONE-MOD-10 instead of ONE-MOD-2" in found["ONE-MOD-2"][2]
+    assert "neptune_assets.digest" in found["ONE-MOD-10"][2]
+
+
+def test_an_entry_whose_run_is_gone_and_one_that_the_lake_does_not_have_are_found(
+    migration: Migration,
+) -> None:
+    from mlflow import MlflowClient
+
+    assert migration.materialize(*KEYS).success
+    client = MlflowClient(tracking_uri=f"sqlite:///{migration.lake}/mlflow.db")
+    runs = {item.tags["neptune.version_id"]: item.run_id for item in held(migration)}
+    client.delete_run(runs["ONE-MOD-2"])
+    client.create_registered_model("other", {"neptune_assets.key": "k", "neptune_assets.project_key": "p"})
+    place = client.get_registered_model("ONE-MOD").tags["neptune_assets.project_key"]
+    tags = {"neptune_assets.key": "k", "neptune.version_id": "ONE-MOD-77", "neptune_assets.project_key": place}
+    client.create_model_version("ONE-MOD", "somewhere", tags=tags)
+    outcome = migration.materialize(RECONCILED)
+    assert not outcome.success
+    rows = pq.read_table(next((migration.lake / "targets" / "mlflow_models_reconciled").glob("*.parquet"))).to_pylist()
+    verdicts = {row["run_id"]: row["verdict"] for row in rows}
+    assert verdicts["ONE-MOD-77"] == "unknown"
+    assert verdicts["ONE-MOD-2"] == "differs"
+    assert verdicts["ONE-MOD"] == "equal"
+
+
+def test_a_dry_run_from_a_shell_plans_the_registry_too(
+    migration: Migration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert migration.materialize("lake/runs", "lake/models", "lake/model_versions").success
+    assert print_plans(migration.settings, targets=["mlflow_models"]) == 0
+    said = capsys.readouterr().out
+    assert "into mlflow_models" in said
+    assert "into mlflow_model_versions" in said
+    assert "ONE-MOD-10" in said
 
 
 def test_a_project_without_models_loads_none(migration: Migration) -> None:

@@ -17,23 +17,23 @@ as any other run; the entry's source is that run, and its tags repeat the parame
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from mlflow.entities.model_registry import RegisteredModel
 
 from neptune_assets import settings
-from neptune_assets.errors import UnknownProjectError
-from neptune_assets.lake.reader import Lake, LakeRun
-from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.lake.reader import LakeRun
+from neptune_assets.schema import Scope
 from neptune_assets.targets.mlflow import mapping, names, texts
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
-from neptune_assets.targets.mlflow.model_registry import STAGE, VERSION_ID, Entry, ModelRegistry, alias_of
-from neptune_assets.targets.order import natural
+from neptune_assets.targets.mlflow.model_checks import compare_entry, compare_version
+from neptune_assets.targets.mlflow.model_links import ModelLinks
+from neptune_assets.targets.mlflow.model_registry import STAGE, VERSION_ID, Entry, ModelRegistry
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.ruled import RuledRun
 from neptune_assets.targets.rules import Rules
@@ -44,20 +44,38 @@ LINKED = "neptune.run"
 """Tag with the MLflow id of the run that a version links to."""
 
 
+RUN = "neptune_assets.run"
+"""Tag with the MLflow id of the run that holds what a model or version has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An entry of the registry as its tags tell it."""
+
+    neptune_id: str
+    uuid: str
+    digest: str | None
+    linked: str
+    """MLflow id of the run of the project that a version links to, "" if none."""
+    neptune_run: str
+
+    @classmethod
+    def of(cls, neptune_id: str, tags: Mapping[str, str]) -> _Held:
+        """Read an entry of the model or version of this Neptune id."""
+        linked = (tags.get(LINKED, ""), tags.get(mapping.RUN_ID, ""))
+        return cls(neptune_id, tags.get(RUN, ""), tags.get(mapping.DIGEST), *linked)
+
+
 class ModelsTarget:
     """One connection to MLflow and its registry, for models or for model versions. Not shared between threads."""
 
     def __init__(self, target: settings.MlflowTarget, lake: settings.LakeSettings, scope: Scope) -> None:
         self.scope = scope
-        self._target = target
-        self._lake = lake
         self._connection = connection(target, lake)
         self._runs = MlflowTarget(target, lake)
         """Runs that hold what models and versions have."""
-        self._trained = MlflowTarget(target, lake)
-        """Runs of the project itself, which versions link to."""
-        self._held: dict[str, tuple[str, str | None, str]] | None = None
-        self._run_ids: dict[str, frozenset[str]] = {}
+        self._links = ModelLinks(target, lake)
+        self._held: dict[str, _Held] | None = None
 
     @property
     def name(self) -> str:
@@ -119,15 +137,21 @@ class ModelsTarget:
         self._runs.remove(self._place(project_id), run_id)
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
-        """Everything of this project and kind that loads left in MLflow."""
+        """Everything of this project and kind that loads left in MLflow, entries whose run is gone among them."""
+        self._held = None
+        with_run: set[str] = set()
         for held in self._runs.runs(self._place(project_id)):
             digest = self._finished(project_id, held.run_id, held.digest)
+            with_run.add(self._key(project_id, held.run_id))
             yield TargetRun(project_id, held.run_id, held.target_id, digest)
+        for key, entry in sorted(self._entries_of(project_id).items()):
+            if key not in with_run:
+                yield TargetRun(project_id, entry.neptune_id, entry.uuid, None)
 
     def close(self) -> None:
         """Let go of connections."""
         self._runs.close()
-        self._trained.close()
+        self._links.close()
 
     # -- internals
 
@@ -153,28 +177,30 @@ class ModelsTarget:
 
     def _finished(self, project_id: str, run_id: str, digest: str | None) -> str | None:
         """Return the digest if the entry has the same one and its link is up to date."""
-        if self._held is None:
-            with mlflow_errors(f"listing the registry of {project_id}", self._connection.shown):
-                self._held = self._entries(project_id)
-        entry = self._held.get(self._key(project_id, run_id))
+        entry = self._entries_of(project_id).get(self._key(project_id, run_id))
         if digest is None or entry is None:
             return None
-        held_digest, linked, neptune_run = entry[1], entry[0], entry[2]
         # A digest with words behind it means that the run was mapped by other settings: it is loaded again anyway.
-        if held_digest is None or digest.split(" ")[0] != held_digest:
+        if entry.digest is None or digest.split(" ")[0] != entry.digest:
             return None
-        return digest if linked == self._mlflow_run(project_id, neptune_run) else None
+        return digest if entry.linked == self._links.mlflow_run(project_id, entry.neptune_run) else None
 
-    def _entries(self, project_id: str) -> dict[str, tuple[str, str | None, str]]:
-        """Return key -> (MLflow run linked to, digest, Neptune run linked to) of all entries of this kind."""
-        found: dict[str, tuple[str, str | None, str]] = {}
+    def _entries_of(self, project_id: str) -> dict[str, _Held]:
+        """Return all entries of this kind by key, asked for once after each change."""
+        if self._held is None:
+            with mlflow_errors(f"listing the registry of {project_id}", self._connection.shown):
+                self._held = dict(self._listed(project_id))
+        return self._held
+
+    def _listed(self, project_id: str) -> Iterator[tuple[str, _Held]]:
         for model in self._models_of(project_id):
             if self.scope is Scope.MODELS:
-                found[model.tags[mapping.KEY]] = ("", model.tags.get(mapping.DIGEST), "")
+                # A version that came before its model made a bare one, which is none of the project's models yet.
+                if MODEL_ID in model.tags:
+                    yield model.tags[mapping.KEY], _Held.of(model.tags[MODEL_ID], model.tags)
                 continue
             for entry in self._registry.entries(str(model.name)):
-                found[entry.key] = (entry.tags.get(LINKED, ""), entry.digest, entry.tags.get(mapping.RUN_ID, ""))
-        return found
+                yield entry.key, _Held.of(entry.version_id, entry.tags)
 
     def _register(self, run: LakeRun, uuid: str) -> str:
         description, tags, facts = self._texts(run, uuid)
@@ -215,7 +241,7 @@ class ModelsTarget:
             mapping.PROJECT_KEY: mapping.project_key(f"{run.project_id}/{Scope.MODELS.value}"),
             mapping.PROJECT: texts.tag_text(run.project_id),
             MODEL_ID: run.run_id,
-            "neptune_assets.run": uuid,
+            RUN: uuid,
         }
         if sys.get("sys/name"):
             facts["neptune.name"] = texts.tag_text(str(sys["sys/name"]))
@@ -224,10 +250,10 @@ class ModelsTarget:
             facts[MODEL_ID] = str(sys.get("sys/model_id") or run.run_id.rpartition("-")[0] or run.run_id)
             if sys.get("sys/stage"):
                 facts[STAGE] = texts.tag_text(str(sys["sys/stage"]))
-            neptune_run = self._linked(run.project_id, values)
+            neptune_run = self._links.neptune_run(run.project_id, values)
             if neptune_run is not None:
                 facts[mapping.RUN_ID] = texts.tag_text(neptune_run)
-                if uuid_of_run := self._mlflow_run(run.project_id, neptune_run):
+                if uuid_of_run := self._links.mlflow_run(run.project_id, neptune_run):
                     facts[LINKED] = uuid_of_run
         keys = names.distinct_keys(
             {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)}, fold_case=True
@@ -235,32 +261,6 @@ class ModelsTarget:
         tags = {keys[a]: texts.tag_text(texts.param_text(a[1], value)) for a, value in values.items()}
         description = texts.tag_text(str(sys.get("sys/description") or ""))
         return description, {**tags, **facts, mapping.DIGEST: run.record.digest}, facts
-
-    def _linked(self, project_id: str, values: dict[mapping.Attribute, Any]) -> str | None:
-        """Return the id of the run that a version says it comes from: Neptune has no field for it, people log one.
-
-        A text that is the id of a run of the project counts, one under a name with "run" in it first.
-        """
-        runs = self._ids_of_runs(project_id)
-        found = sorted(
-            ("run" not in path.lower(), path, value)
-            for (path, kind), value in values.items()
-            if kind == AttributeType.STRING and not path.startswith("sys/") and value in runs
-        )
-        return found[0][2] if found else None
-
-    def _ids_of_runs(self, project_id: str) -> frozenset[str]:
-        if project_id not in self._run_ids:
-            try:
-                self._run_ids[project_id] = frozenset(Lake(self._lake).project(project_id).records())
-            except UnknownProjectError:
-                self._run_ids[project_id] = frozenset()
-        return self._run_ids[project_id]
-
-    def _mlflow_run(self, project_id: str, neptune_run: str) -> str:
-        """Return the MLflow id of a run of the project, "" if it was not loaded."""
-        held = self._trained.find(project_id, neptune_run) if neptune_run else None
-        return held.target_id if held is not None and held.digest is not None else ""
 
     def _differences(self, run: LakeRun, uuid: str) -> Iterator[str]:
         description, tags, facts = self._texts(run, uuid)
@@ -270,27 +270,8 @@ class ModelsTarget:
             yield f"registered model {facts[MODEL_ID]!r} is missing"
             return
         if self.scope is Scope.MODELS:
-            yield from _compare(description, tags, model.description or "", model.tags)
+            yield from compare_entry(description, tags, model.description or "", model.tags)
             return
+        name = str(model.name)
         wanted = self._entry(run, uuid, description, tags)
-        held = self._registry.entries(str(model.name))
-        mine = [entry for entry in held if entry.key == wanted.key]
-        if len(mine) != 1:
-            yield f"the registry holds version {run.run_id!r} {len(mine)} times"
-            return
-        if mine[0].unchangeable != wanted.unchangeable:
-            yield f"source, run and link are {mine[0].unchangeable} instead of {wanted.unchangeable}"
-        yield from _compare(description, tags, mine[0].description, mine[0].tags)
-        if [entry.version_id for entry in held] != sorted((entry.version_id for entry in held), key=natural):
-            yield f"the versions of {model.name} are not in Neptune's order"
-        alias = alias_of(tags.get(STAGE))
-        if alias is not None and alias not in self._registry.aliases(str(model.name)):
-            yield f"alias {alias!r} is missing"
-
-
-def _compare(description: str, tags: dict[str, str], held_description: str, held_tags: Any) -> Iterator[str]:
-    if description != held_description:
-        yield f"the description is {held_description[:100]!r} instead of {description[:100]!r}"
-    for key, value in sorted(tags.items()):
-        if held_tags.get(key) != value:
-            yield f"tag {key!r} is {held_tags.get(key, '')[:100]!r} instead of {value[:100]!r}"
+        yield from compare_version(wanted, self._registry.entries(name), self._registry.aliases(name), name)
