@@ -95,33 +95,41 @@ class WireLogger:
         operation.update_batch.snapshots.extend(snapshots)
         self._send(operation)
 
-    def replay(self, folder: Path) -> list[str]:
-        """Send every recording below a folder, the oldest first; return their run ids."""
-        databases = sorted(folder.rglob("run_operations.sqlite3"), key=_first_time)
-        return [self._replay(database) for database in databases]
-
-    def _replay(self, database: Path) -> str:
-        connection = sqlite3.connect(database)
-        try:
-            ((project, run_id),) = connection.execute("SELECT project, run_id FROM metadata")
-            assert project == self.project
-            batch: list[UpdateRunSnapshot] = []
-            query = "SELECT operation_type, operation FROM run_operations ORDER BY sequence_id"
-            for kind, content in connection.execute(query):
-                if kind == 1:
-                    create = Run.FromString(content)
-                    self._send(RunOperation(project=project, run_id=run_id, create=create))
-                else:
-                    batch.append(UpdateRunSnapshot.FromString(content))
-            for start in range(0, len(batch), 500):
-                self.send(run_id, batch[start : start + 500])
-            query = "SELECT destination, source_path, mime_type FROM file_upload_requests ORDER BY id"
-            for key, source, mime_type in connection.execute(query):
-                path = Path(source) if Path(source).exists() else database.parent / Path(source).name
-                self.upload(key, path.read_bytes(), mime_type)
-        finally:
-            connection.close()
-        return str(run_id)
+    def replay(self, folder: Path) -> None:
+        """Send every recording below a folder: all operations in the order of the clock, as they would have come."""
+        operations: list[tuple[int, str, int, int, bytes]] = []
+        uploads: list[tuple[str, Path, str]] = []
+        for database in sorted(folder.rglob("run_operations.sqlite3")):
+            connection = sqlite3.connect(database)
+            try:
+                ((project, run_id),) = connection.execute("SELECT project, run_id FROM metadata")
+                assert project == self.project
+                query = "SELECT timestamp, sequence_id, operation_type, operation FROM run_operations"
+                operations += [
+                    (time, run_id, number, kind, blob) for time, number, kind, blob in connection.execute(query)
+                ]
+                query = "SELECT destination, source_path, mime_type FROM file_upload_requests ORDER BY id"
+                for key, source, mime_type in connection.execute(query):
+                    # The client's own copies lie beside the database, wherever it was recorded.
+                    path = Path(source) if Path(source).exists() else database.parent / Path(source).name
+                    uploads.append((key, path, mime_type))
+            finally:
+                connection.close()
+        updates: list[UpdateRunSnapshot] = []
+        last = ""
+        for _, run_id, _, kind, blob in sorted(operations, key=lambda item: (item[0], item[1], item[2])):
+            if updates and (kind == 1 or run_id != last or len(updates) >= 500):
+                self.send(last, updates)
+                updates = []
+            if kind == 1:
+                self._send(RunOperation(project=self.project, run_id=run_id, create=Run.FromString(blob)))
+            else:
+                updates.append(UpdateRunSnapshot.FromString(blob))
+            last = run_id
+        if updates:
+            self.send(last, updates)
+        for key, path, mime_type in uploads:
+            self.upload(key, path.read_bytes(), mime_type)
 
     def _send(self, operation: RunOperation) -> None:
         headers = {"Content-Type": "application/x-protobuf"}
@@ -136,11 +144,3 @@ class WireLogger:
         if step is not None:
             snapshot.step.whole, snapshot.step.micro = divmod(round(step * 10**6), 10**6)
         return snapshot
-
-
-def _first_time(database: Path) -> int:
-    connection = sqlite3.connect(database)
-    try:
-        return int(connection.execute("SELECT min(timestamp) FROM run_operations").fetchone()[0])
-    finally:
-        connection.close()
