@@ -21,6 +21,9 @@ from urllib.parse import quote
 UNPRIVILEGED = "nobody"
 
 
+_running: list[PostgresServer] = []
+
+
 class PostgresServer:
     """One server with its own directory; stopped and deleted when the process ends."""
 
@@ -41,6 +44,7 @@ class PostgresServer:
             self._server = subprocess.Popen(
                 command, user=self._user, stdout=log, stderr=log, cwd=self.root, start_new_session=True
             )
+        _running.append(self)
         atexit.register(self.stop)
         for _ in range(300):
             if self._call("pg_isready", "-h", str(self.root)).returncode == 0:
@@ -72,7 +76,7 @@ class PostgresServer:
         return self._run("psql", "-h", str(self.root), "-U", "postgres", "-d", database, "-AtXc", statement)
 
     def stop(self) -> None:
-        """Stop the server and delete its directory."""
+        """Stop the server and delete its directory; nothing happens the second time."""
         if self._server.poll() is None:
             self._call("pg_ctl", "-D", str(self.root / "data"), "-m", "immediate", "-w", "stop")
             self._server.wait(30)
@@ -114,3 +118,9 @@ class PostgresServer:
 def shared_server() -> PostgresServer:
     """The one server of this process, for tests: fast, not durable."""
     return PostgresServer()
+
+
+def stop_all() -> None:
+    """Stop every server that this process started."""
+    for server in _running:
+        server.stop()

@@ -114,7 +114,7 @@ def local(tmp_path: Path) -> Registry:
     return Registry(MlflowPlace(tmp_path))
 
 
-def test_a_model_and_its_versions_arrive(registry: Registry) -> None:
+def test_a_model_and_its_versions_arrive(registry: Registry, tmp_path: Path) -> None:
     registry.runs({"PRO-7": born(point("loss", 0, 1.0))})
     registry.models()
     things = {
@@ -155,7 +155,10 @@ def test_a_model_and_its_versions_arrive(registry: Registry) -> None:
     assert [(item.step, item.value) for item in history] == [(5, 0.9)]
     os.environ["MLFLOW_TRACKING_URI"] = registry.client.tracking_uri
     try:
-        got = Path(download_artifacts("models:/PRO-CLS@staging", tracking_uri=registry.client.tracking_uri))
+        to = tmp_path / "downloaded"
+        to.mkdir()
+        address = registry.client.tracking_uri
+        got = Path(download_artifacts("models:/PRO-CLS@staging", dst_path=str(to), tracking_uri=address))
         assert (got / "files/weights.pt").read_bytes() == b"\x00\x01"
         assert [item.read_bytes() for item in (got / "file_sets").rglob("*.bin")] == [b"x"]
         assert (got / "params/long.txt").read_text() == "x" * 7_000
