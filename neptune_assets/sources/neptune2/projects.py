@@ -31,7 +31,7 @@ def list_projects(calls: Calls, workspace: str | None) -> list[str]:
         answer = calls.json("listProjects", **arguments)
         names = set(_names(answer))
         # One answer holds all projects, as the client believes, or some server's idea of a page.
-        while len(names) < int(answer.get("matchingItemCount") or 0):
+        while len(names) < int(answer.get("matchingItemCount") or answer.get("totalItemCount") or 0):
             before = len(names)
             answer = calls.json("listProjects", limit=_PAGE, offset=before, **arguments)
             names |= set(_names(answer))

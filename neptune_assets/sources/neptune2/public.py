@@ -23,8 +23,6 @@ from neptune_assets.sources.neptune2.public_container import Container, written
 from neptune_assets.sources.neptune2.retrying import PASSING, PassingError, Retries, reason
 from neptune_assets.sources.neptune2.token import ApiToken
 
-_KEPT: Final = 8
-"""Runs that stay open beyond those being read."""
 _PREFIX: Final = "client:"
 """Begins the address of an archive that the client itself fetches."""
 
@@ -38,7 +36,8 @@ class PublicCalls:
         self._retries = Retries(settings, token.url, self._alive)
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, Container] = OrderedDict()
+        self._known: OrderedDict[str, Container] = OrderedDict()
+        self._kept = 2 * settings.concurrency
         self.count = 0
 
     def json(self, operation: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Any:
@@ -145,11 +144,10 @@ class PublicCalls:
 
     def _container(self, key: str) -> Container:
         with self._lock:
-            container = self._open.pop(key, None) or Container(key, self._token.text)
-            self._open[key] = container
-            stale = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - _KEPT)]
-        for old in stale:
-            old.forget()
+            container = self._known.pop(key, None) or Container(key, self._token.text)
+            self._known[key] = container
+            if len(self._known) > self._kept:
+                self._known.popitem(last=False)
         return container
 
     def _artifact(self, projectIdentifier: str, hash: str) -> Any:  # noqa: A002, N803

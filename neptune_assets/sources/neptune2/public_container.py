@@ -14,28 +14,23 @@ from neptune_assets.sources.neptune2.local_times import moments_of
 
 
 class Container:
-    """One run, model or version. It is opened when it is first asked something and forgotten when others are."""
+    """One run, model or version. It is opened once, when it is first asked something, and closed right away.
+
+    What is open when the interpreter ends, the client closes then, with calls to a server that may be gone. Attributes
+    can be fetched without.
+    """
 
     def __init__(self, key: str, token: str) -> None:
         self._key = key
         self._token = token
         self._lock = threading.Lock()
-        self._object: Any = None
+        self._contents: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
         self._images: dict[str, list[bytes]] = {}
-
-    def forget(self) -> None:
-        """Close it; it opens itself again if it is asked once more."""
-        with self._lock:
-            self._object, old = None, self._object
-            self._images = {}
-        if old is not None:
-            old.stop()
 
     def described(self) -> Any:
         """All attributes as the server would describe them."""
-        container = self._opened()
-        values = container.fetch()
-        return {"attributes": [self._describe(path, item, values) for path, item in _leaves(container.get_structure())]}
+        values, items = self._opened()
+        return {"attributes": [self._describe(path, item, values) for path, item in items.items()]}
 
     def answer(self, operation: str, parameters: Mapping[str, Any]) -> Any:
         """The answer to a call about one attribute."""
@@ -70,25 +65,27 @@ class Container:
             target.write_bytes(self._pictures(path)[index])
         return target
 
-    def _opened(self) -> Any:
+    def _opened(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Single values as a tree, and the client's objects of all attributes by path."""
         import neptune
 
         with self._lock:
-            if self._object is None:
+            if self._contents is None:
                 project, kind, run_id = self._key.split("\t")
-                opener = {
+                opener: Any = {
                     "run": neptune.init_run,
                     "model": neptune.init_model,
                     "modelVersion": neptune.init_model_version,
                 }[kind]
-                self._object = opener(with_id=run_id, project=project, api_token=self._token, mode="read-only")
-            return self._object
+                with opener(with_id=run_id, project=project, api_token=self._token, mode="read-only") as container:
+                    self._contents = container.fetch(), dict(_leaves(container.get_structure()))
+            return self._contents
 
     def _attribute(self, path: str) -> Any:
-        found = self._opened().get_attribute(path)
-        if found is None:
+        _, items = self._opened()
+        if path not in items:
             raise CallError(f"There is no {path!r} any more.", hint="Materialize again.", status=404)
-        return found
+        return items[path]
 
     def _pictures(self, path: str) -> list[bytes]:
         if path not in self._images:
