@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from neptune_assets.errors import UnknownProjectError
+from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.server.adoption import adopt, lake_uuid
 from neptune_assets.server.catalog.runs import ProjectRuns, Run
 from neptune_assets.server.neptune2.errors import NotFoundError
 from neptune_assets.server.store.runs import NewRun
 from neptune_assets.server.store.runs import Run as StoredRun
+from neptune_assets.server.store.values import encode
 
 if TYPE_CHECKING:
     from neptune_assets.server.service import Service
@@ -137,8 +139,6 @@ class Containers:
         lake = self._service.lake
         if lake is None:
             return None
-        from neptune_assets.schema import Scope
-
         run = lake.project(container.project_id, Scope(container.scope)).run(container.run.run_id)
         return adopt(writing, project, run, "2")
 
@@ -193,8 +193,6 @@ class Containers:
 
 def new_project_container(project: ProjectStore, writing: Writing) -> StoredRun:
     """Make the row that a project's own attributes belong to; its uuid is the project's."""
-    from neptune_assets.schema import AttributeType
-
     created = int(writing.connection.execute("SELECT created_at FROM project").fetchone()[0])
     run = writing.create_run(
         NewRun(project.key, PROJECT, sys_id=project.key, uuid=project.uuid, generation="2", created_at=created)
@@ -203,4 +201,5 @@ def new_project_container(project: ProjectStore, writing: Writing) -> StoredRun:
     operations.assign("sys/name", AttributeType.STRING, project.project_id.rpartition("/")[2])
     operations.assign("sys/visibility", AttributeType.STRING, "priv")
     operations.assign("sys/group_tags", AttributeType.STRING_SET, "[]")
+    operations.assign("sys/size", AttributeType.FLOAT, encode(AttributeType.FLOAT, 0.0))
     return run

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.endpoints import Endpoint, Handler
-from neptune_assets.server.neptune2 import artifacts, downloads, experiments, readings, session, uploading
+from neptune_assets.server.neptune2 import artifacts, downloads, experiments, readings, session, signals, uploading
 from neptune_assets.server.neptune2.contract import OPERATIONS, SERVICES
 
 SHARED: Final = frozenset({"getClientConfig", "exchangeApiToken", "getProject", "listProjects", "createProject"})
@@ -88,4 +88,5 @@ def routes() -> list[BaseRoute]:
             if operation.name not in SHARED
         ),
         Endpoint(downloads.ZIP_PATH, downloads.download_zip, ("GET",)).route(),
+        WebSocketRoute("/api/notifications/v1/runs/{project}/{run}/signal", signals.listen),
     ]

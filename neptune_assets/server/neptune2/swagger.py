@@ -72,7 +72,11 @@ def document(service: str) -> Mapping[str, Any]:
         paths.setdefault(operation.path, {})[operation.method.lower()] = {
             "operationId": operation.name,
             "parameters": [_parameter(text) for text in operation.parameters.split()],
-            "responses": {"200": reply, "400": {"description": "Bad request", "schema": _schema("Rejection")}},
+            "responses": {
+                "200": reply,
+                "400": {"description": "Bad request", "schema": _schema("Rejection")},
+                "default": {"description": "Refused"},
+            },
         }
     definitions = {name: _definition(text) for name, text in DEFINITIONS.items()}
     # What the management calls read of a refused request.
