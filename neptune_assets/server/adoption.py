@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SYS_ID: Final = re.compile(r"([A-Z][A-Z0-9]*)-([0-9]{1,18})")
 _BLOCK: Final = 1 << 20
+_POINTS_IN_MEMORY: Final = 200_000
 _IN_ROW: Final = frozenset(
     {
         "sys/id",
@@ -96,6 +97,8 @@ def adopt(writing: Writing, project: ProjectStore, run: LakeRun, generation: str
     for path, kind, rows in _attributes(run):
         if path not in hidden:
             _copy(operations, writing, project, run, path, kind, rows)
+            if len(writing.points.attributes) > _POINTS_IN_MEMORY:
+                writing.flush()
     return made
 
 

@@ -73,8 +73,10 @@ class Operations:
         self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Iterable[float]
     ) -> Problems:
         """Append points to a float series: steps in micro-steps, times in epoch ms."""
-        self._writing.touch(self.run)
-        return self._writing.points.append(attribute, steps, times, values)
+        refused = self._writing.points.append(attribute, steps, times, values)
+        if refused.total() < len(steps):
+            self._writing.touch(self.run)
+        return refused
 
     def append_objects(
         self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Sequence[str]

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from neptune_assets_tests.support.server import Served, server_in_thread
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with server_in_thread(tmp_path / "store") as running:
+        yield running
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    with served.client() as client:
+        yield client
