@@ -196,8 +196,8 @@ class Exports:
         return 0 if self._running is None else self._running.wait(600)
 
 
-def test_some_scripts_and_some_kills(tmp_path: Path) -> None:
-    soak(tmp_path, Soak(seconds=20, writers=3, kills=2, export_every=10, pause=0.05))
+def test_two_scripts_and_a_kill(tmp_path: Path) -> None:
+    soak(tmp_path, Soak(seconds=16, writers=2, kills=1, export_every=60, pause=0.05))
 
 
 @pytest.mark.slow
