@@ -32,6 +32,10 @@ class Segment:
     low: int | None
     high: int | None
 
+    def below(self, first: int | None) -> int | None:
+        """Return ``high``, or the step before it if ``first``, the first step of the children's points, is there."""
+        return self.high - 1 if self.high is not None and self.high == first else self.high
+
 
 def segments(run: Run, kind: Lineage, parent_of: Callable[[Run], Run | None]) -> list[Segment]:
     """Return where the points of a run's series lie, the youngest first; they do not overlap but at fork steps."""

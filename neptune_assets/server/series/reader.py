@@ -37,13 +37,10 @@ class SeriesReader:
         """Return points of a float series in a window; ``previews`` adds those that are not final."""
         found: list[FloatPoints] = []
         for segment in segments(run, lineage, self._catalog.parent):
-            part = window.narrowed(segment.low, segment.high)
+            part = window.narrowed(segment.low, segment.below(found[-1].steps[0] if found else None))
             if part.empty:
                 continue
             piece = self._own_floats(segment.run, path, part, previews=previews and segment.run is run)
-            if len(piece) and found and found[-1].steps[0] == piece.steps[-1]:
-                # Both have a point at the step of the fork: the child's counts.
-                piece = piece.slice(0, len(piece) - 1)
             if len(piece):
                 found.append(piece)
             if window.last:
@@ -63,12 +60,10 @@ class SeriesReader:
         """Return points, ascending, of a series of strings, histograms or files in a window."""
         found: list[list[ObjectPoint]] = []
         for segment in segments(run, lineage, self._catalog.parent):
-            part = window.narrowed(segment.low, segment.high)
+            part = window.narrowed(segment.low, segment.below(found[-1][0].step if found else None))
             if part.empty:
                 continue
             piece = self._own_objects(segment.run, path, kind, part)
-            if piece and found and found[-1][0].step == piece[-1].step:
-                piece = piece[:-1]
             if piece:
                 found.append(piece)
             if window.last:
