@@ -1,4 +1,4 @@
-"""When things run by themselves: on changed data, on a schedule, on new or grown recordings.
+"""When things run by themselves: on changed data, on a schedule, on runs that are new or grew.
 
 Downstream assets run when the *content* of what they read changed (its data version), not at every tick or
 rematerialization: a nightly run that finds nothing new loads nothing.
@@ -97,5 +97,5 @@ def growth_sensor(
         evaluation_fn=evaluate,
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING if settings.enabled else dg.DefaultSensorStatus.STOPPED,
-        description="Look for new or grown recordings and materialize their projects.",
+        description="Look for runs that are new or grew in the source, and materialize their projects.",
     )

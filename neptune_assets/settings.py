@@ -105,7 +105,11 @@ class LakeSettings(Model):
     )
     sort_memory_mb: int = Field(default=128, ge=32, description="Memory for sorting runs that spilled, in MiB.")
     part_mb: int = Field(default=50, ge=1, description="A run's part file is closed once it is this large, in MiB.")
-    scratch: str | None = Field(default=None, description="Local directory for spilled runs; the system's if left out.")
+    scratch: str | None = Field(
+        default=None,
+        description="Local directory for temporary files of the lake and its summaries; the system's if left out. What "
+        "a killed process left there is removed at the next start.",
+    )
     _export_storage: StorageSettings | None = PrivateAttr(default=None)
 
     @property

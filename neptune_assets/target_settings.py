@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from neptune_assets.setting_types import EnvironmentName, Model, Pattern
 
@@ -38,6 +38,11 @@ class MlflowTarget(Model):
         default=True,
         description="Write straight into the tracking database when it is SQLite or PostgreSQL of a tested schema.",
     )
+    verify_files: Literal["full", "size"] = Field(
+        default="full",
+        description="How artifacts are read back. full: every byte, which means to download them where they are not on "
+        "a local disk. size: names and sizes only.",
+    )
 
 
 class WandbTarget(Model):
@@ -62,10 +67,21 @@ class WandbTarget(Model):
         description="Where series below `monitoring/` go: the page's section of system metrics, by their time, or the "
         "history, by step. With naming neptune-exporter always the history.",
     )
+    file_sets: Literal["run_files", "artifacts"] = Field(
+        default="run_files",
+        description="What Neptune's file sets and artifacts become: files of their run, or W&B artifacts, which need "
+        "`entity` and a staging directory that is not moved.",
+    )
     job_type: str = Field(default="", description="Job type of runs.")
     job_type_attribute: str | None = Field(
         default=None, description="Attribute whose value is the job type of runs that have it."
     )
+
+    @model_validator(mode="after")
+    def _artifacts_have_an_entity(self) -> WandbTarget:
+        if self.file_sets == "artifacts" and not self.entity:
+            raise ValueError("file_sets: artifacts needs entity, because artifacts are sent to one by its name")
+        return self
 
 
 class PrefixRename(Model):
@@ -112,7 +128,9 @@ class TargetSettings(Model):
         default=None, description="Rules for names, here or as the path of a YAML file that holds them."
     )
     partial_runs: Literal["withhold", "load"] = Field(
-        default="withhold", description="What loads do with runs that are partial in the lake."
+        default="withhold",
+        description="What loads do with runs that are partial in the lake. withhold: they are not loaded, and named. "
+        "load: what is there is loaded.",
     )
     parallel_runs: int = Field(
         default=PARALLEL_RUNS, ge=1, le=64, description="Runs loaded at once, where a target takes several."
