@@ -16,15 +16,16 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Fault:
-    """What goes wrong with the next ``times`` requests whose path contains ``path``.
+    """What goes wrong with the next ``times`` requests whose path contains ``path``; with all if that is negative.
 
     ``status`` is answered without passing the request on; ``drop`` closes the connection before, ``lose`` after the
     server has carried the request out; ``late`` closes it and passes the request on ``seconds`` later; ``hang`` waits
-    ``seconds`` before passing it on; ``garble`` answers no JSON.
+    ``seconds`` before passing it on; ``garble`` answers no JSON; ``cut`` breaks off in the middle of the answer's body,
+    ``short`` leaves out its end and says nothing of it.
     """
 
     path: str
-    kind: Literal["status", "drop", "lose", "late", "hang", "garble"] = "status"
+    kind: Literal["status", "drop", "lose", "late", "hang", "garble", "cut", "short"] = "status"
     times: int = 1
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +33,8 @@ class Fault:
     seconds: float = 0.0
     after: int = 0
     """So many requests of that path go well first."""
+    holding: bytes = b""
+    """Only requests whose body holds this."""
 
 
 @dataclass
@@ -60,11 +63,11 @@ class FaultyProxy:
         self.busy = 0
         self.url = ""
 
-    def fault(self, path: str) -> Fault | None:
+    def fault(self, path: str, body: bytes = b"") -> Fault | None:
         """Return the fault that this request meets, and count it as used."""
         with self.lock:
             for fault in self.faults:
-                if fault.path in path and fault.times:
+                if fault.path in path and fault.times and fault.holding in body:
                     if fault.after:
                         fault.after -= 1
                         continue
@@ -111,7 +114,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                     proxy.busy -= 1
 
         def pass_on(self, body: bytes) -> None:
-            fault = proxy.fault(self.path)
+            fault = proxy.fault(self.path, body)
             if fault is not None:
                 if fault.kind == "status":
                     self.answer(fault.status, fault.headers, fault.body)
@@ -130,7 +133,9 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             if fault is not None and fault.kind == "lose":
                 self.hang_up()
                 return
-            self.answer(status, headers, data)
+            if fault is not None and fault.kind == "short":
+                data = data[: len(data) // 2]
+            self.answer(status, headers, data, whole=fault is None or fault.kind != "cut")
 
         def ask(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             upstream = http.client.HTTPConnection(proxy.upstream.hostname or "", proxy.upstream.port, timeout=60)
@@ -146,14 +151,17 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        def answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        def answer(self, status: int, headers: Mapping[str, str], body: bytes, whole: bool = True) -> None:
             try:
                 self.send_response_only(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(body if whole else body[: len(body) // 2])
+                if not whole:
+                    self.wfile.flush()
+                    self.hang_up()
             except OSError:
                 # The client did not wait for it.
                 self.close_connection = True

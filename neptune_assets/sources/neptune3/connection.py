@@ -23,8 +23,6 @@ from neptune_assets.sources.neptune3.pacing import Attempts, Pace
 
 _FIRST_CONTACT: Final = 30.0
 """A server that never answered is given up after so many seconds: its address may be wrong."""
-_TRIES_OF_500: Final = 4
-"""An impatient request that gets HTTP 500 so often is given up: it may ask for the one thing that the server cannot."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,17 +39,19 @@ class Connection:
         self._files: httpx.Client | None = None
         self.pace = Pace(settings.requests_per_second)
 
-    def post(self, path: str, body: Any, *, params: Mapping[str, str] | None = None, patient: bool = True) -> bytes:
+    def post(
+        self, path: str, body: Any, *, params: Mapping[str, str] | None = None, tries_of_500: int | None = None
+    ) -> bytes:
         """Send JSON and return the answer's bytes.
 
-        ``patient`` False means that the caller can ask for less where the server fails. Raises RefusedError, or
-        SourceError if the token is not accepted.
+        A request that gets HTTP 500 ``tries_of_500`` times is given up early: it may ask for the one thing that the
+        server cannot give, and the caller can ask for less. Raises RefusedError, or SourceError for a bad token.
         """
-        return self._request("POST", path, body, params, patient)
+        return self._request("POST", path, body, params, tries_of_500)
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         """Return the answer's bytes; raises as :meth:`post` does."""
-        return self._request("GET", path, None, params, True)
+        return self._request("GET", path, None, params, None)
 
     def attempts(self) -> Attempts:
         """Return fresh tries for one request."""
@@ -68,7 +68,9 @@ class Connection:
                 )
             return self._files
 
-    def _request(self, method: str, path: str, body: Any, params: Mapping[str, str] | None, patient: bool) -> bytes:
+    def _request(
+        self, method: str, path: str, body: Any, params: Mapping[str, str] | None, tries_of_500: int | None
+    ) -> bytes:
         attempts = self.attempts()
         signed_in_again = False
         while True:
@@ -98,7 +100,7 @@ class Connection:
                 if type(error).__name__ == "ApiKeyRejectedError":
                     raise self._access.rejected() from None
                 trouble = f"signing in failed: {error}"
-            given_up = status == 500 and not patient and attempts.count >= _TRIES_OF_500
+            given_up = status == 500 and tries_of_500 is not None and attempts.count >= tries_of_500
             if given_up or not attempts.again(retry_after):
                 raise RefusedError(
                     f"{self._access.server} did not answer after {attempts.count} tries; the last: {trouble}.",

@@ -47,6 +47,8 @@ _PROJECTS: Final = "/api/backend/v1/projects"
 _PAGE: Final = 10_000
 _NAMES_BYTES: Final = 200_000
 """Attribute names in one request: neptune-query stays below 220,000 bytes."""
+_TRIES: Final = 4
+"""A request that can be cut in halves is tried so often while the server answers HTTP 500; each half only twice."""
 _GUESS: Final = 1_000.0
 """Points of a series, before any was read."""
 
@@ -116,7 +118,7 @@ class FastReader:
         result = message("ProtoQueryAttributesResultDTO")
         while True:
             answer = parsed(
-                result, self._connection.post(_VALUES, body, params={"projectIdentifier": project}, patient=False)
+                result, self._connection.post(_VALUES, body, params={"projectIdentifier": project}, tries_of_500=_TRIES)
             )
             for entry in answer.entries:
                 run = found.get(entry.experimentShortId)
@@ -158,11 +160,11 @@ class FastReader:
         if group:
             yield group
 
-    def page(self, project: str, requests: Sequence[Request]) -> Page:
+    def page(self, project: str, requests: Sequence[Request], *, again: bool = False) -> Page:
         """Return the next points of series: float series only, or others only."""
         if requests[0].type is AttributeType.FLOAT_SERIES:
-            return self._float_page(project, requests)
-        return self._object_page(project, requests)
+            return self._float_page(project, requests, again)
+        return self._object_page(project, requests, again)
 
     def download(self, project: str, run_id: str, path: str, step: float | None, reference: FileReference) -> BinaryIO:
         """Open a file for streaming; it is asked for again where the connection breaks."""
@@ -176,7 +178,7 @@ class FastReader:
         # Half as much again as expected, so that most series come whole.
         return max(1, min(self._settings.series_per_page, int(self._settings.points_per_page / (1.5 * expected + 1))))
 
-    def _float_page(self, project: str, requests: Sequence[Request]) -> Page:
+    def _float_page(self, project: str, requests: Sequence[Request], again: bool) -> Page:
         limit = max(1, self._settings.points_per_page // len(requests))
         previews = self._settings.metric_previews
         body = {
@@ -192,7 +194,7 @@ class FastReader:
             "order": "descending",
             "perSeriesPointsLimit": limit,
         }
-        content = self._connection.post(_FLOATS, body, patient=False)
+        content = self._connection.post(_FLOATS, body, tries_of_500=_tries(again))
         parts: list[FloatPart] = []
         rest: list[Request] = []
         for request_id, points in float_points(content):
@@ -212,7 +214,7 @@ class FastReader:
         with self._lock:
             self._points_of_a_series = max(1.0, (self._points_of_a_series + mean) / 2)
 
-    def _object_page(self, project: str, requests: Sequence[Request]) -> Page:
+    def _object_page(self, project: str, requests: Sequence[Request], again: bool) -> Page:
         body = {
             "requests": [
                 {
@@ -231,7 +233,7 @@ class FastReader:
         }
         params = {"useDeprecatedStringFields": "false"}
         result = message("ProtoSeriesValuesResponseDTO")
-        answer = parsed(result, self._connection.post(_OBJECTS, body, params=params, patient=False))
+        answer = parsed(result, self._connection.post(_OBJECTS, body, params=params, tries_of_500=_tries(again)))
         parts: list[ObjectPart] = []
         rest: list[Request] = []
         progress = False
@@ -260,6 +262,10 @@ def _scope(project: str, runs: Sequence[ListedRun], types: Sequence[str] | None)
     if types is not None:
         body["attributeFilter"] = [{"attributeType": NAMES_OF_TYPES[AttributeType(kind)]} for kind in types]
     return body
+
+
+def _tries(again: bool) -> int:
+    return 2 if again else _TRIES
 
 
 def _series(project: str, request: Request) -> dict[str, Any]:

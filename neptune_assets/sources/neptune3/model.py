@@ -128,8 +128,8 @@ class Reader(Protocol):
     def definitions(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> set[str]:
         """Return the path of every attribute that any of the runs has, as ``list_attributes`` does."""
 
-    def page(self, project: str, requests: Sequence[Request]) -> Page:
-        """Return points of series: float series only, or others only."""
+    def page(self, project: str, requests: Sequence[Request], *, again: bool = False) -> Page:
+        """Return points of series: float series only, or others only; ``again`` if these failed among others."""
 
     def groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Cut requests, in order, into groups that :meth:`page` can answer at once."""

@@ -118,7 +118,7 @@ class PublicReader:
         if group:
             yield group
 
-    def page(self, project: str, requests: Sequence[Request]) -> Page:
+    def page(self, project: str, requests: Sequence[Request], *, again: bool = False) -> Page:
         """Return the next points; requests that go on from different steps take a call each."""
         if all(request.after is None for request in requests):
             return self._page(project, requests)

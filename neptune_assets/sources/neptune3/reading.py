@@ -174,22 +174,22 @@ class Reading:
         """Cut requests into groups that are asked for together."""
         return list(self._reader.groups(requests))
 
-    def answer(self, requests: Sequence[Request]) -> _Answer:
+    def answer(self, requests: Sequence[Request], *, again: bool = False) -> _Answer:
         """Ask for points; where that fails for good, ask for less until only what fails is left."""
         try:
-            return _Answer(self._reader.page(self._project, requests))
+            return _Answer(self._reader.page(self._project, requests, again=again))
         except RefusedError as error:
             self._check_alive(error)
             if len(requests) == 1:
                 return self._last_try(requests[0])
         middle = len(requests) // 2
-        first, second = self.answer(requests[:middle]), self.answer(requests[middle:])
+        first, second = (self.answer(part, again=True) for part in (requests[:middle], requests[middle:]))
         page = Page([*first.page.parts, *second.page.parts], [*first.page.rest, *second.page.rest])
         return _Answer(page, [*first.failed, *second.failed])
 
     def _last_try(self, request: Request) -> _Answer:
         try:
-            return _Answer(self._reader.page(self._project, [request]))
+            return _Answer(self._reader.page(self._project, [request], again=True))
         except RefusedError as error:
             return _Answer(Page(), [(request, str(error))])
 
