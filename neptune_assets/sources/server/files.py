@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +28,18 @@ class StoredFile:
                 f"The bytes of {self.relative_path!r} are not in the store: {error}.",
                 hint="Put the store's objects back from a copy; nothing of ours ever deletes them.",
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file made of what the database holds. Implements :class:`neptune_assets.sources.protocol.SourceFile`."""
+
+    relative_path: str
+    content: bytes
+
+    def open(self) -> BinaryIO:
+        """Open the content."""
+        return BytesIO(self.content)
 
 
 def file_name(key: str, mime_type: str) -> str:

@@ -24,7 +24,9 @@ MEMBERS: Final = "members"
 
 _FETCH: Final = 16_384
 _ATTRIBUTES: Final = (
-    "SELECT id, path, type FROM attributes AS attribute WHERE run = ? AND (value IS NOT NULL"
+    "SELECT id, path, type FROM attributes AS attribute WHERE run = ? AND"
+    # The value of a series is how it is to be drawn: nothing to keep without points.
+    " ((value IS NOT NULL AND type NOT LIKE '%series')"
     " OR EXISTS (SELECT 1 FROM points WHERE points.attribute = attribute.id)"
     " OR EXISTS (SELECT 1 FROM objects WHERE objects.attribute = attribute.id)) ORDER BY path"
 )
@@ -110,11 +112,24 @@ class RunReading:
 def members_of(connection: sqlite3.Connection, run: Run, path: str) -> list[tuple[str, str]] | None:
     """Return (path inside the set, sha256) of each file of a file set; None if the run has no such set."""
     row = connection.execute(
-        "SELECT value FROM attributes WHERE run = ? AND path = ? AND type = 'file_set'", (run.id, path)
+        "SELECT id FROM attributes WHERE run = ? AND path = ? AND type = 'file_set'", (run.id, path)
     ).fetchone()
     if row is None:
         return None
-    return [(item["path"], item["sha256"]) for item in json.loads(row["value"])["members"] if item["sha256"]]
+    members = connection.execute(
+        "SELECT path, sha256 FROM file_set_files WHERE attribute = ? AND sha256 IS NOT NULL ORDER BY path", (row["id"],)
+    )
+    return [(item["path"], item["sha256"]) for item in members]
+
+
+def artifact_files_of(connection: sqlite3.Connection, run: Run, path: str) -> str | None:
+    """Return the list of an artifact's files as JSON; None if the run has no such artifact, or no list of it came."""
+    row = connection.execute(
+        "SELECT artifacts.files FROM attributes JOIN artifacts ON artifacts.hash = json_extract(value, '$.hash')"
+        " WHERE run = ? AND path = ? AND type = 'artifact'",
+        (run.id, path),
+    ).fetchone()
+    return None if row is None else row["files"]
 
 
 def _reference(path: str, kind: AttributeType, value: str) -> str:

@@ -22,8 +22,8 @@ from neptune_assets.server.store.runs import SELECT_RUN, Run, find_run, run_of
 from neptune_assets.settings import Filters, ServerSource
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
-from neptune_assets.sources.server.files import StoredFile, file_name
-from neptune_assets.sources.server.reading import FILE, RunReading, members_of
+from neptune_assets.sources.server.files import StoredFile, WrittenFile, file_name
+from neptune_assets.sources.server.reading import FILE, RunReading, artifact_files_of, members_of
 
 
 class Server:
@@ -79,9 +79,13 @@ class Server:
             if kind != FILE:
                 run = find_run(connection, run_id, scope.value)
                 members = None if run is None else members_of(connection, run, rest)
+                listed = None if run is None else artifact_files_of(connection, run, rest)
+                if listed is not None:
+                    return [WrittenFile("files_list.json", listed.encode())]
                 if members is None:
                     raise FileGoneError(
-                        f"Run {run_id!r} has no file set {rest!r} any more.", hint="Materialize the project again."
+                        f"Run {run_id!r} has no file set {rest!r} any more, or no list of what it tracks.",
+                        hint="Materialize the project again.",
                     )
                 return [StoredFile(name, object_path(directory, digest)) for name, digest in members]
             row = connection.execute("SELECT sha256, mime_type FROM files WHERE key = ?", (rest,)).fetchone()
