@@ -55,12 +55,15 @@ class Artifacts:
         with _storage_errors(self.uri):
             return dict(self._list(None))
 
-    def sha256(self, path: str) -> str | None:
-        """Return the hash of one artifact where reading it is cheap (local), else None."""
-        if self._local is None:
-            return None
-        with (self._local / path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+    def sha256(self, path: str) -> str:
+        """Return the hash of one artifact; where it is not local, it comes as a file, which needs room on the disk."""
+        if self._local is not None:
+            return _sha256(self._local / path)
+        with ScratchDirectory("artifact") as folder, _storage_errors(self.uri):
+            file = folder / "content"
+            # What every repository of MLflow has to have; the public call would list the directory for each file.
+            self._repository._download_file(path, str(file))
+            return _sha256(file)
 
     @staticmethod
     def digest(data: bytes) -> str:
@@ -122,6 +125,11 @@ def _local_path(uri: str) -> Path | None:
     if not is_local_uri(uri):  # type: ignore[no-untyped-call]
         return None
     return Path(str(local_file_uri_to_path(uri)))  # type: ignore[no-untyped-call]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _copy(blocks: Iterable[bytes], target: Path) -> tuple[int, str]:

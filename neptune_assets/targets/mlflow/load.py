@@ -224,5 +224,5 @@ class MlflowTarget:
             ),
             *verify.compare_texts("param", plan.params, held.params, subset=False),
             *verify.compare_texts("tag", tags, held.tags, subset=True),
-            *verify.compare_artifacts(store, receipt),
+            *verify.compare_artifacts(store, receipt, content=self._settings.verify_files == "full"),
         ]

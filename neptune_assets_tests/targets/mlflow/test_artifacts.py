@@ -134,7 +134,7 @@ def test_every_kind_arrives_whole_and_keeps_its_extension(options: dict[str, Any
     assert set(got) - set(fetched(tmp_path, options, tmp_path / "again")) == {"files/f/a/model.bin"}
 
 
-def test_a_file_that_is_lost_or_cut_is_found(s3: str, tmp_path: Path) -> None:
+def test_a_file_that_is_lost_cut_or_changed_is_found(s3: str, tmp_path: Path) -> None:
     import os
 
     import boto3
@@ -153,10 +153,33 @@ def test_a_file_that_is_lost_or_cut_is_found(s3: str, tmp_path: Path) -> None:
     client.delete_object(Bucket=bucket, Key=lost)
     client.put_object(Bucket=bucket, Key=cut, Body=b"short")
     client.put_object(Bucket=bucket, Key=cut + ".more", Body=b"")
+    (changed,) = [key for key in keys if key.endswith("f/a/model.bin")]
+    client.put_object(Bucket=bucket, Key=changed, Body=b"\x00\x02")
     found = "\n".join(target.verify(run, report.receipts[0]).differences)
     target.close()
-    for words in ("'files/f/b/model.bin' is missing", "'series/log.jsonl' has 5 bytes", "was not written"):
+    by_size = ("'files/f/b/model.bin' is missing", "'series/log.jsonl' has 5 bytes", "was not written")
+    for words in (*by_size, "'files/f/a/model.bin' has other content"):
         assert words in found
+    quick = Opened(MlflowTarget(**options, verify_files="size"), LakeSettings(root=str(tmp_path / "lake")))
+    found = "\n".join(quick.verify(run, report.receipts[0]).differences)
+    quick.close()
+    assert all(words in found for words in by_size)
+    assert "other content" not in found
+
+
+def test_an_artifact_that_was_changed_behind_a_server_is_found(server: RunningServer, tmp_path: Path) -> None:
+    server.empty()
+    options = {"tracking_uri": server.url}
+    report = load(tmp_path, options, ROWS)
+    run = Lake(LakeSettings(root=str(tmp_path / "lake"))).project(PROJECT).run("R-1")
+    target = Opened(MlflowTarget(**options), LakeSettings(root=str(tmp_path / "lake")))
+    assert target.verify(run, report.receipts[0]).ok
+    (changed,) = server.artifacts.rglob("f/b/model.bin")
+    changed.write_bytes(b"othes")
+    assert target.verify(run, report.receipts[0]).differences == (
+        "artifact 'files/f/b/model.bin' has other content than was written",
+    )
+    target.close()
 
 
 def test_a_store_that_does_not_answer_or_refuses_is_named(
