@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,9 @@ def _serve(options: argparse.Namespace) -> int:
             timeout_graceful_shutdown=30,
         )
     )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # The server ends itself on these; afterwards it raises them again for whoever listened before, which is us.
+        signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import NAMESPACE_URL, uuid5
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from neptune_assets.errors import LakeError
+from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.server.store.files import Stored
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import NewRun, Run
 from neptune_assets.server.store.values import encode, file_value, histogram_value, to_json
@@ -142,7 +144,12 @@ def _copy(
     if kind in PARAMETER_TYPES:
         operations.assign(place, kind, encode(kind, column[0].as_py()))
         return
+    if kind is AttributeType.FLOAT_SERIES:
+        column = column.fill_null(float("nan"))
     values = column.to_pylist()
+    if kind is AttributeType.FILE_SET:
+        _copy_file_set(operations, writing, project, run, path, place)
+        return
     if kind in FILE_TYPES:
         stored = [adopted_file(writing, project, run, value) for value in values]
         if kind is not AttributeType.FILE_SERIES:
@@ -151,14 +158,13 @@ def _copy(
         values = [to_json(value) for value in stored]
     elif kind is AttributeType.HISTOGRAM_SERIES:
         values = [to_json(histogram_value(value["type"], value["edges"], value["values"])) for value in values]
-    steps = pc.multiply(rows["step"].cast(pa.decimal128(38, 6)), pa.scalar(MICROSTEPS)).cast(pa.int64()).to_pylist()
-    times = rows["timestamp"].cast(pa.int64()).to_pylist()
+    steps = microsteps(rows["step"]).tolist()
+    times = rows["timestamp"].cast(pa.int64()).fill_null(0).to_pylist()
     attribute = operations.attribute(place, kind)
-    if attribute is None or any(step is None for step in steps):
+    if attribute is None or rows["step"].null_count:
         raise LakeError(
             f"The series {path!r} of run {run.run_id!r} has points without a step.", hint="Log to another run."
         )
-    times = [0 if time is None else time for time in times]
     if kind is AttributeType.FLOAT_SERIES:
         refused = operations.append_floats(attribute, steps, times, values)
     else:
@@ -179,13 +185,37 @@ def adopted_file(writing: Writing, project: ProjectStore, run: LakeRun, value: d
         source = run.open_file(path)
     except LakeError:
         return file_value(path, 0, mime)
+    stored = _bytes(project, source)
+    writing.put_file(path, stored.sha256, stored.size, mime)
+    return file_value(path, stored.size, mime)
+
+
+def _copy_file_set(
+    operations: Operations, writing: Writing, project: ProjectStore, run: LakeRun, path: str, place: str
+) -> None:
+    attribute = operations.attribute(place, AttributeType.FILE_SET)
+    if attribute is None:
+        raise LakeError(f"The file set {path!r} of {run.run_id!r} has no place in the store.", hint="Rename it.")
+    total = count = 0
+    for record in run.file_records(path):
+        if record.member is None or record.attribute_type != AttributeType.FILE_SET:
+            continue
+        stored = _bytes(project, run.open_file(record.path))
+        writing.connection.execute(
+            "INSERT OR REPLACE INTO file_set_files (attribute, path, sha256, size, modified_at) VALUES (?, ?, ?, ?, ?)",
+            (attribute.id, record.member, stored.sha256, stored.size, writing.now),
+        )
+        total += stored.size
+        count += 1
+    operations.assign(place, AttributeType.FILE_SET, to_json({"size": total, "files": count}))
+
+
+def _bytes(project: ProjectStore, source: BinaryIO) -> Stored:
     incoming = project.objects.receive()
     try:
         with source:
             while block := source.read(_BLOCK):
                 incoming.write(block)
-        stored = incoming.keep()
+        return incoming.keep()
     finally:
         incoming.drop()
-    writing.put_file(path, stored.sha256, stored.size, mime)
-    return file_value(path, stored.size, mime)
