@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Final, TypeVar, cast
 
-import numpy as np
-
 from neptune_assets.errors import SourceError
 from neptune_assets.schema import SERIES_TYPES, AttributeType
 from neptune_assets.settings import Neptune3Source
@@ -86,7 +84,7 @@ class PublicReader:
         from neptune_query.filters import AttributeFilter
 
         wanted = AttributeFilter(type=_types(types))
-        frame = self._runs_table(project, runs=[run.run_id], attributes=wanted)
+        frame = self._runs_table(project, runs=_which(run), attributes=wanted)
         found = RunAttributes(run)
         if not len(frame):
             return found
@@ -102,9 +100,19 @@ class PublicReader:
         from neptune_query import runs as neptune_runs
         from neptune_query.filters import AttributeFilter
 
-        ids = [run.run_id for run in runs]
         wanted = AttributeFilter(type=_types(types))
-        return set(self._call(2, lambda: neptune_runs.list_attributes(project=project, runs=ids, attributes=wanted)))
+        chosen: list[Any] = [_which(run) for run in runs if run.trashed]
+        if len(chosen) < len(runs):
+            chosen.append([run.run_id for run in runs if not run.trashed])
+        found: set[str] = set()
+        for which in chosen:
+            found.update(
+                self._call(
+                    2,
+                    lambda which=which: neptune_runs.list_attributes(project=project, runs=which, attributes=wanted),  # type: ignore[misc]
+                )
+            )
+        return found
 
     def groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Cut requests into groups of one run and one type."""
@@ -139,25 +147,31 @@ class PublicReader:
         )
 
     def _page(self, project: str, requests: Sequence[Request]) -> Page:
-        limit = max(1, self._settings.points_per_page // len(requests))
+        limit = max(2, self._settings.points_per_page // len(requests))
         by_path = {request.path: request for request in requests}
         after = requests[0].after
         asked: dict[str, Any] = {
             "project": project,
-            "runs": [requests[0].run.run_id],
+            "runs": [requests[0].run.run_id] if _is_float(requests) else _which(requests[0].run),
             "include_time": "absolute",
             "lineage_to_the_root": False,
             "tail_limit": limit,
-            # Both ends of a range belong to it: the next smaller number leaves out what has come.
-            "step_range": (None, None if after is None else float(np.nextafter(float(after), -np.inf))),
+            # Both ends of a range belong to it; what has come already is left out below.
+            "step_range": (None, after),
         }
         parts = self._floats(by_path, asked) if _is_float(requests) else self._objects(by_path, asked, requests[0].type)
+        kept: list[FloatPart | ObjectPart] = []
         rest = []
         for part in parts:
-            steps = part.steps if isinstance(part, FloatPart) else [point[0] for point in part.points]
-            if len(steps) >= limit:
-                rest.append(Request(part.request.run, part.request.path, part.request.type, float(min(steps))))
-        return Page(parts, rest)
+            full = _length(part) >= limit
+            if after is not None:
+                _leave_out(part, float(after))
+            if _length(part):
+                kept.append(part)
+                if full:
+                    last = part.steps[-1] if isinstance(part, FloatPart) else part.points[-1][0]
+                    rest.append(Request(part.request.run, part.request.path, part.request.type, float(last)))
+        return Page(kept, rest)
 
     def _floats(self, by_path: dict[str, Request], asked: dict[str, Any]) -> Sequence[FloatPart | ObjectPart]:
         from neptune_query import runs as neptune_runs
@@ -233,6 +247,32 @@ def _sign_in_anew() -> None:
     from neptune_query.internal import client
 
     client.clear_cache()
+
+
+def _which(run: ListedRun) -> Any:
+    """How to name one run: by its id; a run in the trash is only found by a filter that says so."""
+    from neptune_query.filters import Attribute as NamedAttribute
+    from neptune_query.filters import Filter
+
+    if not run.trashed:
+        return [run.run_id]
+    trashed = Filter.eq(NamedAttribute("sys/trashed", type="bool"), True)
+    return Filter.eq(NamedAttribute("sys/custom_run_id", type="string"), run.run_id) & trashed
+
+
+def _length(part: FloatPart | ObjectPart) -> int:
+    return len(part.steps) if isinstance(part, FloatPart) else len(part.points)
+
+
+def _leave_out(part: FloatPart | ObjectPart, after: float) -> None:
+    """Leave out points from a step on."""
+    if isinstance(part, ObjectPart):
+        part.points = [point for point in part.points if point[0] < after]
+        return
+    new = part.steps < after
+    part.steps, part.times, part.values = part.steps[new], part.times[new], part.values[new]
+    if part.preview is not None and part.completion is not None:
+        part.preview, part.completion = part.preview[new], part.completion[new]
 
 
 def _types(types: Sequence[str] | None) -> list[Any]:
