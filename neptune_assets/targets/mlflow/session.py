@@ -36,6 +36,8 @@ _DIALECTS: Final[dict[str, Any]] = {
 _BUSY_MS: Final = 60_000
 _CACHE_KB: Final = 32 << 10
 """SQLite writes a transaction that outgrows this into the file early and then keeps readers out until it ends."""
+_READ_CACHE_KB: Final = 4 << 10
+"""The rows of a run lie side by side: reading them back needs no more."""
 _CACHED_ROWS: Final = _CACHE_KB << 10 >> 9
 """Rows of metrics, at half a kilobyte with all indexes, that surely stay in the cache."""
 
@@ -88,7 +90,8 @@ class Session:
             raise
         if connection.database_file is not None:
             try:
-                for pragma in (f"busy_timeout = {_BUSY_MS}", f"cache_size = -{_CACHE_KB}"):
+                cache = _CACHE_KB if writes else _READ_CACHE_KB
+                for pragma in (f"busy_timeout = {_BUSY_MS}", f"cache_size = -{cache}"):
                     self._run(f"PRAGMA {pragma}")
             except BaseException:
                 self.close()
