@@ -151,6 +151,8 @@ def test_a_killed_load_is_repaired_by_the_next_one(place_class: type[Place], nur
         code = nursery.wait()
         interrupted += code == -signal.SIGKILL
         assert code in {0, -signal.SIGKILL}
+        if code == 0:
+            seconds[version] *= 0.7  # the machine was busier when this was measured: kill earlier from now on
         for run_id, run in held(place).items():
             if run.digest is not None:
                 assert run in [side[run_id] for side in expected], f"{run_id} looks whole after kill {kill} and is not"

@@ -47,6 +47,8 @@ class WandbFile:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    artifacts: list[Any] = field(default_factory=list)
+    """The artifacts that are to be logged, as wandb's protobuf has them."""
     kinds: list[str] = field(default_factory=list)
     system: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     """System metrics: time in milliseconds, values by key."""
@@ -78,6 +80,8 @@ def read_wandb(path: Path) -> WandbFile:
             result.metrics[record.metric.name] = record.metric.step_metric
         elif kind == "files":
             result.files += [item.path for item in record.files.files]
+        elif kind == "request":
+            result.artifacts.append(record.request.log_artifact)
         elif kind == "stats":
             assert record.stats.stats_type == pb.StatsRecord.StatsType.SYSTEM
             time = record.stats.timestamp.seconds * 1000 + record.stats.timestamp.nanos // 1_000_000

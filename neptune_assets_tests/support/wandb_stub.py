@@ -15,7 +15,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
+
+
+@dataclass
+class StubArtifact:
+    name: str
+    type: str
+    digest: str
+    state: str = "PENDING"
+    metadata: str = ""
+    aliases: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Files by their path in the artifact; the manifest that was sent last is ``wandb_manifest.json``."""
+    commits: int = 0
 
 
 @dataclass
@@ -26,6 +39,8 @@ class StubRun:
     upserts: list[dict[str, Any]] = field(default_factory=list)
     history: dict[int, str] = field(default_factory=dict)
     """Line number -> line, as the server keeps them: a line sent again for the same number replaces the old one."""
+    artifacts: dict[str, StubArtifact] = field(default_factory=dict)
+    """By collection and digest, as the server tells versions apart."""
     events: dict[int, str] = field(default_factory=dict)
     """The same of system metrics."""
     summary: str = "{}"
@@ -140,12 +155,17 @@ class WandbStub:
 
             def do_PUT(self) -> None:
                 body = self._body()
-                match = re.fullmatch(r"/put/([^/]+)/(.+)", self.path)
+                match = re.fullmatch(r"/(put|artifact)/([^/]+)/(.+)", self.path)
                 assert match
                 if self._fault("put"):
                     return
+                if match[1] == "artifact":
+                    with stub.lock:
+                        stub.artifact(unquote(match[2])).files[unquote(match[3])] = body
+                    self._answer({})
+                    return
                 with stub.lock:
-                    stub.runs[match[1]].files[unquote(match[2])] = body
+                    stub.runs[match[2]].files[unquote(match[3])] = body
                 self._answer({})
 
             def do_GET(self) -> None:
@@ -224,8 +244,58 @@ class WandbStub:
                 "summaryMetrics": run.summary,
             }
             return {"data": {"project": {"run": facts}}}
+        if operation == "NeptuneAssetsArtifacts":
+            made = self.runs[variables["run"]].artifacts.values()
+            nodes = [{"digest": a.digest, "state": a.state, "artifactSequence": {"name": a.name}} for a in made]
+            page = {"edges": [{"node": node} for node in nodes], "pageInfo": {"endCursor": None, "hasNextPage": False}}
+            return {"data": {"project": {"run": {"outputArtifacts": page}}}}
+        if operation in {"CreateArtifact", "CreateArtifactManifest", "CreateArtifactFiles", "CommitArtifact"}:
+            return {"data": self.of_artifacts(operation, variables)}
         self.unknown.append(operation)
         return {"errors": [{"message": f"the stub does not know {operation}"}]}
+
+    def artifact(self, number: str) -> StubArtifact:
+        run, _, rest = number.partition("|")
+        return self.runs[run].artifacts[rest]
+
+    def of_artifacts(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        given = variables.get("input") or variables
+        if operation == "CreateArtifact":
+            run, key = self.runs[given["runName"]], f"{given['artifactCollectionName']}|{given['digest']}"
+            made = run.artifacts.setdefault(
+                key,
+                StubArtifact(
+                    given["artifactCollectionName"],
+                    given["artifactTypeName"],
+                    given["digest"],
+                    metadata=given.get("metadata") or "",
+                    aliases=[item["alias"] for item in given.get("aliases") or []],
+                ),
+            )
+            answer = {"id": f"{run.name}|{key}", "state": made.state, "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": answer}}
+        if operation == "CreateArtifactFiles":
+            edges = [
+                {
+                    "node": {
+                        "storagePath": "x",
+                        "uploadUrl": f"{self.url}/artifact/{quote(spec['artifactID'], safe='')}/{quote(spec['name'])}",
+                        "uploadHeaders": [],
+                        "uploadMultipartUrls": None,
+                        "artifact": {"id": spec["artifactID"]},
+                    }
+                }
+                for spec in given["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+        number = given["artifactID"]
+        if operation == "CommitArtifact":
+            made = self.artifact(number)
+            made.state, made.commits = "COMMITTED", made.commits + 1
+            return {"commitArtifact": {"artifact": {"id": number, "digest": made.digest}}}
+        url = f"{self.url}/artifact/{quote(number, safe='')}/wandb_manifest.json"
+        file = {"id": "f", "uploadUrl": url, "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": f"m-{number}", "file": file}}}
 
     def stream(self, name: str, body: dict[str, Any]) -> None:
         run = self.runs[name]

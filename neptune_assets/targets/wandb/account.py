@@ -23,6 +23,8 @@ class Account:
     notes: list[str] = field(default_factory=list)
     history_rows: int = 0
     system_rows: int = 0
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """Name and digest of each artifact."""
     bytes: int = 0
 
     def drops(self) -> tuple[Dropped, ...]:

@@ -40,6 +40,13 @@ _RUN: Final = """query NeptuneAssetsRun($project: String!, $entity: String, $run
 }"""
 
 
+_ARTIFACTS: Final = """query NeptuneAssetsArtifacts($project: String!, $entity: String, $run: String!, $after: String) {
+  project(name: $project, entityName: $entity) { run(name: $run) { outputArtifacts(first: 100, after: $after) {
+    edges { node { digest state artifactSequence { name } } } pageInfo { endCursor hasNextPage }
+  } } }
+}"""
+
+
 class WandbClient:
     """Talks to one W&B server with one key."""
 
@@ -123,6 +130,8 @@ class WandbClient:
         summary = json.loads(run["summaryMetrics"] or "{}")
         if (summary.get("neptune_assets") or {}).get("digest") != marker.digest:
             said.append("W&B does not have the digest yet")
+        held = self._artifacts(marker) if marker.artifacts else {}
+        said += [f"W&B has no artifact {name}" for name, digest in marker.artifacts.items() if held.get(name) != digest]
         return said
 
     def held(self, marker: Marker) -> int | None:
@@ -134,6 +143,26 @@ class WandbClient:
         variables = {"project": marker.wandb_project, "entity": marker.entity or None, "run": marker.wandb_run}
         found = (self._query(_RUN, variables).get("project") or {}).get("run")
         return found if isinstance(found, dict) else None
+
+    def _artifacts(self, marker: Marker) -> dict[str, str]:
+        """Return name and digest of the committed artifacts that the run has made."""
+        found: dict[str, str] = {}
+        variables: dict[str, Any] = {
+            "project": marker.wandb_project,
+            "entity": marker.entity or None,
+            "run": marker.wandb_run,
+        }
+        more = True
+        while more:
+            run = (self._query(_ARTIFACTS, variables).get("project") or {}).get("run") or {}
+            page = run.get("outputArtifacts") or {"edges": [], "pageInfo": {}}
+            for edge in page["edges"]:
+                node = edge["node"]
+                if node["state"] == "COMMITTED":
+                    found[node["artifactSequence"]["name"]] = node["digest"]
+            more = bool(page["pageInfo"].get("hasNextPage"))
+            variables["after"] = page["pageInfo"].get("endCursor")
+        return found
 
     def _environment(self, home: str) -> dict[str, str]:
         """Return the environment of ``wandb sync``: no other W&B setting, nothing reported or left over."""

@@ -44,6 +44,7 @@ def choices(settings: WandbTarget) -> dict[str, str]:
     return {
         "naming": settings.naming,
         "system_metrics": settings.system_metrics if own else "history",
+        "file_sets": settings.file_sets,
         "job_type": settings.job_type,
         "job_type_attribute": settings.job_type_attribute or "",
     }
@@ -64,6 +65,8 @@ class Marker:
     history_rows: int
     system_rows: int
     receipt: dict[str, Any]
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """Names and digests of the run's artifacts."""
     lineage: dict[str, str] = field(default_factory=dict)
     """Digests of the runs whose points stand in front of this fork's own."""
     format: int = FORMAT

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.errors import TargetError
+from neptune_assets.targets.wandb.artifacts import Artifact
+from neptune_assets.targets.wandb.artifacts import read as read_artifact
 from neptune_assets.targets.wandb.columns import Bools, Ints, microsteps
 from neptune_assets.targets.wandb.decoding import HistoryItems, Window, windows
 from neptune_assets.targets.wandb.mapping import AXIS, Layout
@@ -38,6 +40,8 @@ class Content:
     tables: defaultdict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     media: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    """By name; files are below the run's ``files`` directory, or absolute."""
     config: dict[str, str] = field(default_factory=dict)
     summary: dict[str, str] = field(default_factory=dict)
     run: str = ""
@@ -60,10 +64,12 @@ class ContentReader:
     def __init__(self, layout: Layout) -> None:
         self._unit, self._axis = layout.stepping.unit, layout.stepping.axis
         self._content = Content()
+        self._directory = Path()
 
     def read(self, path: Path) -> Content:
         """Return what the file holds. Raises TargetError if it is damaged."""
         content, end = self._content, 0
+        self._directory = path.parent
         for window in windows(path):
             try:
                 self._history(window.history)
@@ -88,6 +94,9 @@ class ContentReader:
                 content.summary.update((item.nested_key[0], item.value_json) for item in record.summary.update)
             elif kind == "files":
                 content.files.extend(item.path for item in record.files.files)
+            elif kind == "request":
+                artifact = read_artifact(record, self._directory)
+                content.artifacts[artifact.name] = artifact
             elif kind == "stats":
                 stats.append(record_points(record))
             elif kind == "exit":

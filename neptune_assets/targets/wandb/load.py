@@ -216,11 +216,13 @@ class WandbTarget:
     def _stage(self, run: LakeRun, plan: Plan) -> tuple[Path, Marker]:
         project = StagedProject(self._root, run.project_id)
         wandb_run = run_key(run.project_id, run.run_id)
+        name = directory_name(wandb_run, start_of(run, {}))
         place = Place(
             entity=self._settings.entity or "",
             project=self._names.name(run.project_id),
             run=wandb_run,
             exporter_names=self._settings.naming == "neptune-exporter",
+            artifacts_from=project.path / name if self._settings.file_sets == "artifacts" else None,
             job_type=self._settings.job_type,
             job_type_attribute=self._settings.job_type_attribute,
         )
@@ -254,6 +256,7 @@ class WandbTarget:
                 choices=self._choices,
                 history_rows=account.history_rows,
                 system_rows=account.system_rows,
+                artifacts=account.artifacts,
                 lineage={
                     ancestor.run.run_id: run.project.records()[ancestor.run.run_id].digest
                     for ancestor in self._layout(run).lineage
@@ -263,7 +266,7 @@ class WandbTarget:
             for earlier in project.directories(wandb_run):
                 carry_over(earlier, directory)
             write_marker(directory, marker)
-            return project.publish(directory, directory_name(wandb_run, start_of(run, {})), wandb_run), marker
+            return project.publish(directory, name, wandb_run), marker
         finally:
             if directory.exists():
                 shutil.rmtree(directory)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import TargetError
 from neptune_assets.schema import SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.wandb import records
+from neptune_assets.targets.wandb import artifacts, records
 from neptune_assets.targets.wandb.account import EXACT, Account
 from neptune_assets.targets.wandb.gathering import Gathering
 from neptune_assets.targets.wandb.history import HistoryEncoder
@@ -48,6 +48,8 @@ class Place:
     exporter_names: bool = False
     """True if runs are called as neptune-exporter called them: by their custom run id, if they have one."""
     job_type: str = ""
+    artifacts_from: Path | None = None
+    """Where the staged run will lie, if its file sets and artifacts are to be artifacts; None for run files."""
     job_type_attribute: str | None = None
     """Attribute whose value is the job type of runs that have it."""
 
@@ -133,6 +135,7 @@ class RunStage:
             for paths, media in ((self._own_files(), False), (sorted(set(self._gathering.files.media_paths)), True)):
                 for begin in range(0, len(paths), 1_000):
                     self._append(log, records.files(paths[begin : begin + 1_000], media=media))
+            self._write_artifacts(log)
             self._append(log, records.summary(self._last_line(result.last_step, result.last_time, start)))
             seconds = 0 if result.last_time is None or start is None else (result.last_time - start) // 1000
             self._append(log, records.finish(1 if facts.get("sys/failed") is True else 0, seconds))
@@ -189,6 +192,9 @@ class RunStage:
     def _own_files(self) -> list[str]:
         """Write our own files, name the run files, and return the paths of both."""
         paths = self._gathering.files.finish()
+        if self._place.artifacts_from is not None:
+            apart = {file.path for file in self._gathering.files.staged if file.attribute_type in artifacts.TYPES}
+            paths = [path for path in paths if path not in apart]
         if any(self._gathering.account.mapped[str(kind)] for kind in _EXACT_TYPES):
             self._write_exact()
             paths.append(EXACT)
@@ -210,6 +216,21 @@ class RunStage:
         target = self._directory / "files" / INDEX
         target.write_text(json.dumps(index, ensure_ascii=False, indent=1), encoding="utf-8")
         return [*paths, INDEX]
+
+    def _write_artifacts(self, log: LogWriter) -> None:
+        place = self._place
+        if place.artifacts_from is None:
+            return
+        (self._directory / artifacts.STAGING).mkdir()
+        for made in artifacts.made_of(self._gathering.files.staged, place.run, self._directory / "files"):
+            self._gathering.account.artifacts[made.name] = made.digest
+            directory = place.artifacts_from
+            self._append(
+                log,
+                artifacts.record(
+                    made, entity=place.entity, project=place.project, wandb_run=place.run, directory=directory
+                ),
+            )
 
     def _write_exact(self) -> None:
         """Keep metrics, histograms and file series once more, with every step, time and value as they were."""

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.schema import PARAMETER_TYPES, AttributeType
+from neptune_assets.targets.wandb import artifacts
 from neptune_assets.targets.wandb.account import EXACT
 from neptune_assets.targets.wandb.columns import codes, microsteps, milliseconds, plain, present
 from neptune_assets.targets.wandb.content import Content, ContentReader, text_number
 from neptune_assets.targets.wandb.lineage import Inheritance
 from neptune_assets.targets.wandb.mapping import Layout
-from neptune_assets.targets.wandb.media import sha256_of
+from neptune_assets.targets.wandb.media import StagedFile, sha256_of
 from neptune_assets.targets.wandb.parameters import Parameters
 from neptune_assets.targets.wandb.records import json_text
 from neptune_assets.targets.wandb.rows import typed_rows
@@ -216,7 +217,11 @@ def _files(run: LakeRun, content: Content, directory: Path) -> Iterator[str]:
             and (file["attribute_path"], file["sha256"]) not in known
         ):
             yield f"{file['path']}: the lake has no such file for {file['attribute_path']}"
-    announced = set(content.files)
+    in_artifacts = {entry.file for artifact in content.artifacts.values() for entry in artifact.entries}
+    if content.artifacts:
+        files = [StagedFile(**file) for file in index["files"]]
+        yield from artifacts.differences(content.artifacts, files, content.run, root)
+    announced = {*content.files, *in_artifacts}
     for facts in content.media:
         if staged.get(facts["path"]) != facts["sha256"]:
             yield f"{facts['path']}: the history names a file that is not there"
