@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from neptune_assets.server.settings import ServerSettings
 from neptune_assets.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +100,23 @@ def _paths(text: str) -> Iterator[str]:
         for word in re.findall(r"(?<![\w./<>$-])[\w.-]+(?:/[\w.<>*-]+)+/?", span):
             if word.partition("/")[0] in folders:
                 yield word
+
+
+def test_the_server_page_has_a_row_for_every_option_of_serve() -> None:
+    section = TEXT[ROOT / "docs" / "server.md"].partition("\n## Start it\n")[2].partition("\n## ")[0]
+    rows = [
+        tuple(cell.strip() for cell in line.strip("|").split("|")) for line in section.splitlines() if "`--" in line
+    ]
+    fields = ServerSettings.model_fields.items()
+    expected = [
+        (
+            f"`--{name.replace('_', '-')}`",
+            "required" if field.is_required() else _default(field),
+            str(field.description),
+        )
+        for name, field in fields
+    ]
+    assert [row for row in rows if len(row) == 3] == expected
 
 
 def test_the_readme_has_a_row_for_every_setting() -> None:

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neptune_assets.errors import NeptuneAssetsError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from neptune_assets.errors import NeptuneAssetsError, SettingsError
 from neptune_assets.server.settings import ServerSettings
-from neptune_assets.settings import LakeSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,17 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="serve | token | certificate")
 
     serve = commands.add_parser("serve", help="serve Neptune's protocols over a store and a lake")
-    serve.add_argument("--store", type=Path, required=True, help="directory of what clients log")
-    serve.add_argument("--lake", help="root of the lake to serve beside it, a directory or URL")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
-    serve.add_argument("--port", type=int, default=8020, help="port to listen on; 0 lets the system choose")
-    serve.add_argument("--public-url", help="how clients reach the server, if it is behind a proxy")
-    serve.add_argument("--certfile", type=Path, help="certificate, for https")
-    serve.add_argument("--keyfile", type=Path, help="private key of the certificate")
-    serve.add_argument("--no-create-projects", action="store_true", help="refuse runs of projects that are not there")
-    serve.add_argument("--api-key-env", help="environment variable with the API key, instead of the store's own")
-    serve.add_argument("--access-log", type=Path, help="file for the access log (default: standard output)")
-    serve.add_argument("--scratch", type=Path, help="directory for temporary files of reading")
+    serve.add_argument("--lake", help="Root of the lake to serve beside the store, a directory or URL.")
+    for name, field in ServerSettings.model_fields.items():
+        if name != "lake":
+            _add_setting(serve, name, field)
     serve.set_defaults(command=_serve)
 
     token = commands.add_parser("token", help="print what NEPTUNE_API_TOKEN must be set to")
@@ -57,6 +53,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    """One option for each setting; what is not given keeps its default, and pydantic checks the value."""
+    option = f"--{name.replace('_', '-')}"
+    text = f"{field.description}" + (
+        f" (default: {field.default})" if field.default not in {None, PydanticUndefined} else ""
+    )
+    text = text.replace("%", "%%")
+    if isinstance(field.default, bool):
+        parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    else:
+        parser.add_argument(option, required=field.is_required(), default=argparse.SUPPRESS, help=text)
+
+
+def _settings(options: argparse.Namespace) -> ServerSettings:
+    given = {name: value for name, value in vars(options).items() if name in ServerSettings.model_fields}
+    given["lake"] = None if options.lake is None else {"root": options.lake}
+    try:
+        return ServerSettings.model_validate(given)
+    except ValidationError as error:
+        wrong = "; ".join(f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']}" for item in error.errors())
+        raise SettingsError(wrong, hint="See `serve --help`.") from error
+
+
 def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
@@ -64,19 +83,7 @@ def _serve(options: argparse.Namespace) -> int:
     from neptune_assets.server.service import Service
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = ServerSettings(
-        store=options.store,
-        lake=None if options.lake is None else LakeSettings(root=options.lake),
-        host=options.host,
-        port=options.port,
-        public_url=options.public_url,
-        certfile=options.certfile,
-        keyfile=options.keyfile,
-        create_projects=not options.no_create_projects,
-        api_key_env=options.api_key_env,
-        access_log=options.access_log,
-        scratch=options.scratch,
-    )
+    settings = _settings(options)
     server = uvicorn.Server(
         uvicorn.Config(
             build_app(Service(settings)),
@@ -87,6 +94,8 @@ def _serve(options: argparse.Namespace) -> int:
             access_log=False,
             log_config=None,
             server_header=False,
+            # Clients pause between requests; a connection closed under them costs a retry.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=30,
         )
     )
