@@ -55,6 +55,13 @@ def inherit(con: duckdb.DuckDBPyConnection, forks: Iterable[Fork]) -> None:
         "WHERE attributes.run = r.child AND attributes.name = r.name AND NOT attributes.inherited "
         "AND (r.anew OR attributes.pending <> 0)"
     )
+    # Points of its own before the fork step stay outside of its line, but are in what the lake's writer measured.
+    con.execute(
+        f"UPDATE attributes SET pending = attributes.pending | CASE n.type {_PENDING} END::UTINYINT "  # noqa: S608
+        "FROM forks f, names n WHERE attributes.run = f.child AND n.name = attributes.name "
+        f"AND n.type IN ({_SERIES}) AND NOT attributes.inherited AND attributes.first_step < f.step "
+        "AND (f.anew OR attributes.pending <> 0)"
+    )
     con.execute(
         "INSERT INTO attributes (run, name, first_step, pending, inherited) "
         "SELECT r.child, r.name, r.first_step, r.pending, true FROM reaching r "

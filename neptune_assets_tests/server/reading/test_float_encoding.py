@@ -1,0 +1,51 @@
+"""Against the generated classes: what is written by arrays is read as messages."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import ProtoFloatSeriesValuesResponseDTO
+
+from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
+from neptune_assets.server.series.points import FloatPoints
+
+steps = st.integers(-(10**18) + 1, 10**18 - 1)
+times = st.one_of(st.integers(0, 2**45), st.integers(-(2**62), 2**62), st.just(0))
+completions = st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+
+
+@given(st.text(max_size=20), st.lists(st.tuples(steps, times, st.floats(), completions), max_size=40), st.booleans())
+def test_parses_as_it_was_meant(name: str, rows: list[tuple[int, int, float, float | None]], descending: bool) -> None:
+    previews = None
+    if any(row[3] is not None for row in rows):
+        previews = np.array([math.nan if row[3] is None else row[3] for row in rows], np.float32)
+    points = FloatPoints(
+        np.array([row[0] for row in rows], np.int64),
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.float64),
+        previews,
+    )
+    first = float_series_message(name, points, descending=descending)
+    second = float_series_message("other", points.slice(0, 1), descending=descending)
+    one, other = ProtoFloatSeriesValuesResponseDTO.FromString(first + second).series
+    assert (one.requestId, other.requestId) == (name, "other")
+    assert one.series.total_item_count == len(rows)
+    found = [
+        (point.timestamp_millis, point.step, struct.pack("<d", point.value), point.is_preview, point.completion_ratio)
+        for point in one.series.values
+    ]
+    expected = [
+        (
+            time,
+            step / 1_000_000,
+            struct.pack("<d", value),
+            completion is not None,
+            1.0 if completion is None else completion,
+        )
+        for step, time, value, completion in rows
+    ]
+    assert found == (expected[::-1] if descending else expected)
