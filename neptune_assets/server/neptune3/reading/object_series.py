@@ -25,7 +25,7 @@ from neptune_assets.server.series.reader import SeriesReader
 
 _PAGE_POINTS: Final = 10_000
 _PAGE_BYTES: Final = 8 << 20
-_FIRST_BLOCK: Final = 64
+_FIRST_BLOCK: Final = 16
 _SERIES: Final = frozenset({AttributeType.STRING_SERIES, AttributeType.HISTOGRAM_SERIES, AttributeType.FILE_SERIES})
 _DONE: Final = "done"
 
@@ -73,11 +73,14 @@ class _Page:
                 finished = True
                 break
             points = self._reader.objects(item.run, item.path, kind, self._window(step, wanted), item.lineage)
+            sent = 0
             for point in reversed(points) if self._asked.descending else points:
+                if self._bytes <= 0:
+                    break
                 self._add(holder, point, kind)
-                step = point.step
-            count += len(points)
-            finished = len(points) < wanted
+                step, sent = point.step, sent + 1
+            count += sent
+            finished = sent == len(points) < wanted
         answer.searchAfter.CopyFrom(
             ProtoSeriesValuesSearchAfterDTO(
                 finished=finished, token=_DONE if finished or step is None else make_token(step, count)
@@ -87,8 +90,7 @@ class _Page:
 
     def _block(self, holder: ProtoSeriesValuesDTO) -> int:
         """Return how many points to read next: few at first, then as many as probably have room."""
-        sent = len(holder.values)
-        if not sent:
+        if not holder.values:
             return min(_FIRST_BLOCK, self._points)
         used = (_PAGE_BYTES - self._bytes) / max(1, _PAGE_POINTS - self._points)
         return max(1, min(self._points, int(self._bytes / max(1.0, used))))
