@@ -34,6 +34,7 @@ def get_attributes(call: Call) -> Response:
         return Json({"attributes": []})
     service = call.service
     found, _ = values(service.catalog, service.series, [container.run], NameFilter())
+    state.series.expect(container.run, found)
     attributes = attributes_of(container.run, found)
     state.artifacts.complete(container.run, attributes)
     configs = series_configs(service, container.run)

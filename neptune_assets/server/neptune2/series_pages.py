@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from neptune_assets.schema import MICROSTEPS, AttributeType
+from neptune_assets.schema import MICROSTEPS, SERIES_TYPES, AttributeType
 from neptune_assets.server.catalog.names import NameFilter
 from neptune_assets.server.catalog.values import Value, values
 from neptune_assets.server.neptune2.errors import NotFoundError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_PAGE: Final = 10_000
 _KNOWN: Final = 4_096
+_KNOWN_SERIES: Final = 65_536
 
 _Key = tuple[int, Any, str]
 
@@ -42,6 +43,7 @@ class SeriesPages:
         self._service = service
         self._ends: OrderedDict[tuple[_Key, int], int] = OrderedDict()
         self._totals: OrderedDict[_Key, int] = OrderedDict()
+        self._values: OrderedDict[tuple[_Key, AttributeType], Value] = OrderedDict()
         self._guard = threading.Lock()
 
     def floats(self, run: Run, path: str, asked: Asked) -> tuple[int, list[dict[str, Any]]]:
@@ -73,7 +75,20 @@ class SeriesPages:
             self._remember(key, asked.offset + len(points), points[-1].step)
         return total, points
 
+    def expect(self, run: Run, found: Sequence[Value]) -> None:
+        """Keep what is known of a run's series: whoever asks for all attributes mostly reads the series next."""
+        with self._guard:
+            for value in found:
+                if value.type in SERIES_TYPES:
+                    self._values[(run.number, run.version, value.path), value.type] = value
+            while len(self._values) > _KNOWN_SERIES:
+                self._values.popitem(last=False)
+
     def _value(self, run: Run, path: str, kind: AttributeType) -> Value:
+        with self._guard:
+            known = self._values.get(((run.number, run.version, path), kind))
+        if known is not None:
+            return known
         found, _ = values(self._service.catalog, self._service.series, [run], NameFilter(paths=[path], types=[kind]))
         if not found:
             raise NotFoundError(f"There is no series of type {kind.value} at {path!r}.")
