@@ -8,6 +8,7 @@ fetched. Tests that cannot pass here are named below with the reason; any other 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ SCALE = Suite(
     python="NEPTUNE_SCALE_PYTHON",
     folder="tests",
     tests="e2e",
+    allowed={
+        "test_async_lag_callback": "waits for requests that are not processed yet; ours are when they are answered",
+    },
     least=150,
 )
 
@@ -65,7 +69,7 @@ def _run(suite: Suite, server: ServerProcess, folder: Path, environment: dict[st
         answer = client.post("/api/backend/v1/projects", json={"organizationIdentifier": workspace, "name": name})
         answer.raise_for_status()
     report = folder / "report.xml"
-    command = [python, "-m", "pytest", suite.tests, "-p", "no:pytest-retry", "-o", "addopts=", "-q"]
+    command = [*_unprivileged(), python, "-m", "pytest", suite.tests, "-p", "no:pytest-retry", "-o", "addopts=", "-q"]
     command += ["-o", "retries=", "-W", "ignore", f"--junitxml={report}", "--timeout=300"]
     finished = subprocess.run(
         command,
@@ -91,6 +95,13 @@ def _run(suite: Suite, server: ServerProcess, folder: Path, environment: dict[st
     unexpected = [name for name in failed if not any(part in name for part in suite.allowed)]
     assert not unexpected, "\n".join(unexpected) + finished.stdout[-20_000:]
     assert passed >= suite.least
+
+
+def _unprivileged() -> list[str]:
+    """What makes a command respect file permissions as root: the suites test what happens to unreadable files."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        return []
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 def _outcomes(report: Path) -> dict[str, str]:
