@@ -68,33 +68,60 @@ def _run(suite: Suite, server: ServerProcess, folder: Path, environment: dict[st
         workspace, _, name = environment["NEPTUNE_E2E_PROJECT"].partition("/")
         answer = client.post("/api/backend/v1/projects", json={"organizationIdentifier": workspace, "name": name})
         answer.raise_for_status()
-    report = folder / "report.xml"
-    command = [*_unprivileged(), python, "-m", "pytest", suite.tests, "-p", "no:pytest-retry", "-o", "addopts=", "-q"]
-    command += ["-o", "retries=", "-W", "ignore", f"--junitxml={report}", "--timeout=300"]
-    finished = subprocess.run(
-        command,
-        cwd=Path(source) / suite.folder,
-        env={
-            **os.environ,
-            "NEPTUNE_E2E_API_TOKEN": server.token,
-            "NEPTUNE_API_TOKEN": server.token,
-            "NEPTUNE_E2E_WORKSPACE": WORKSPACE,
-            "NEPTUNE_LOG_DIRECTORY": str(folder / "neptune"),
-            "PYTHONPATH": str(source),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert report.exists(), finished.stdout[-4000:] + finished.stderr[-4000:]
-    outcomes = _outcomes(report)
-    failed = sorted(name for name, outcome in outcomes.items() if outcome == "failed")
+    given = {
+        **os.environ,
+        "NEPTUNE_E2E_API_TOKEN": server.token,
+        "NEPTUNE_API_TOKEN": server.token,
+        "NEPTUNE_E2E_WORKSPACE": WORKSPACE,
+        "NEPTUNE_LOG_DIRECTORY": str(folder / "neptune"),
+        "PYTHONPATH": source,
+        **environment,
+    }
+    place = Path(source) / suite.folder
+    outcomes, output = _pytest(python, [suite.tests], place, given, folder / "report.xml")
+    failed = _unexpected(outcomes, suite)
+    if failed:
+        # The suites' own settings let a failing test try again, with a plugin that can hang: here it gets one more try.
+        names = [str(Path(source) / name) for name in failed]
+        again, output = _pytest(python, names, place, given, folder / "again.xml")
+        outcomes |= again
     passed = sum(outcome == "passed" for outcome in outcomes.values())
-    print(f"{passed} of {len(outcomes)} passed; failed: {failed}")
-    unexpected = [name for name in failed if not any(part in name for part in suite.allowed)]
-    assert not unexpected, "\n".join(unexpected) + finished.stdout[-20_000:]
+    print(f"{passed} of {len(outcomes)} passed, {len(failed)} of them tried twice.")
+    for name, outcome in sorted(outcomes.items()):
+        if outcome != "passed":
+            print(f"{outcome}: {name}")
+    unexpected = _unexpected(outcomes, suite)
+    assert not unexpected, "\n".join(unexpected) + output[-20_000:]
     assert passed >= suite.least
+
+
+def _unexpected(outcomes: dict[str, str], suite: Suite) -> list[str]:
+    return sorted(
+        name
+        for name, outcome in outcomes.items()
+        if outcome == "failed" and not any(part in name for part in suite.allowed)
+    )
+
+
+def _pytest(
+    python: str, tests: list[str], place: Path, environment: dict[str, str], report: Path
+) -> tuple[dict[str, str], str]:
+    """Run tests and return the outcome of each, by its id from the root of the checkout, and what was printed."""
+    command = [*_unprivileged(), python, "-m", "pytest", *tests, "-p", "no:pytest-retry", "-o", "addopts=", "-q"]
+    command += ["-o", "retries=", "-W", "ignore", "--timeout=300"]
+    command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    finished = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    output = finished.stdout + finished.stderr
+    assert report.exists(), output[-8000:]
+    outcomes: dict[str, str] = {}
+    for case in ET.parse(report).getroot().iter("testcase"):
+        file, within = case.get("file") or "", case.get("classname") or ""
+        inner = within.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+        name = "::".join(part for part in (file, *inner.split("."), case.get("name")) if part)
+        failed = case.find("failure") is not None or case.find("error") is not None
+        skipped = case.find("skipped") is not None
+        outcomes[name] = "failed" if failed else "skipped" if skipped else "passed"
+    return outcomes, output
 
 
 def _unprivileged() -> list[str]:
@@ -102,13 +129,3 @@ def _unprivileged() -> list[str]:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return []
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-
-
-def _outcomes(report: Path) -> dict[str, str]:
-    outcomes: dict[str, str] = {}
-    for case in ET.parse(report).getroot().iter("testcase"):
-        failed = case.find("failure") is not None or case.find("error") is not None
-        skipped = case.find("skipped") is not None
-        name = f"{case.get('classname')}::{case.get('name')}"
-        outcomes[name] = "failed" if failed else "skipped" if skipped else "passed"
-    return outcomes
