@@ -56,8 +56,10 @@ class Shape:
         return self.runs * self.series * self.points
 
 
+TINY = Shape("tiny", runs=1, series=2, points=5, parameters=2)
+"""Exported first by everybody and not told: it fills the caches of compiled modules."""
 SHAPES = {
-    "dense": Shape("dense", runs=20, series=40, points=1_000, parameters=20),
+    "dense": Shape("dense", runs=40, series=40, points=1_000, parameters=20),
     "disjoint": Shape("disjoint", runs=4, series=100, points=300, parameters=20, disjoint=True),
     "small": Shape("small", runs=1_000, series=5, points=10, parameters=10),
 }
@@ -153,9 +155,10 @@ def serve_only(project: str) -> None:
     reader = fast.FastReader(Neptune3Source(projects=[project]), find_access(Neptune3Source()))
     points = 0
     begin = time.perf_counter()
-    for run in reader.list_runs(project):
-        (found,) = reader.attributes(project, [run], ["float_series"])
-        left = [Request(run, item.path, item.type) for item in found.attributes]
+    found = reader.attributes(project, reader.list_runs(project), ["float_series"])
+    requests = [Request(run.run, item.path, item.type) for run in found for item in run.attributes]
+    for group in reader.groups(requests):
+        left = group
         while left:
             page = reader.page(project, left)
             points += sum(len(part.steps) for part in page.parts)  # type: ignore[union-attr]
@@ -193,31 +196,51 @@ def points_in(data: Path) -> int:
     return total
 
 
+def exports(
+    shape: Shape,
+    options: argparse.Namespace,
+    work: Path,
+    server: ServerProcess,
+    module: list[str],
+    environment: dict[str, str],
+) -> dict[str, tuple[Measured, Path]]:
+    """Export one project by everybody, one after the other; return what it took and where the Parquet lies."""
+    results = {}
+    for client in options.clients:
+        root = work / f"ours-{client}-{shape.name}"
+        command = [*module, "--export", shape.project, "--root", str(root), "--client", client]
+        results[f"ours, {client}"] = (measure(command, environment, server), root / "data")
+    if options.peer_python:
+        peer = work / f"peer-{shape.name}"
+        peer.mkdir()
+        command = peer_command(options.peer_python, shape.project, peer)
+        results["neptune-exporter"] = (
+            measure(command, {**environment, "PYTHONPATH": options.peer_src}, server),
+            peer / "data",
+        )
+    return results
+
+
 def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
     """Measure everything and tell it line by line."""
     shapes = {name: shape for name, shape in (FULL if options.full else SHAPES).items() if name in options.only}
-    make_lake(work / "lake", shapes)
+    make_lake(work / "lake", {"tiny": TINY, **shapes})
     with server_process(work / "store", lake=work / "lake") as server:
-        environment = {"NEPTUNE_API_TOKEN": server.token, "NEPTUNE_QUERY_RETRY_SOFT_TIMEOUT": "600"}
+        environment = {
+            "NEPTUNE_API_TOKEN": server.token,
+            "PYTHONPYCACHEPREFIX": str(work / "compiled"),
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
         module = [sys.executable, "-m", __spec__.name if __spec__ else "neptune3_export"]
         yield f"ingested, one client: {ingest_only(work / 'store', server.url, server.token, 100_000):,.0f} points/s"
+        exports(TINY, options, work, server, module, environment)
         for name, shape in shapes.items():
             yield f"\n{name}: {shape.runs:,} runs, {shape.series} series of {shape.points:,} points = {shape.total:,}"
             served = measure([*module, "--serve-only", shape.project], environment, server)
             points, seconds = json.loads(served.output.splitlines()[-1])
             yield f"  served to a client that keeps nothing: {points / seconds:,.0f} points/s, "
             yield f"    {points / max(served.server_cpu, 0.01):,.0f} points per CPU second of the server"
-            results = {}
-            for client in options.clients:
-                root = work / f"ours-{client}-{name}"
-                command = [*module, "--export", shape.project, "--root", str(root), "--client", client]
-                results[f"ours, {client}"] = (measure(command, environment, server), root / "data")
-            if options.peer_python:
-                peer = work / f"peer-{name}"
-                peer.mkdir()
-                command = peer_command(options.peer_python, shape.project, peer)
-                peers = {**environment, "PYTHONPATH": options.peer_src}
-                results["neptune-exporter"] = (measure(command, peers, server), peer / "data")
+            results = exports(shape, options, work, server, module, environment)
             for who, (measured, data) in results.items():
                 found = points_in(data)
                 yield (

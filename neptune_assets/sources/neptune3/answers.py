@@ -1,6 +1,6 @@
 """What the server's answers mean: runs, attributes, points; and in which message each comes.
 
-The messages are Neptune's own protobuf classes, as neptune-query carries them. What cannot be read raises RefusedError.
+The messages are Neptune's own protobuf classes, from its package neptune-api. What cannot be read raises RefusedError.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def parsed(message: Any, content: bytes) -> Any:
 
 def message(name: str) -> Any:
     """Return the class of a message by its name."""
-    from neptune_query.generated.neptune_api.proto.neptune_pb.api.v1.model import (
+    from neptune_api.proto.neptune_pb.api.v1.model import (
         attributes_pb2,
         leaderboard_entries_pb2,
         series_values_pb2,

@@ -125,24 +125,24 @@ class Neptune3:
 
     def _queries(self) -> list[Any]:
         """Filters for the server, None for all; a second one lists the trash if that is wanted."""
+        runs = self._filters.runs
+        times = (runs.created_since, runs.created_until, runs.modified_since, runs.modified_until)
+        ids = runs.ids if runs.ids_file is None and len(runs.ids or ()) <= _IDS_ASKED_FOR else None
+        if not ids and not runs.trashed and not any(times):
+            return [None]
         from neptune_query.filters import Attribute, Filter
 
-        runs = self._filters.runs
         query: Any = None
         created, modified = (Attribute(f"sys/{name}_time", type="datetime") for name in ("creation", "modification"))
-        for attribute, compare, moment in (
-            (created, Filter.ge, runs.created_since),
-            (created, Filter.lt, runs.created_until),
-            (modified, Filter.ge, runs.modified_since),
-            (modified, Filter.lt, runs.modified_until),
-        ):
+        ends = ((created, Filter.ge), (created, Filter.lt), (modified, Filter.ge), (modified, Filter.lt))
+        for (attribute, compare), moment in zip(ends, times, strict=True):
             if moment is not None:
                 query = _both(query, compare(attribute, _utc(moment)))
-        if runs.ids is not None and runs.ids_file is None and 0 < len(runs.ids) <= _IDS_ASKED_FOR:
-            ids = Attribute("sys/custom_run_id", type="string")
+        if ids:
+            named = Attribute("sys/custom_run_id", type="string")
             wanted: Any = None
-            for run_id in runs.ids:
-                wanted = Filter.eq(ids, run_id) if wanted is None else wanted | Filter.eq(ids, run_id)
+            for run_id in ids:
+                wanted = Filter.eq(named, run_id) if wanted is None else wanted | Filter.eq(named, run_id)
             query = _both(query, wanted)
         if not runs.trashed:
             return [query]
