@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import NAMESPACE_URL, uuid5
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.server.catalog.runs import made_up_sys_id
 from neptune_assets.server.store.files import Stored
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import NewRun, Run
@@ -26,7 +27,7 @@ from neptune_assets.server.store.values import encode, file_value, histogram_val
 from neptune_assets.server.store.writing import Writing
 
 if TYPE_CHECKING:
-    from neptune_assets.lake.reader import LakeProject, LakeRun
+    from neptune_assets.lake.reader import LakeRun
     from neptune_assets.server.store.operations import Operations
 
 _SYS_ID: Final = re.compile(r"([A-Z][A-Z0-9]*)-([0-9]{1,18})")
@@ -47,15 +48,13 @@ _IN_ROW: Final = frozenset(
 )
 
 
-def last_number_of(project: LakeProject) -> tuple[str | None, int]:
-    """The key that most sys ids of a project of the lake begin with, and the highest number after it."""
+def last_number_of(sys_ids: Iterable[str]) -> tuple[str | None, int]:
+    """The key that most of these sys ids begin with, and the highest number after it."""
     keys: Counter[str] = Counter()
     numbers: dict[str, int] = {}
-    for run in project.runs():
-        match = _SYS_ID.fullmatch(str(_system(run).get("sys/id", "")))
-        if match is not None:
-            keys[match[1]] += 1
-            numbers[match[1]] = max(numbers.get(match[1], 0), int(match[2]))
+    for match in filter(None, map(_SYS_ID.fullmatch, sys_ids)):
+        keys[match[1]] += 1
+        numbers[match[1]] = max(numbers.get(match[1], 0), int(match[2]))
     if not keys:
         return None, 0
     key = keys.most_common(1)[0][0]
@@ -71,7 +70,8 @@ def adopt(writing: Writing, project: ProjectStore, run: LakeRun, generation: str
     """Copy a run, model or version of the lake into the store. Raises LakeError if the lake cannot be read whole."""
     system = _system(run)
     scope = run.project.scope.value
-    sys_id = str(system.get("sys/id") or "") or None
+    # Without an id of its own it keeps the one that it was shown under.
+    sys_id: str | None = str(system.get("sys/id") or "") or made_up_sys_id(run.run_id)
     if sys_id is not None and writing.run_by_sys_id(sys_id, scope) is not None:
         sys_id = None  # Given to another run meanwhile.
     step = system.get("sys/forking/step")

@@ -70,7 +70,10 @@ class Service:
             if lake is None and not (self.settings.create_projects if create is None else create):
                 raise
         with self._guard:
-            key, number = (None, 0) if lake is None else last_number_of(lake)
+            key, number = None, 0
+            if lake is not None:
+                self.catalog.refresh(project_id)
+                key, number = last_number_of(run.sys_id for run in self.catalog.runs(project_id))
             return self.store.project(project_id, create=True, key=key, last_number=number)
 
     def run_to_write(self, project: ProjectStore, writing: Writing, run_id: str) -> Run | None:

@@ -36,7 +36,7 @@ def lake(tmp_path: Path) -> Lake:
         file_set("set", {"a.txt": b"a", "sub/b.txt": b"bb"}),
     ]
     child = params({"sys/id": "VIS-7", "sys/forking/parent": "old", "sys/forking/step": 1.5})
-    return make_lake(tmp_path / "lake", {PROJECT: {"old": run, "child": child}})
+    return make_lake(tmp_path / "lake", {PROJECT: {"old": run, "child": child, "bare": params({"lr": 0.5})}})
 
 
 def project_of(served: Served) -> ProjectStore:
@@ -142,3 +142,15 @@ def test_an_adopted_fork_keeps_its_parent(tmp_path: Path, lake: Lake) -> None:
         with project_of(served).read() as connection:
             row = connection.execute("SELECT parent_run_id, fork_step, sys_id FROM runs").fetchone()
         assert tuple(row) == ("old", 1_500_000, "VIS-7")
+
+
+def test_a_run_without_an_id_keeps_the_one_it_was_shown_under(tmp_path: Path, lake: Lake) -> None:
+    with server_in_thread(tmp_path / "store", lake=lake.settings) as served, served.client() as http:
+        assert served.service is not None
+        catalog = served.service.catalog
+        catalog.refresh(PROJECT)
+        shown = catalog.runs(PROJECT).by_id("bare")
+        assert shown is not None
+        Ingest(http).update("bare", assign({"new": 1}))
+        with project_of(served).read() as connection:
+            assert connection.execute("SELECT sys_id FROM runs").fetchone()[0] == shown.sys_id

@@ -141,6 +141,7 @@ class ObjectStore:
         self._uploads = directory / "uploads"
         for part in (self._objects, self._incoming, self._uploads):
             part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_directory(str(directory))
         # The store is ours alone: whatever is here was cut short.
         for left in self._incoming.iterdir():
             left.unlink()
