@@ -9,7 +9,10 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Literal
+from typing import Final, Literal
+
+_UPLOAD_SECONDS: Final = 7 * 86_400
+"""An upload that has begun may go on for this long: clients give a file up for lost when its URL expires meanwhile."""
 
 Permission = Literal["read", "write"]
 
@@ -35,7 +38,8 @@ class Signer:
 
     def sign(self, grant: Grant) -> str:
         """Return a token that is good for a while; its characters need no escaping in URLs."""
-        fields = asdict(grant) | {"expires": int(time.time()) + self._seconds}
+        seconds = self._seconds if grant.upload is None else max(self._seconds, _UPLOAD_SECONDS)
+        fields = asdict(grant) | {"expires": int(time.time()) + seconds}
         payload = base64.urlsafe_b64encode(json.dumps(fields, separators=(",", ":")).encode()).rstrip(b"=")
         return f"{payload.decode('ascii')}.{self._signature(payload)}"
 

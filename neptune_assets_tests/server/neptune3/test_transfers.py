@@ -147,6 +147,8 @@ def test_a_signature_expires() -> None:
     grant = Grant("a/b", "key", "write", part=3)
     assert Signer(b"k", 60).grant(Signer(b"k", 60).sign(grant)) == grant
     assert Signer(b"k", 60).grant(Signer(b"k", -1).sign(grant)) is None
+    begun = Grant("a/b", "key", "write", upload="0" * 32)
+    assert Signer(b"k", -1).grant(Signer(b"k", -1).sign(begun)) == begun  # an upload that has begun can be finished
     assert Signer(b"other", 60).grant(Signer(b"k", 60).sign(grant)) is None
 
 
