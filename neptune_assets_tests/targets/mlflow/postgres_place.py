@@ -40,6 +40,7 @@ class PostgresPlace(MlflowPlace):
         address = root / "database.url"
         self.name = f"mlflow_{hashlib.sha256(str(root).encode()).hexdigest()[:16]}"
         if not address.exists():
+            root.mkdir(parents=True, exist_ok=True)
             server = migrated_server()
             server.create(self.name, TEMPLATE)
             address.write_text(server.url(self.name))
