@@ -102,14 +102,16 @@ def main() -> None:
     """Log everything."""
     import neptune
     from neptune import management
-    from neptune.types import File
+    from neptune.types import File, GitRef
     from PIL import Image
 
     for name, content in MEMBERS.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(content)
     commit()
-    run = neptune.init_run(name="first ☃", tags=sorted(TAGS), git_ref=True, **_options(), **_quiet())
+    run = neptune.init_run(
+        name="first ☃", tags=sorted(TAGS), git_ref=GitRef(repository_path=Path.cwd()), **_options(), **_quiet()
+    )
     for path, value in SINGLES.items():
         run[path] = value
     for value, step, moment in POINTS:
