@@ -43,11 +43,19 @@ _COLUMN: Final = {
     AttributeType.DATETIME: "moment",
     AttributeType.STRING_SET: "members",
 }
-_FIRST_STEP: Final = {
-    AttributeType.FLOAT_SERIES: "SELECT min(step) FROM (SELECT step FROM points WHERE attribute = :attribute UNION ALL "
-    "SELECT step FROM previews WHERE attribute = :attribute)",
-}
-_FIRST_OBJECT: Final = "SELECT min(step) FROM objects WHERE attribute = :attribute"
+_KINDS: Final = {kind.value: kind for kind in AttributeType}
+# Where a series begins is a look at one end of an index.
+_ATTRIBUTES: Final = """
+    SELECT path, type, value, last_step, revision,
+        CASE
+            WHEN type = 'float_series' THEN coalesce(
+                (SELECT min(step) FROM points WHERE attribute = attributes.id),
+                (SELECT min(step) FROM previews WHERE attribute = attributes.id)
+            )
+            WHEN value IS NULL THEN (SELECT min(step) FROM objects WHERE attribute = attributes.id)
+        END AS first_step
+    FROM attributes WHERE run = ?
+"""
 _BATCH: Final = 20_000
 
 
@@ -95,23 +103,21 @@ def import_attributes(
     """
     con.execute("CREATE OR REPLACE TEMP TABLE present (run INTEGER, path VARCHAR)")
     numbers: list[int] = []
-    rows: list[tuple[Any, ...]] = []
+    rows: list[dict[str, Any]] = []
+    present: list[tuple[int, str]] = []
     for run, system in runs:
         numbers.append(run.number)
-        present = []
-        query = "SELECT id, path, type, value, last_step, revision FROM attributes WHERE run = ?"
-        for item in connection.execute(query, (run.store_id,)):
-            present.append(item["path"])
+        written = set()
+        for item in connection.execute(_ATTRIBUTES, (run.store_id,)):
+            written.add(item["path"])
             if item["revision"] > since:
-                rows.append(_stored_row(connection, run.number, item))
-        made = system.keys() - set(present)
+                rows.append(_stored_row(run.number, item))
+        made = system.keys() - written
         rows.extend(_row(run.number, path, *system[path]) for path in made)
-        present.extend(made)
-        con.execute("INSERT INTO present SELECT ?, unnest(?::VARCHAR[])", [run.number, present])
-        if len(rows) >= _BATCH:
-            _insert(con, rows)
-            rows.clear()
-    _insert(con, rows)
+        present.extend((run.number, path) for path in written | made)
+        if len(present) >= _BATCH:
+            _insert(con, rows, present)
+    _insert(con, rows, present)
     con.execute(
         "DELETE FROM attributes WHERE NOT inherited AND run IN (SELECT unnest(?::INTEGER[])) AND NOT EXISTS "
         "(FROM present JOIN names USING (path) WHERE present.run = attributes.run AND names.name = attributes.name)",
@@ -126,32 +132,41 @@ def gone_runs(connection: sqlite3.Connection, known: Collection[Run]) -> list[Ru
     return [run for run in known if run.store_id not in ids]
 
 
-def _row(number: int, path: str, kind: AttributeType, value: Any) -> tuple[Any, ...]:
-    cells = dict.fromkeys(_SCHEMA.names)
-    cells.update(run=number, path=path, type=kind.value, pending=0)
-    column = _COLUMN.get(kind, "detail")
-    cells[column] = sorted(value) if column == "members" and value is not None else value
-    return tuple(cells.values())
+def _row(number: int, path: str, kind: AttributeType, value: Any) -> dict[str, Any]:
+    if kind is AttributeType.STRING_SET and value is not None:
+        value = sorted(value)
+    return {"run": number, "path": path, "type": kind.value, _COLUMN.get(kind, "detail"): value}
 
 
-def _stored_row(connection: sqlite3.Connection, number: int, item: sqlite3.Row) -> tuple[Any, ...]:
-    kind = AttributeType(item["type"])
+def _stored_row(number: int, item: sqlite3.Row) -> dict[str, Any]:
+    kind = _KINDS[item["type"]]
     if kind not in SERIES_TYPES:
-        value = item["value"] if kind not in _COLUMN else decode(kind, item["value"])
-        return _row(number, item["path"], kind, value)
-    query = _FIRST_STEP.get(kind, _FIRST_OBJECT)
-    first = connection.execute(query, {"attribute": item["id"]}).fetchone()[0]
-    cells = dict.fromkeys(_SCHEMA.names)
-    cells.update(run=number, path=item["path"], type=kind.value, pending=everything(kind))
-    cells.update(first_step=first, last_step=item["last_step"])
-    return tuple(cells.values())
+        # What has no column of its own stays JSON.
+        return _row(number, item["path"], kind, decode(kind, item["value"]) if kind in _COLUMN else item["value"])
+    return {
+        "run": number,
+        "path": item["path"],
+        "type": kind.value,
+        "pending": everything(kind),
+        "first_step": item["first_step"],
+        "last_step": item["last_step"],
+    }
 
 
-def _insert(con: duckdb.DuckDBPyConnection, rows: list[tuple[Any, ...]]) -> None:
-    if not rows:
-        return
-    columns = zip(*rows, strict=True)
-    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+def _insert(con: duckdb.DuckDBPyConnection, rows: list[dict[str, Any]], present: list[tuple[int, str]]) -> None:
+    """Hand over what was gathered, and empty the lists."""
+    table = pa.table([pa.array([row.get(field.name) for row in rows], field.type) for field in _SCHEMA], _SCHEMA)
     con.register("stored", table)
-    con.execute("INSERT INTO incoming BY NAME SELECT * FROM stored")
+    con.execute("INSERT INTO incoming BY NAME SELECT * REPLACE (coalesce(pending, 0) AS pending) FROM stored")
     con.unregister("stored")
+    names = pa.table(
+        {
+            "run": pa.array([number for number, _ in present], pa.int32()),
+            "path": pa.array([path for _, path in present], pa.string()),
+        }
+    )
+    con.register("seen", names)
+    con.execute("INSERT INTO present SELECT run, path FROM seen")
+    con.unregister("seen")
+    rows.clear()
+    present.clear()

@@ -39,7 +39,11 @@ def routes() -> list[BaseRoute]:
 async def transfer(request: Request) -> Response:
     """Do what the URL's grant allows."""
     service: Service = request.app.state.service
-    grant = service.signer.grant(request.path_params["token"])
+    # A signature is for the whole URL: with parameters added it is not ours any more.
+    grant = None if request.url.query else service.signer.grant(request.path_params["token"])
+    if grant is None and request.method in {"GET", "HEAD"}:
+        # What S3 answers, too: readers ask for a new signature then, and only then.
+        return error_response(ApiError(400, "EXPIRED", "The signature is wrong or has expired."))
     if grant is None or (grant.permission == "read") != (request.method in {"GET", "HEAD"}):
         return error_response(ApiError(403, "ACCESS_DENIED", "The signature is wrong or has expired."))
     action: Callable[[Service, Request, Grant], Awaitable[Response]]

@@ -69,7 +69,7 @@ def series(run: str, path: str, **more: Any) -> dict[str, Any]:
         (VALUES, IN_LAKE, {"nextPage": {"nextPageToken": "WyJhIl0="}}, 400),
         (FLOATS, {}, {"requests": [series("ws/none/X-1", "loss")]}, 403),
         (FLOATS, {}, {"requests": [series("ws/lake/LAK-1", "loss")], "stepRange": {"from": "zero"}}, 400),
-        (FLOATS, {}, {"requests": [series("ws/lake/LAK-1", "loss")], "perSeriesPointsLimit": 0}, 400),
+        (FLOATS, {}, {"requests": [series("ws/lake/LAK-1", "loss")], "perSeriesPointsLimit": -1}, 400),
         (OBJECTS, {}, {"requests": [{**series("ws/lake/LAK-1", "log"), "searchAfter": {"token": "?"}}]}, 400),
         (BUCKETS, {}, "\xff\xff\xff", 400),
     ],

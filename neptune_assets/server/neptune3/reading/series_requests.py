@@ -58,7 +58,7 @@ def series_requests(call: Call) -> SeriesRequests:
     steps = field(body, "stepRange", dict, {})
     limit = body.get("perSeriesPointsLimit")
     # Some clients share a total out among the series and send what the division gives.
-    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not 1 <= limit < 2**31):
+    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 <= limit < 2**31):
         raise ApiError(400, "BAD_REQUEST", "perSeriesPointsLimit must be a positive number.")
     limit = None if limit is None else int(limit)
     descending = field(body, "order", str, "ascending") == "descending"
