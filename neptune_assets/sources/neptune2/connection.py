@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -54,6 +55,8 @@ class Connection:
             self.operation("getExperimentAttributes")
         except (AttributeError, ImportError, CallError) as error:
             raise UnfamiliarClientError(str(error)) from error
+        # Found out once for each server: the whole environment is searched for it.
+        self._environment = lru_cache(maxsize=64)(self._from_environment)
         adapter = HTTPAdapter(pool_maxsize=connections)
         self._session.mount(f"{url.rstrip('/')}/", adapter)
 
@@ -85,14 +88,16 @@ class Connection:
                 # The token is nobody else's business, even if the server sends us there.
                 request = self._authorised(request)
         prepared = self._session.prepare_request(request)
-        # As requests.get() would: the environment's certificates and proxies count, which the client's own downloads
-        # leave out.
-        environment = self._session.merge_environment_settings(prepared.url or self.url, {}, True, None, None)
-        return self._session.send(prepared, timeout=timeout, **environment)
+        return self._session.send(prepared, timeout=timeout, **self._environment(_origin(prepared.url or self.url)))
 
     def refresh(self) -> None:
         """Have the next request fetch a new access token first."""
         self._auth.token_expires_at = 0
+
+    def _from_environment(self, origin: tuple[str, str]) -> Mapping[str, Any]:
+        """Certificates and proxies as requests.get() would take them, which the client's own downloads leave out."""
+        scheme, place = origin
+        return self._session.merge_environment_settings(f"{scheme}://{place}/", {}, True, None, None)
 
     def _authorised(self, request: requests.Request) -> requests.Request:
         from neptune.common.exceptions import NeptuneInvalidApiTokenException, Unauthorized
