@@ -33,6 +33,9 @@ VALUES: Final = {
 }
 """Columns of an attribute's value, in order, with their SQL types."""
 
+_MEASURED: Final = ("number", "text", "least", "greatest", "mean", "variance", "points", "detail", "previewed")
+"""What is read from the points of a series."""
+
 _RUNS: Final = pa.schema(
     [
         ("run", pa.int32()),
@@ -57,6 +60,13 @@ def take_incoming(con: duckdb.DuckDBPyConnection) -> None:
     con.execute(
         "INSERT INTO names SELECT nextval('name_numbers'), path, type FROM (SELECT DISTINCT path, type FROM incoming) "
         "ANTI JOIN names USING (path, type)"
+    )
+    # Until somebody reads the points, a series that grew keeps what was known of it: no query sees it without a value.
+    con.execute(
+        f"UPDATE incoming SET {', '.join(f'{name} = old.{name}' for name in _MEASURED)} "  # noqa: S608
+        "FROM (SELECT a.*, n.path, n.type FROM attributes a JOIN names n USING (name)) old "
+        "WHERE incoming.pending <> 0 AND incoming.points IS NULL "
+        "AND incoming.run = old.run AND incoming.path = old.path AND incoming.type = old.type"
     )
     con.execute(
         "DELETE FROM attributes USING (SELECT DISTINCT i.run, n.name FROM incoming i JOIN names n USING (path)) old "
