@@ -56,7 +56,7 @@ def start_writer(server: ServerProcess, folder: Path) -> subprocess.Popen[str]:
         env=environment | {"NEPTUNE_API_TOKEN": server.token},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=(folder / "writer.log").open("w"),
         text=True,
     )
 
@@ -66,7 +66,7 @@ def test_a_killed_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert writer.stdin is not None
         assert writer.stdout is not None
         # What the client was told to be processed is there after a kill; the rest is logged while nobody answers.
-        assert "ready" in writer.stdout.readline()
+        assert "ready" in writer.stdout.readline(), (tmp_path / "writer.log").read_text()
         server.kill()
         before = stored_points(server.store, "r")
         assert {path: len(found) for path, found in before.items()} == {f"m{i}": 11 for i in range(METRICS)}
