@@ -113,17 +113,29 @@ class Measured:
 
 def measure(command: list[str], environment: dict[str, str], server: ServerProcess) -> Measured:
     """Run a command to its end."""
-    before, begin = cpu_of(server), time.perf_counter()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - begin
-        log.seek(0)
-        output = log.read()
-    if process.returncode:
+    # A process of its own in between: the peak of a child begins with that of the process it was forked from.
+    script = (
+        "import json, resource, subprocess, sys, time\n"
+        "begin = time.perf_counter()\n"
+        "done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)\n"
+        "wall = time.perf_counter() - begin\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(done.stdout[-20000:])\n"
+        "print(json.dumps([done.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))"
+    )
+    before = cpu_of(server)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    output, _, last = done.stdout.rstrip().rpartition("\n")
+    code, wall, cpu, megabytes = json.loads(last)
+    if code:
         raise SystemExit(f"{' '.join(command)} failed:\n{output[-4000:]}")
-    return Measured(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, cpu_of(server) - before, output)
+    return Measured(wall, cpu, megabytes, cpu_of(server) - before, output)
 
 
 def cpu_of(server: ServerProcess) -> float:
@@ -237,7 +249,7 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
         for name, shape in shapes.items():
             yield f"\n{name}: {shape.runs:,} runs, {shape.series} series of {shape.points:,} points = {shape.total:,}"
             served = measure([*module, "--serve-only", shape.project], environment, server)
-            points, seconds = json.loads(served.output.splitlines()[-1])
+            points, seconds = json.loads(served.output.split()[-2] + served.output.split()[-1])
             yield f"  served to a client that keeps nothing: {points / seconds:,.0f} points/s, "
             yield f"    {points / max(served.server_cpu, 0.01):,.0f} points per CPU second of the server"
             results = exports(shape, options, work, server, module, environment)

@@ -12,6 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Final
 
+import pyarrow as pa
+
 from neptune_assets.errors import SourceUnavailableError
 from neptune_assets.schema import CLASS_TYPES, AttributeClass, AttributeType
 from neptune_assets.settings import Filters, Neptune3Source
@@ -28,6 +30,7 @@ from neptune_assets.sources.neptune3.model import (
     RunAttributes,
 )
 from neptune_assets.sources.protocol import RunEnd, RunRows
+from neptune_assets.sources.rows import BATCH_BYTES, BATCH_ROWS
 
 _ATTRIBUTES_TOGETHER: Final = 20_000
 """Attributes of a batch of runs, as far as their number is known beforehand."""
@@ -154,12 +157,7 @@ class Reading:
         pages = _Pages(self, collectors, pool)
         for position, collector in enumerate(collectors):
             run_id = collector.run.run_id
-            for rows in collector.values():
-                yield RunRows(run_id, rows)
-            for parts in pages.of_run(position):
-                for rows in collector.take(parts):
-                    yield RunRows(run_id, rows)
-            for rows in collector.finish():
+            for rows in _together(_rows(collector, pages, position)):
                 yield RunRows(run_id, rows)
             failed = collector.run.sys_id in batch.failed
             end = collector.end()
@@ -203,6 +201,34 @@ class Reading:
             raise SourceUnavailableError(
                 str(failure), hint="Runs that were read are kept; materialize again when the server is back."
             ) from error
+
+
+def _rows(collector: Collector, pages: _Pages, position: int) -> Iterator[pa.RecordBatch]:
+    yield from collector.values()
+    for parts in pages.of_run(position):
+        yield from collector.take(parts)
+    yield from collector.finish()
+
+
+def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Join small batches: every batch costs its reader the same, however small it is."""
+    waiting: list[pa.RecordBatch] = []
+    count = size = 0
+    for batch in batches:
+        if waiting and (count + batch.num_rows > BATCH_ROWS or size + batch.nbytes > BATCH_BYTES):
+            yield _joined(waiting)
+            waiting, count, size = [], 0, 0
+        waiting.append(batch)
+        count += batch.num_rows
+        size += batch.nbytes
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 class _Pages:

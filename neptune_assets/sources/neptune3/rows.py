@@ -15,9 +15,8 @@ import pyarrow as pa
 from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, AttributeType
 from neptune_assets.sources.neptune3.model import FileReference, FloatPart, Floats, Ints, ObjectPart
-from neptune_assets.sources.rows import RowBuilder, decimal_steps
+from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, decimal_steps
 
-BATCH_ROWS: Final = 65_536
 PREVIEW: Final = ":preview"
 COMPLETION: Final = ":preview_completion"
 """What is put after the path of a float series to name the series of its points that are not final."""
