@@ -170,8 +170,11 @@ class Containers:
     def _by_uuid(self, identifier: str) -> Container | None:
         catalog = self._service.catalog
         known = self._projects.get(identifier)
-        for name in ([known] if known is not None else []) + [name for name in catalog.projects() if name != known]:
-            catalog.refresh(name)
+        for name in sorted(catalog.projects(), key=lambda name: name != known):
+            try:
+                catalog.refresh(name)
+            except UnknownProjectError:
+                continue  # Deleted just now.
             for scope in SCOPES:
                 run = catalog.runs(name, scope).by_uuid(identifier) or self._of_lake(name, scope, identifier)
                 if run is not None:

@@ -1,6 +1,6 @@
 """The socket on which a client waits for signals, to stop or abort a run from the application. There is none here.
 
-A client that finds no socket tries again every few seconds as long as its run is open; so it is given one that is silent.
+A client that finds no socket tries again every few seconds as long as its run is open: it is given one that is silent.
 """
 
 from __future__ import annotations
