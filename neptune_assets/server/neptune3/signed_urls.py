@@ -76,7 +76,9 @@ def _signed(call: Call, file: Any) -> dict[str, Any]:
             raise AccessDeniedError(project_id)
         return answer | {"url": _url(call, Grant(project_id, key, "read"))}
     try:
-        project = call.service.project_to_write(project_id, create=False)
+        # A client uploads in a thread of its own, which may be ahead of the request that makes run and project; a
+        # refusal would end it for good.
+        project = call.service.project_to_write(project_id)
     except (UnknownProjectError, SettingsError):
         raise AccessDeniedError(project_id) from None
     settings = call.service.settings

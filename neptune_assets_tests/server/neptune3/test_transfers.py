@@ -143,6 +143,19 @@ def test_urls_are_for_one_purpose_and_for_a_while(served: Served, uploads: httpx
     assert (refused.status_code, refused.json()["errorType"]) == (403, "ACCESS_DENIED")
 
 
+def test_a_file_may_come_before_the_run_that_makes_the_project(http: httpx.Client) -> None:
+    httpx.put(sign(http, "k", "write", 1)["url"], content=b"x").raise_for_status()
+    assert Ingest(http).create("r") == {"OK": 1}
+    assert read(http, "k").content == b"x"
+
+
+def test_no_file_makes_a_project_that_may_not_be_made(tmp_path: Path) -> None:
+    with server_in_thread(tmp_path / "store", create_projects=False) as served, served.client() as http:
+        file = {"path": "k", "permission": "write", "project_identifier": PROJECT, "size": 1}
+        refused = http.post("/api/storagebridge/v1/signedUrl", json={"files": [file]})
+        assert (refused.status_code, refused.json()["errorType"]) == (403, "ACCESS_DENIED")
+
+
 def test_a_signature_expires() -> None:
     grant = Grant("a/b", "key", "write", part=3)
     assert Signer(b"k", 60).grant(Signer(b"k", 60).sign(grant)) == grant
