@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, Final
+from itertools import islice
+from typing import Final
 
 import pyarrow as pa
 
@@ -26,15 +27,13 @@ from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.listing import Listed
 from neptune_assets.sources.neptune2.projects import Project
 from neptune_assets.sources.neptune2.references import Reference
-from neptune_assets.sources.neptune2.series import CALLS, Page, PointBuffer, ahead, image_page, parse_page
+from neptune_assets.sources.neptune2.series import CALLS, Page, PointBuffer, SeriesProgress, image_page, parse_page
 from neptune_assets.sources.neptune2.values import texts
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunChunk, RunEnd, RunRows
 
 _WAITING: Final = 2
 """Batches of one run that may wait for their turn."""
-_AHEAD: Final = 2
-"""Pages asked for ahead of need, for each request that may be in progress."""
 
 
 class RunReader:
@@ -165,58 +164,50 @@ class RunReader:
         pages: ThreadPoolExecutor,
         promised: dict[str, int],
     ) -> Iterator[pa.RecordBatch]:
-        """Points of all series; counts those that have any, or that failed, as promised."""
+        """Points of all series, several series at a time; counts those that have any, or that failed, as promised.
+
+        Pages of one series are asked for one after the other: a server finds the next page by where the last one
+        ended, and would count from the beginning for any other.
+        """
         buffers: dict[AttributeType, PointBuffer] = {}
-        size = self._settings.points_per_page
-        depth = _AHEAD * self._settings.concurrency
+        waiting = iter(series)
+        asked: dict[Future[tuple[Page, bool]], SeriesProgress] = {}
         empty: list[str] = []
 
-        def first(item: tuple[str, AttributeType]) -> tuple[Page, bool]:
-            return self._page(listed.key, item[0], item[1], 0, size)
+        def ask(progress: SeriesProgress) -> None:
+            limit = progress.page or self._settings.points_per_page
+            asked[pages.submit(self._page, listed.key, progress.path, progress.kind, progress.got, limit)] = progress
 
-        for (path, kind), future in ahead(pages, first, series, depth):
-            buffer = buffers.setdefault(kind, PointBuffer(self._project.name, listed.run_id, kind))
-            try:
-                page, told = future.result()
-                if not page.total:
-                    empty.append(path)
-                    continue
-                promised[str(kind)] = promised.get(str(kind), 0) + 1
-                yield from buffer.add(path, self._referring(page, kind, path, listed.key))
-                got = step = len(page)
-                unsure = page.unsure
-
-                def later(offset: int, path: str = path, kind: AttributeType = kind, limit: int = step) -> Any:
-                    return self._page(listed.key, path, kind, offset, limit)
-
-                for _, more in ahead(pages, later, range(got, page.total, max(1, step)) if got else (), depth):
-                    page, told = more.result()
-                    got += len(page)
-                    unsure += page.unsure
-                    yield from buffer.add(path, self._referring(page, kind, path, listed.key))
-                if got < page.total:
-                    state.error(f"The server gave {got:,} of {page.total:,} points of {path!r}.", path, kind)
-                if unsure:
-                    state.note(
-                        f"{unsure:,} times of {path!r} are in the hour that comes twice in autumn and could be an hour "
-                        "later: with source.neptune2.client set to public, times come as local times.",
-                        path,
-                        kind,
-                    )
-                if not told:
-                    state.repair("steps_numbered", got)
-                    state.note(
-                        f"The server does not tell steps and times of the images of {path!r}; steps are their places "
-                        "in the series.",
-                        path,
-                        kind,
-                    )
-            except CallError as error:
-                state.error(str(error), path, kind)
-            except (TypeError, ValueError, KeyError, OverflowError) as error:
-                state.error(f"Points of {path!r} cannot be understood: {error!s:.200}.", path, kind)
+        for path, kind in islice(waiting, self._settings.concurrency):
+            ask(SeriesProgress(path, kind))
+        while asked:
+            done, _ = wait(asked, return_when=FIRST_COMPLETED)
+            for future in done:
+                progress = asked.pop(future)
+                path, kind = progress.path, progress.kind
+                buffer = buffers.setdefault(kind, PointBuffer(self._project.name, listed.run_id, kind))
+                try:
+                    page, told = future.result()
+                    batches = list(buffer.add(path, self._referring(page, kind, path, listed.key)))
+                    if progress.take(page, told):
+                        ask(progress)
+                    yield from batches
+                except CallError as error:
+                    progress.fail()
+                    state.error(str(error), path, kind)
+                except (TypeError, ValueError, KeyError, OverflowError) as error:
+                    progress.fail()
+                    state.error(f"Points of {path!r} cannot be understood: {error!s:.200}.", path, kind)
+                if not progress.more:
+                    if progress.total or progress.failed:
+                        promised[str(kind)] = promised.get(str(kind), 0) + 1
+                        progress.report(state)
+                    else:
+                        empty.append(path)
+                    for following in islice(waiting, 1):
+                        ask(SeriesProgress(*following))
         if empty:
-            state.note(f"{len(empty):,} series hold no points, such as {empty[0]!r}.")
+            state.note(f"{len(empty):,} series hold no points, such as {min(empty)!r}.")
         for buffer in buffers.values():
             yield from buffer.flush()
 

@@ -6,12 +6,9 @@ nothing definite about the hour that comes twice in autumn.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +17,8 @@ import pyarrow as pa
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
 from neptune_assets.sources.neptune2.values import real, text
 from neptune_assets.sources.offline.client_values import micro_steps
+from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.rows import decimal_steps
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 BATCH_ROWS: Final = 16_384
 BATCH_BYTES: Final = 4 << 20
@@ -176,12 +171,58 @@ class PointBuffer:
         return strings if self._column == "string_value" else pa.StructArray.from_arrays([strings], names=["path"])
 
 
-def ahead(
-    pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item], depth: int
-) -> Iterator[tuple[_Item, Future[_Result]]]:
-    """Give the work on each item to a pool, at most ``depth`` ahead of what is taken, and yield them in order."""
-    waiting = iter(items)
-    pending = deque((item, pool.submit(work, item)) for item in islice(waiting, depth))
-    while pending:
-        yield pending.popleft()
-        pending.extend((item, pool.submit(work, item)) for item in islice(waiting, 1))
+@dataclass(slots=True)
+class SeriesProgress:
+    """How far the reading of one series has come."""
+
+    path: str
+    kind: AttributeType
+    got: int = 0
+    total: int = 0
+    page: int = 0
+    """Points that the server gives at once, once that is known: it may be fewer than were asked for."""
+    unsure: int = 0
+    told: bool = True
+    failed: bool = False
+    more: bool = False
+    """True while another page has been asked for."""
+
+    def take(self, page: Page, told: bool) -> bool:
+        """Count a page in; True if there is another."""
+        self.more = False
+        self.total = page.total
+        self.told = told
+        self.unsure += page.unsure
+        self.got += len(page)
+        self.page = self.page or len(page)
+        self.more = bool(len(page)) and self.got < self.total
+        return self.more
+
+    def fail(self) -> None:
+        """Read no further."""
+        self.failed = True
+        self.more = False
+
+    def report(self, state: RunState) -> None:
+        """Tell the run what is odd about the series, once all of it was read that could be."""
+        if self.failed:
+            return
+        if self.got < self.total:
+            state.error(
+                f"The server gave {self.got:,} of {self.total:,} points of {self.path!r}.", self.path, self.kind
+            )
+        if self.unsure:
+            state.note(
+                f"{self.unsure:,} times of {self.path!r} are in the hour that comes twice in autumn and could be an "
+                "hour later: with source.neptune2.client set to public, times come as local times.",
+                self.path,
+                self.kind,
+            )
+        if not self.told:
+            state.repair("steps_numbered", self.got)
+            state.note(
+                f"The server does not tell steps and times of the images of {self.path!r}; steps are their places "
+                "in the series.",
+                self.path,
+                self.kind,
+            )
