@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from neptune_assets.schema import MICROSTEPS
-from neptune_assets.server.series.points import FloatPoints
+from neptune_assets.server.series.points import FloatPoints, step_doubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def edges(low: float, high: float, count: int) -> npt.NDArray[np.float64]:
 
 def gather(points: FloatPoints, low: float, ends: npt.NDArray[np.float64]) -> list[Bucket]:
     """Return the buckets that hold any point, in order; ``ends`` are from :func:`edges`."""
-    steps = points.steps / MICROSTEPS
+    steps = step_doubles(points.steps)
     values = points.values
     if not len(ends):
         steps, values = steps[steps >= low], values[steps >= low]

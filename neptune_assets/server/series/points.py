@@ -8,10 +8,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from neptune_assets.lake.rows import NONE
+from neptune_assets.schema import MICROSTEPS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+_EXACT: Final = 1 << 53
+"""Integers up to here are doubles without rounding."""
 _NO_INTS: Final = np.zeros(0, np.int64)
 
 
@@ -81,6 +83,13 @@ class FloatPoints:
 NO_POINTS: Final = FloatPoints(_NO_INTS, _NO_INTS, np.zeros(0, np.float64))
 
 
+def step_doubles(steps: Ints) -> Floats:
+    """Return steps as clients see them, each rounded once."""
+    if len(steps) and max(abs(int(steps.min())), abs(int(steps.max()))) > _EXACT:
+        return np.array([step / MICROSTEPS for step in steps.tolist()], np.float64)
+    return steps / MICROSTEPS
+
+
 def join(pieces: list[FloatPoints]) -> FloatPoints:
     """Put pieces, in ascending order, together."""
     pieces = [piece for piece in pieces if len(piece)]
@@ -106,8 +115,3 @@ class ObjectPoint:
     step: int
     time: int
     value: Any
-
-
-def known_times(times: Ints) -> Ints:
-    """Return times with 0 where there is none."""
-    return np.where(times == NONE, 0, times) if len(times) and times.min() == NONE else times

@@ -65,7 +65,12 @@ def lake_runs() -> dict[str, list[dict[str, Any]]]:
 def lake_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reading") / "lake"
     both = {"shared": params({"from": "lake", "only": "lake"}), "kept": metric("loss", [1.0, 2.0, 3.0])}
-    make_lake(root, {"ws/lake": lake_runs(), "ws/both": both})
+    make_lake(root, {"ws/lake": lake_runs(), "ws/both": both, "ws/damaged": {"a": params({"x": 1})}})
+    (damaged,) = (root / "data").glob("ws_damaged-*")
+    for part in damaged.glob("*.parquet"):
+        part.unlink()
+    for statistics in (root / "statistics").glob("ws_damaged-*/*"):
+        statistics.unlink()
     return root
 
 

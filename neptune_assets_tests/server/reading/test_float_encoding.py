@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import ProtoFloatSeriesValuesResponseDTO
 
 from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
+from neptune_assets.server.neptune3.reading.requests import first_from, last_to
 from neptune_assets.server.series.points import FloatPoints
 
 steps = st.integers(-(10**18) + 1, 10**18 - 1)
@@ -49,3 +50,14 @@ def test_parses_as_it_was_meant(name: str, rows: list[tuple[int, int, float, flo
         for step, time, value, completion in rows
     ]
     assert found == (expected[::-1] if descending else expected)
+
+
+@given(steps)
+def test_steps_and_bounds_agree(micro: int) -> None:
+    seen = micro / 1_000_000
+    first, last = first_from(seen), last_to(seen)
+    assert first is not None
+    assert last is not None
+    assert first <= micro <= last
+    assert first / 1_000_000 == seen == last / 1_000_000
+    assert (first - 1) / 1_000_000 < seen < (last + 1) / 1_000_000

@@ -176,3 +176,15 @@ def test_pages_of_objects_are_bounded_in_bytes(http: httpx.Client, served: Serve
         requests = again
     assert pages > 1
     assert found == {"a": list(lines.values()), "b": ["short"]}
+
+
+def test_a_damaged_project_is_an_error_of_its_own(http: httpx.Client) -> None:
+    answer = http.post(SEARCH, params={"projectIdentifier": "ws/damaged"}, json={})
+    assert 400 <= answer.status_code < 500
+    query = {"query": "`lr`:float EXISTS"}
+    answer = http.post(GLOBAL, json={"query": query, "sorting": {"sortBy": {"name": "lr", "type": "float"}}})
+    found = ProtoLeaderboardEntriesSearchResultDTO.FromString(answer.content)
+    assert {f"{entry.organization_name}/{entry.project_name}" for entry in found.entries} == {"ws/lake", "ws/store"}
+    assert found.matching_item_count == 5
+    labels = [{a.name: a.string_properties.value for a in entry.attributes} for entry in found.entries]
+    assert [label["sys/custom_run_id"] for label in labels] == ["fork", "parent", "no ids", "run-2", "run-1"]

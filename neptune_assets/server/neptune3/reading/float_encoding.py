@@ -12,8 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from neptune_assets.schema import MICROSTEPS
-from neptune_assets.server.series.points import FloatPoints
+from neptune_assets.server.series.points import FloatPoints, step_doubles
 
 _LENGTH_DELIMITED: Final = 2
 _REQUEST_ID, _SERIES, _TOTAL, _VALUES = 1, 2, 1, 2
@@ -54,7 +53,7 @@ def encode_points(points: FloatPoints, *, descending: bool) -> bytes:
     out[:, 2] = _byte(1, 0)
     out[:, 3 : 3 + width] = times
     place = 3 + width
-    for field, doubles in ((2, points.steps[order] / MICROSTEPS), (3, points.values[order])):
+    for field, doubles in ((2, step_doubles(points.steps[order])), (3, points.values[order])):
         out[:, place] = _byte(field, 1)
         out[:, place + 1 : place + 9] = np.ascontiguousarray(doubles, "<f8").view(np.uint8).reshape(count, 8)
         place += 9

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from starlette.responses import Response, StreamingResponse
 
 from neptune_assets.server.endpoints import PROTOBUF, Call
 from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
-from neptune_assets.server.neptune3.reading.requests import microsteps, reading
+from neptune_assets.server.neptune3.reading.requests import first_from, last_to, reading, step
 from neptune_assets.server.neptune3.reading.series_requests import SeriesRequests, series_requests
 from neptune_assets.server.series.reader import SeriesReader
 
@@ -24,7 +26,14 @@ def float_series(call: Call) -> Response:
     pieces = _pieces(call.service.series, asked)
     # What cannot be read at all is an error, not an answer that breaks off.
     first = next(pieces, b"")
-    return StreamingResponse(_chain(first, pieces), media_type=PROTOBUF)
+    return StreamingResponse(chain([first], pieces), media_type=PROTOBUF)
+
+
+def _beyond(after: float, *, descending: bool) -> tuple[int | None, int | None]:
+    """Return the bounds of the points that come after one with this step."""
+    if descending:
+        return None, last_to(math.nextafter(after, -math.inf))
+    return first_from(math.nextafter(after, math.inf)), None
 
 
 def _pieces(reader: SeriesReader, asked: SeriesRequests) -> Iterator[bytes]:
@@ -32,9 +41,9 @@ def _pieces(reader: SeriesReader, asked: SeriesRequests) -> Iterator[bytes]:
     size = 0
     for item in asked.series:
         window = asked.window
-        after = microsteps(item.body, "afterStep")
+        after = step(item.body, "afterStep")
         if after is not None:
-            window = window.narrowed(None, after - 1) if asked.descending else window.narrowed(after + 1, None)
+            window = window.narrowed(*_beyond(after, descending=asked.descending))
         points = reader.floats(item.run, item.path, window, item.lineage, previews=item.previews)
         held.append(float_series_message(item.id, points, descending=asked.descending))
         size += len(held[-1])
@@ -43,8 +52,3 @@ def _pieces(reader: SeriesReader, asked: SeriesRequests) -> Iterator[bytes]:
             held, size = [], 0
     if held:
         yield b"".join(held)
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -65,15 +66,36 @@ def texts(body: Mapping[str, Any], name: str) -> list[str]:
     return items
 
 
-def microsteps(body: Mapping[str, Any], name: str) -> int | None:
-    """Return a field that is a step, in micro-steps; None if it is missing, or no bound at all."""
+def step(body: Mapping[str, Any], name: str) -> float | None:
+    """Return a field that is a step; None if it is missing."""
     value = body.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise ApiError(400, "BAD_REQUEST", f"{name} must be a number.")
     # Bounds beyond all steps keep their meaning.
-    return round(max(-_MAX_STEP, min(_MAX_STEP, value)) * MICROSTEPS)
+    return float(max(-_MAX_STEP, min(_MAX_STEP, value)))
+
+
+def first_from(value: float | None) -> int | None:
+    """Return the first micro-step that, as the double that clients see, is not below a step; None for no bound."""
+    if value is None:
+        return None
+    # Beyond 9e9 doubles are further apart than micro-steps: several of these look alike.
+    found = round(Decimal(value) * MICROSTEPS)
+    while (found - 1) / MICROSTEPS >= value:
+        found -= 1
+    while found / MICROSTEPS < value:
+        found += 1
+    return found
+
+
+def last_to(value: float | None) -> int | None:
+    """Return the last micro-step that, as the double that clients see, is not above a step; None for no bound."""
+    if value is None:
+        return None
+    beyond = first_from(math.nextafter(value, math.inf))
+    return None if beyond is None else beyond - 1
 
 
 def split_identifier(identifier: str) -> tuple[str, str, bool]:

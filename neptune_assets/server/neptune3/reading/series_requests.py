@@ -8,7 +8,7 @@ from typing import Any
 
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.endpoints import ApiError, Call
-from neptune_assets.server.neptune3.reading.requests import field, find_runs, microsteps, objects
+from neptune_assets.server.neptune3.reading.requests import field, find_runs, first_from, last_to, objects, step
 from neptune_assets.server.series.lineage import Lineage
 from neptune_assets.server.series.points import Window
 
@@ -65,7 +65,7 @@ def series_requests(call: Call) -> SeriesRequests:
     # The lake holds the series of a run together: asked one after the other, they are decoded once.
     found.sort(key=lambda item: (item.run.number, item.path))
     return SeriesRequests(
-        found, Window(microsteps(steps, "from"), microsteps(steps, "to"), limit, descending), descending
+        found, Window(first_from(step(steps, "from")), last_to(step(steps, "to")), limit, descending), descending
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import Any, Final
 
 from neptune_api.proto.neptune_pb.api.v1.model.leaderboard_entries_pb2 import (
@@ -12,6 +13,8 @@ from neptune_api.proto.neptune_pb.api.v1.model.leaderboard_entries_pb2 import (
 )
 from starlette.responses import Response, StreamingResponse
 
+from neptune_assets.errors import LakeError, UnknownProjectError
+from neptune_assets.server.catalog.catalog import Catalog
 from neptune_assets.server.catalog.names import NameFilter
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.catalog.search import YOUNGEST, Found, Search, search
@@ -22,6 +25,7 @@ from neptune_assets.server.neptune3.reading.wire import WIRE_TYPES, attribute
 from neptune_assets.server.nql.parser import parse
 from neptune_assets.server.nql.tree import Operand
 
+_log = logging.getLogger(__name__)
 _MAX_PAGE: Final = 10_000
 _VALUES_AT_ONCE: Final = 20_000
 _IDENTITY: Final = ("sys/id", "sys/custom_run_id", "sys/name")
@@ -41,8 +45,19 @@ def search_project(call: Call) -> Response:
 @reading
 def search_everywhere(call: Call) -> Response:
     """Answer a table over all projects; runs come with what names them."""
-    projects = call.service.catalog.refresh_all()
-    return _answer(call, _asked(projects, call.json_object()), list(_IDENTITY))
+    return _answer(call, _asked(_readable(call.service.catalog), call.json_object()), list(_IDENTITY))
+
+
+def _readable(catalog: Catalog) -> list[str]:
+    """Bring all projects up to date; one that cannot be read does not keep the others from being found."""
+    found = []
+    for project in catalog.projects():
+        try:
+            catalog.refresh(project)
+            found.append(project)
+        except (LakeError, UnknownProjectError):
+            _log.exception("Project %s is left out of a search over all projects.", project)
+    return found
 
 
 def _asked(projects: list[str], body: Mapping[str, Any]) -> Search:
@@ -79,7 +94,10 @@ def _sort(sorting: Mapping[str, Any]) -> Operand:
 
 def _answer(call: Call, asked: Search, paths: list[str] | None) -> Response:
     found = search(call.service.catalog, call.service.series, asked)
-    return StreamingResponse(_pieces(call, found, paths), media_type=PROTOBUF)
+    pieces = _pieces(call, found, paths)
+    # What cannot be read at all is an error, not an answer that breaks off.
+    first = [*islice(pieces, 2)]
+    return StreamingResponse(chain(first, pieces), media_type=PROTOBUF)
 
 
 def _pieces(call: Call, found: Found, paths: list[str] | None) -> Iterator[bytes]:
