@@ -113,7 +113,10 @@ class Session:
         with self._connection.cursor() as cursor:
             if self.is_file:
                 cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
-            cursor.execute(*self._compiled(statement))
+                cursor.execute(*self._compiled(statement))
+            else:
+                # PostgreSQL's driver streams (by COPY) only what has no parameters; else it holds the whole answer.
+                cursor.execute(self._literal(statement))
             yield from cursor.fetch_record_batch()
 
     def insert(self, table: sa.Table, rows: pa.RecordBatch) -> None:
@@ -154,6 +157,13 @@ class Session:
         )
         values = [compiled.params[name] for name in compiled.positiontup or ()]
         return compiled.string, values or None
+
+    def _literal(self, statement: sa.Executable) -> str:
+        """The statement with its values written into it, quoted by SQLAlchemy."""
+        compiled = statement.compile(  # type: ignore[attr-defined]
+            dialect=self._dialect, compile_kwargs={"literal_binds": True}
+        )
+        return str(compiled)
 
     def _release(self) -> None:
         gate, self._gate = self._gate, None
