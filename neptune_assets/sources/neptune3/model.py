@@ -99,6 +99,14 @@ class Page:
 
 
 @dataclass(slots=True)
+class Answer:
+    """What came of some requests: a page, and those that failed with the reason."""
+
+    page: Page
+    failed: list[tuple[Request, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class RunAttributes:
     """Everything one run has, except the points of its series; ``unknown`` are types this version does not know."""
 

@@ -16,8 +16,8 @@ from neptune_assets.errors import SourceError
 from neptune_assets.schema import SERIES_TYPES, AttributeType
 from neptune_assets.settings import Neptune3Source
 from neptune_assets.sources.neptune3.access import Access
-from neptune_assets.sources.neptune3.answers import LISTED, NAMES_OF_TYPES
-from neptune_assets.sources.neptune3.frames import epoch_milliseconds, float_columns, object_points
+from neptune_assets.sources.neptune3.answers import LISTED
+from neptune_assets.sources.neptune3.frames import float_columns, object_points
 from neptune_assets.sources.neptune3.model import (
     Attribute,
     FileReference,
@@ -31,6 +31,17 @@ from neptune_assets.sources.neptune3.model import (
 )
 from neptune_assets.sources.neptune3.pacing import Pace
 from neptune_assets.sources.neptune3.public_files import open_public_download
+from neptune_assets.sources.neptune3.public_values import (
+    are_floats,
+    leave_out,
+    length,
+    listed_row,
+    plain_point,
+    plain_text,
+    plain_value,
+    types_asked_for,
+    which_run,
+)
 from neptune_assets.sources.neptune3.turns import turn
 
 _FIRST_GROUP: Final = 8
@@ -72,7 +83,7 @@ class PublicReader:
         by_time = NamedAttribute("sys/creation_time", type="datetime")
         frame = self._runs_table(project, runs=query, attributes=list(LISTED), sort_by=by_time, sort_direction="asc")
         rows = frame.reset_index().to_dict("records")
-        runs = [_listed({name.rsplit(":", 1)[0]: value for name, value in row.items()}) for row in rows]
+        runs = [listed_row({name.rsplit(":", 1)[0]: value for name, value in row.items()}) for row in rows]
         return list({run.run_id: run for run in runs}.values())
 
     def attributes(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> list[RunAttributes]:
@@ -83,15 +94,15 @@ class PublicReader:
     def _attributes(self, project: str, run: ListedRun, types: Sequence[str] | None) -> RunAttributes:
         from neptune_query.filters import AttributeFilter
 
-        wanted = AttributeFilter(type=_types(types))
-        frame = self._runs_table(project, runs=_which(run), attributes=wanted)
+        wanted = AttributeFilter(type=types_asked_for(types))
+        frame = self._runs_table(project, runs=which_run(run), attributes=wanted)
         found = RunAttributes(run)
         if not len(frame):
             return found
         for column in frame.columns:
             path, _, kind = column.rpartition(":")
             attribute_type = AttributeType(kind)
-            value = None if attribute_type in SERIES_TYPES else _value(attribute_type, frame[column].array[0])
+            value = None if attribute_type in SERIES_TYPES else plain_value(attribute_type, frame[column].array[0])
             found.attributes.append(Attribute(path, attribute_type, value))
         return found
 
@@ -100,8 +111,8 @@ class PublicReader:
         from neptune_query import runs as neptune_runs
         from neptune_query.filters import AttributeFilter
 
-        wanted = AttributeFilter(type=_types(types))
-        chosen: list[Any] = [_which(run) for run in runs if run.trashed]
+        wanted = AttributeFilter(type=types_asked_for(types))
+        chosen: list[Any] = [which_run(run) for run in runs if run.trashed]
         if len(chosen) < len(runs):
             chosen.append([run.run_id for run in runs if not run.trashed])
         found: set[str] = set()
@@ -152,21 +163,23 @@ class PublicReader:
         after = requests[0].after
         asked: dict[str, Any] = {
             "project": project,
-            "runs": [requests[0].run.run_id] if _is_float(requests) else _which(requests[0].run),
+            "runs": [requests[0].run.run_id] if are_floats(requests) else which_run(requests[0].run),
             "include_time": "absolute",
             "lineage_to_the_root": False,
             "tail_limit": limit,
             # Both ends of a range belong to it; what has come already is left out below.
             "step_range": (None, after),
         }
-        parts = self._floats(by_path, asked) if _is_float(requests) else self._objects(by_path, asked, requests[0].type)
+        parts = (
+            self._floats(by_path, asked) if are_floats(requests) else self._objects(by_path, asked, requests[0].type)
+        )
         kept: list[FloatPart | ObjectPart] = []
         rest = []
         for part in parts:
-            full = _length(part) >= limit
+            full = length(part) >= limit
             if after is not None:
-                _leave_out(part, float(after))
-            if _length(part):
+                leave_out(part, float(after))
+            if length(part):
                 kept.append(part)
                 if full:
                     last = part.steps[-1] if isinstance(part, FloatPart) else part.points[-1][0]
@@ -207,7 +220,7 @@ class PublicReader:
         wanted = AttributeFilter(name=list(by_path), type=[cast(Any, str(kind))])
         frame = self._call(3, lambda: neptune_runs.fetch_series(attributes=wanted, **asked))
         return [
-            ObjectPart(by_path[path], [(step, time, _object(value)) for step, time, value in points])
+            ObjectPart(by_path[path], [(step, time, plain_point(value)) for step, time, value in points])
             for path, points in object_points(frame)
         ]
 
@@ -227,16 +240,16 @@ class PublicReader:
             except exceptions.NeptuneProjectInaccessible as error:
                 raise RefusedError(f"{self._access.server} gives no access to the project.", status=403) from error
             except exceptions.NeptuneRetryError as error:
-                raise RefusedError(_plain(error), exhausted=True) from error
+                raise RefusedError(plain_text(error), exhausted=True) from error
             except exceptions.NeptuneUnexpectedResponseError as error:
                 if "status: 401" not in str(error):
-                    raise RefusedError(_plain(error)) from error
+                    raise RefusedError(plain_text(error)) from error
                 if not again:
                     raise self._access.rejected() from None
                 _sign_in_anew()
                 continue
             except (exceptions.NeptuneError, ValueError, KeyError, RuntimeError) as error:
-                raise RefusedError(_plain(error)) from error
+                raise RefusedError(plain_text(error)) from error
             self._answered = True
             return result
         raise SourceError("A call was neither answered nor refused.", hint="Report this as a bug.")
@@ -247,89 +260,3 @@ def _sign_in_anew() -> None:
     from neptune_query.internal import client
 
     client.clear_cache()
-
-
-def _which(run: ListedRun) -> Any:
-    """How to name one run: by its id; a run in the trash is only found by a filter that says so."""
-    from neptune_query.filters import Attribute as NamedAttribute
-    from neptune_query.filters import Filter
-
-    if not run.trashed:
-        return [run.run_id]
-    trashed = Filter.eq(NamedAttribute("sys/trashed", type="bool"), True)
-    return Filter.eq(NamedAttribute("sys/custom_run_id", type="string"), run.run_id) & trashed
-
-
-def _length(part: FloatPart | ObjectPart) -> int:
-    return len(part.steps) if isinstance(part, FloatPart) else len(part.points)
-
-
-def _leave_out(part: FloatPart | ObjectPart, after: float) -> None:
-    """Leave out points from a step on."""
-    if isinstance(part, ObjectPart):
-        part.points = [point for point in part.points if point[0] < after]
-        return
-    new = part.steps < after
-    part.steps, part.times, part.values = part.steps[new], part.times[new], part.values[new]
-    if part.preview is not None and part.completion is not None:
-        part.preview, part.completion = part.preview[new], part.completion[new]
-
-
-def _types(types: Sequence[str] | None) -> list[Any]:
-    return list(types) if types is not None else [str(kind) for kind in NAMES_OF_TYPES]
-
-
-def _is_float(requests: Sequence[Request]) -> bool:
-    return requests[0].type is AttributeType.FLOAT_SERIES
-
-
-def _listed(row: dict[str, Any]) -> ListedRun:
-    present = {name: value for name, value in row.items() if value is not None and value == value}
-    moments = {
-        name: None if name not in present else present[name].to_pydatetime()
-        for name in ("sys/creation_time", "sys/modification_time")
-    }
-    return ListedRun(
-        run_id=str(row["run"]),
-        sys_id=str(present.get("sys/id", "")),
-        created_at=moments["sys/creation_time"],
-        modified_at=moments["sys/modification_time"],
-        archived=bool(present.get("sys/archived", False)),
-        trashed=bool(present.get("sys/trashed", False)),
-        parent=present.get("sys/forking/parent") or None,
-        attributes=int(present.get("sys/diagnostics/attributes/total_count", 0)),
-        points=int(present.get("sys/diagnostics/attributes/total_series_datapoints", 0)),
-    )
-
-
-def _value(kind: AttributeType, value: Any) -> Any:
-    match kind:
-        case AttributeType.INT:
-            return int(value)
-        case AttributeType.FLOAT:
-            return float(value)
-        case AttributeType.BOOL:
-            return bool(value)
-        case AttributeType.DATETIME:
-            return epoch_milliseconds(value)
-        case AttributeType.STRING_SET:
-            return list(value)
-        case AttributeType.FILE:
-            return FileReference(value.path, value.size_bytes, value.mime_type)
-    return value
-
-
-def _object(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    if hasattr(value, "edges"):
-        return (value.type, value.edges, value.values)
-    return FileReference(value.path, value.size_bytes, value.mime_type)
-
-
-def _plain(error: Exception) -> str:
-    """Return an error's text in one line, without colours."""
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return re.sub(r"\s+", " ", text).strip()[:500]

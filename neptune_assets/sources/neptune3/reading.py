@@ -1,15 +1,15 @@
 """Reads runs in order while many requests are under way: attributes in batches of runs, series in groups.
 
-Decisions. A group of series may span runs; its points wait here until their run's turn, so at most ``concurrency``
-pages are under way and as many wait. What fails for good is cut in halves until only what fails is left.
+Decisions. What fails for good is cut in halves until only what fails is left: that makes its run partial, the others go
+on. A server that answers nothing any more ends the reading.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
@@ -20,15 +20,15 @@ from neptune_assets.settings import Filters, Neptune3Source
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune3.collector import Collector
 from neptune_assets.sources.neptune3.model import (
-    FloatPart,
+    Answer,
     ListedRun,
-    ObjectPart,
     Page,
     Reader,
     RefusedError,
     Request,
     RunAttributes,
 )
+from neptune_assets.sources.neptune3.pages import Pages
 from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets.sources.rows import BATCH_BYTES, BATCH_ROWS
 
@@ -38,14 +38,6 @@ _FIRST_RUNS: Final = 8
 _MOST_RUNS: Final = 256
 _LIVE: Final = frozenset(AttributeType) - {AttributeType.FILE_SET, AttributeType.ARTIFACT}
 """Types that 3.x servers know."""
-
-
-@dataclass(slots=True)
-class _Answer:
-    """What came of some requests: a page, and those that failed with the reason."""
-
-    page: Page
-    failed: list[tuple[Request, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -154,7 +146,7 @@ class Reading:
             if batch.unchecked:
                 collector.note(f"Whether all attributes came could not be checked: {batch.unchecked}")
             collectors.append(collector)
-        pages = _Pages(self, collectors, pool)
+        pages = Pages(collectors, pool, self._settings.concurrency, self._reader.groups, self._answer)
         for position, collector in enumerate(collectors):
             run_id = collector.run.run_id
             for rows in _together(_rows(collector, pages, position)):
@@ -163,33 +155,24 @@ class Reading:
             end = collector.end()
             yield RunEnd(run_id, None, end.errors, end.notes) if failed else end
 
-    @property
-    def concurrency(self) -> int:
-        """Requests under way at the same time."""
-        return self._settings.concurrency
-
-    def groups(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Cut requests into groups that are asked for together."""
-        return list(self._reader.groups(requests))
-
-    def answer(self, requests: Sequence[Request], *, again: bool = False) -> _Answer:
+    def _answer(self, requests: Sequence[Request], *, again: bool = False) -> Answer:
         """Ask for points; where that fails for good, ask for less until only what fails is left."""
         try:
-            return _Answer(self._reader.page(self._project, requests, again=again))
+            return Answer(self._reader.page(self._project, requests, again=again))
         except RefusedError as error:
             self._check_alive(error)
             if len(requests) == 1:
                 return self._last_try(requests[0])
         middle = len(requests) // 2
-        first, second = (self.answer(part, again=True) for part in (requests[:middle], requests[middle:]))
+        first, second = (self._answer(part, again=True) for part in (requests[:middle], requests[middle:]))
         page = Page([*first.page.parts, *second.page.parts], [*first.page.rest, *second.page.rest])
-        return _Answer(page, [*first.failed, *second.failed])
+        return Answer(page, [*first.failed, *second.failed])
 
-    def _last_try(self, request: Request) -> _Answer:
+    def _last_try(self, request: Request) -> Answer:
         try:
-            return _Answer(self._reader.page(self._project, [request], again=True))
+            return Answer(self._reader.page(self._project, [request], again=True))
         except RefusedError as error:
-            return _Answer(Page(), [(request, str(error))])
+            return Answer(Page(), [(request, str(error))])
 
     def _check_alive(self, error: RefusedError) -> None:
         """Raise SourceUnavailableError if the server answers nothing at all any more."""
@@ -203,7 +186,7 @@ class Reading:
             ) from error
 
 
-def _rows(collector: Collector, pages: _Pages, position: int) -> Iterator[pa.RecordBatch]:
+def _rows(collector: Collector, pages: Pages, position: int) -> Iterator[pa.RecordBatch]:
     yield from collector.values()
     for parts in pages.of_run(position):
         yield from collector.take(parts)
@@ -229,83 +212,3 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     if len(batches) == 1:
         return batches[0]
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
-
-
-class _Pages:
-    """Pages of a batch of runs, asked for ahead and given out run by run."""
-
-    def __init__(self, reading: Reading, collectors: Sequence[Collector], pool: ThreadPoolExecutor) -> None:
-        self._reading = reading
-        self._collectors = collectors
-        self._pool = pool
-        self._position = {collector.run.sys_id: number for number, collector in enumerate(collectors)}
-        requests = [request for collector in collectors for request in collector.requests()]
-        floats = [request for request in requests if request.type is AttributeType.FLOAT_SERIES]
-        others = [request for request in requests if request.type is not AttributeType.FLOAT_SERIES]
-        groups = [*reading.groups(floats), *reading.groups(others)]
-        self._groups = deque(sorted(groups, key=lambda group: self._position[group[0].run.sys_id]))
-        self._awaited: dict[int, int] = defaultdict(int)
-        for group in groups:
-            for position in self._positions(group):
-                self._awaited[position] += 1
-        self._waiting: dict[int, list[FloatPart | ObjectPart]] = defaultdict(list)
-        self._rest: dict[int, deque[list[Request]]] = defaultdict(deque)
-        self._ahead: list[int] = []
-        self._under_way: dict[Future[_Answer], tuple[list[Request], bool]] = {}
-
-    def of_run(self, position: int) -> Iterator[Sequence[FloatPart | ObjectPart]]:
-        """Give the points of a run as they come; call for every run, in order."""
-        while True:
-            self._ask(position)
-            if self._waiting[position]:
-                yield self._waiting.pop(position)
-                continue
-            mine = any(not shared for _, shared in self._under_way.values())
-            if not self._awaited[position] and not self._rest[position] and not mine:
-                return
-            done, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                self._collect(future)
-
-    def _ask(self, position: int) -> None:
-        """Keep as many requests under way as may be: the rest of this run first, then the next groups."""
-        most = self._reading.concurrency
-        while len(self._under_way) < most:
-            rest = self._rest[position]
-            if rest:
-                requests, shared = rest.popleft(), False
-            elif self._groups and (self._may_ask_ahead(position)):
-                requests, shared = self._groups.popleft(), True
-            else:
-                return
-            self._under_way[self._pool.submit(self._reading.answer, requests)] = (requests, shared)
-
-    def _may_ask_ahead(self, position: int) -> bool:
-        if self._position[self._groups[0][0].run.sys_id] <= position:
-            return True
-        self._ahead = [last for last in self._ahead if last > position]
-        return len(self._ahead) < self._reading.concurrency
-
-    def _collect(self, future: Future[_Answer]) -> None:
-        requests, shared = self._under_way.pop(future)
-        answer = future.result()
-        if shared:
-            positions = self._positions(requests)
-            for position in positions:
-                self._awaited[position] -= 1
-            self._ahead.append(max(positions))
-        for part in answer.page.parts:
-            self._waiting[self._position[part.request.run.sys_id]].append(part)
-        for request, reason in answer.failed:
-            self._collectors[self._position[request.run.sys_id]].fail(request, reason)
-        rest: dict[int, list[Request]] = defaultdict(list)
-        for request in answer.page.rest:
-            rest[self._position[request.run.sys_id]].append(request)
-        for position, left in rest.items():
-            # Long series go on side by side; what one more page will finish stays together.
-            pieces = 1 if shared else max(1, min(len(left), self._reading.concurrency - len(self._under_way)))
-            size = -(-len(left) // pieces)
-            self._rest[position].extend(left[start : start + size] for start in range(0, len(left), size))
-
-    def _positions(self, group: Sequence[Request]) -> set[int]:
-        return {self._position[request.run.sys_id] for request in group}
