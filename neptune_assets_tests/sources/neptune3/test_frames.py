@@ -30,7 +30,7 @@ def metrics_frame(points: dict[str, list[tuple[int, float, float, bool, float]]]
         RunAttributeDefinition(run, AttributeDefinition(path, "float_series")): rows for path, rows in points.items()
     }
     return create_metrics_dataframe(
-        data,  # type: ignore[arg-type]
+        data,
         {CustomRunId("r"): "r"},
         type_suffix_in_column_names=False,
         include_point_previews=previews,

@@ -212,7 +212,7 @@ def test_archived_and_trashed_runs(served: Served, open_source: Open, client: st
             writing.update_run(run, **{run_id: 1})
 
     def chosen(**filters: bool) -> list[str]:
-        source = open_source(Filters(runs=RunFilter(**filters)), client=client)
+        source = open_source(Filters(runs=RunFilter.model_validate(filters)), client=client)
         return [info.run_id for info in source.runs(logger.project)]
 
     assert chosen() == ["archived", "there"]
