@@ -39,6 +39,8 @@ class Calls(Protocol):
 
     count: int
     """Requests sent so far, as far as it is known."""
+    tables_tell_all: bool
+    """True if a table without a choice of columns holds all that runs have."""
 
     def json(self, operation: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Any:
         """Make a call and return the JSON it answers.
@@ -59,6 +61,8 @@ class Calls(Protocol):
 
 class FastCalls:
     """Sends requests over the client's connection and takes the answers as they come."""
+
+    tables_tell_all = True
 
     def __init__(self, connection: Connection, settings: LiveSource) -> None:
         self._connection = connection

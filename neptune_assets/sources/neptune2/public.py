@@ -30,6 +30,8 @@ _PREFIX: Final = "client:"
 class PublicCalls:
     """Answers calls as the server would, by the client's public functions."""
 
+    tables_tell_all = False
+
     def __init__(self, token: ApiToken, settings: Neptune2Source) -> None:
         import_client(settings)
         self._token = token

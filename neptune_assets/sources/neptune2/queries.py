@@ -6,6 +6,7 @@ sources.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -32,11 +33,16 @@ def listing_query(runs: RunFilter, scope: Scope, query: str | None) -> str:
         if moment is not None:
             parts.append(f"(`{name}`:datetime {operator} {_text(_utc(moment))})")
     if runs.ids is not None and runs.ids_file is None and 0 < len(runs.ids) <= _IDS_IN_QUERY:
-        parts.append(f"({' OR '.join(f'(`sys/id`:string = {_text(run_id)})' for run_id in runs.ids)})")
+        parts.append(any_id(runs.ids))
     if query is not None and scope is Scope.RUNS:
         # In parentheses, which the client's own functions leave out: AND binds tighter than OR.
         parts.append(f"({query})")
     return both(*parts)
+
+
+def any_id(run_ids: Sequence[str]) -> str:
+    """Only these ids."""
+    return f"({' OR '.join(f'(`sys/id`:string = {_text(run_id)})' for run_id in run_ids)})"
 
 
 def after(run_id: str) -> str:

@@ -1,7 +1,8 @@
 """Runs read one after the other for the lake, several at a time from the server, in bounded memory.
 
-A run costs one request for all it has, and one for every page of its series. Each run being read has a lane: a short
-queue that its reader fills and that is emptied when the run's turn comes, so that at most a few batches of each wait.
+A run costs a line of a table for all it has, or one request, and one for every page of its series. Each run being read
+has a lane: a short queue that its reader fills and that is emptied when the run's turn comes, so that at most a few
+batches of each wait.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Final
 import pyarrow as pa
 
 from neptune_assets.errors import NeptuneAssetsError, SourceError
-from neptune_assets.schema import AttributeType
+from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import Neptune2Source
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune2.artifacts import ArtifactStore, list_files
+from neptune_assets.sources.neptune2.attribute_pages import AttributePages
 from neptune_assets.sources.neptune2.attributes import AttributeReader
 from neptune_assets.sources.neptune2.calls import Calls
 from neptune_assets.sources.neptune2.errors import CallError
@@ -40,13 +42,20 @@ class RunReader:
     """Reads runs of one project."""
 
     def __init__(
-        self, calls: Calls, settings: Neptune2Source, selection: Selection, artifacts: ArtifactStore, project: Project
+        self,
+        calls: Calls,
+        settings: Neptune2Source,
+        selection: Selection,
+        artifacts: ArtifactStore,
+        project: Project,
+        scope: Scope,
     ) -> None:
         self._calls = calls
         self._settings = settings
         self._selection = selection
         self._artifacts = artifacts
         self._project = project
+        self._scope = scope
 
     def read(self, runs: Sequence[Listed]) -> Iterator[RunChunk]:
         """Read runs in the order given; each ends with a RunEnd.
@@ -58,12 +67,13 @@ class RunReader:
         lanes: deque[_Lane] = deque()
         readers = ThreadPoolExecutor(workers, "neptune2-run")
         pages = ThreadPoolExecutor(self._settings.concurrency, "neptune2-page")
+        attribute_pages = AttributePages(self._calls, self._project.key, self._scope, runs)
 
         def start() -> None:
             for listed in waiting:
                 lane = _Lane()
                 lanes.append(lane)
-                readers.submit(self._fill, lane, listed, pages)
+                readers.submit(self._fill, lane, listed, pages, attribute_pages)
                 return
 
         try:
@@ -79,21 +89,21 @@ class RunReader:
             readers.shutdown(wait=False, cancel_futures=True)
             pages.shutdown(wait=False, cancel_futures=True)
 
-    def _fill(self, lane: _Lane, listed: Listed, pages: ThreadPoolExecutor) -> None:
+    def _fill(self, lane: _Lane, listed: Listed, pages: ThreadPoolExecutor, attribute_pages: AttributePages) -> None:
         try:
-            for chunk in self._chunks(listed, pages):
+            for chunk in self._chunks(listed, pages, attribute_pages):
                 if not lane.put(chunk):
                     return
             lane.put(None)
         except BaseException as error:  # noqa: BLE001 - handed on to the thread that reads
             lane.put(error)
 
-    def _chunks(self, listed: Listed, pages: ThreadPoolExecutor) -> Iterator[RunChunk]:
+    def _chunks(self, listed: Listed, pages: ThreadPoolExecutor, attribute_pages: AttributePages) -> Iterator[RunChunk]:
         """All of one run; what fails of it is in its end."""
         run_id = listed.run_id
         state = RunState(self._project.name, run_id, self._selection.attribute)
         try:
-            attributes = self._calls.json("getExperimentAttributes", experimentId=listed.key).get("attributes") or []
+            attributes = attribute_pages.of(listed)
         except CallError as error:
             why = "It was deleted while it was read." if error.not_there else str(error)
             yield RunEnd(run_id, errors=(Issue(f"Run {run_id!r} of {self._project.name!r} cannot be read. {why}"),))

@@ -86,7 +86,7 @@ class Neptune2:
         listing = self._listings.get((project_id, scope))
         if listing is None or any(run_id not in listing.runs for run_id in run_ids):
             listing = self._list(project, scope)
-        reader = RunReader(session.calls, self._settings, self._selection, session.artifacts, project)
+        reader = RunReader(session.calls, self._settings, self._selection, session.artifacts, project, scope)
         known: list[Listed] = []
         for run_id in run_ids:
             listed = listing.runs.get(run_id)

@@ -224,12 +224,14 @@ class Stub:
         found.sort(key=lambda item: item.run_id)
         offset, limit = body["pagination"]["offset"], min(body["pagination"]["limit"], self.page)
         assert offset + limit <= 10_000, "no server pages further"
-        columns = {item["path"] for item in body["attributeFilters"]}
+        columns = {item["path"] for item in body.get("attributeFilters") or ()}
+        if not columns:
+            found = [item for item in found if not item.gone]
         entries = [
             {
                 "experimentId": _key(item),
                 "type": item.kind,
-                "attributes": [each for each in item.described() if each["name"] in columns],
+                "attributes": [each for each in item.described() if not columns or each["name"] in columns],
             }
             for item in found[offset : offset + limit]
         ]

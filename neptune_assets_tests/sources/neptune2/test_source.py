@@ -326,3 +326,22 @@ def test_a_fingerprint_changes_with_the_run_and_with_what_is_taken_of_it(source:
     assert mark(source(Filters(attributes=AttributeFilter(include=["loss"])))) != first
     run.modified = "2025-03-01T13:00:00.001Z"
     assert mark(source()) != first
+
+
+def test_many_runs_are_read_from_tables_and_give_the_same(stub: Stub, source: Make) -> None:
+    for number in range(250):
+        run = Container(f"P-{number:03}", attributes=[attribute("p", "int", value=number)])
+        run.floats("m", (0, 0, float(number)))
+        stub.containers.append(run)
+    stub.containers[100].gone = True
+    opened = source()
+    ids = [info.run_id for info in opened.runs(PROJECT)]
+    stub.requests.clear()
+    result = read(opened, PROJECT, ids)
+    assert [end.run_id for end in result.ends.values() if end.errors] == ["P-100"]
+    for number in set(range(250)) - {100}:
+        found = rows(result, f"P-{number:03}")
+        assert found["p"][0]["int_value"] == number
+        assert found["m"][0]["float_value"] == number
+    assert stub.asked("/v1/attributes") == 2, "the first, to see how large runs are, and the one that is gone"
+    assert stub.asked("/entries/search") == 3
