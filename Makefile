@@ -47,7 +47,7 @@ dev: install ## Open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
 
 test: install ## Run the tests
-	@$(BIN)/pytest -m "not slow and not peer and not official"
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not peer and not official"
 
 proofs: install ## Run the slow proofs: random kills, full disk, memory caps
 	@$(BIN)/pytest -m "slow and not peer and not official"
