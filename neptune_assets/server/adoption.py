@@ -20,6 +20,9 @@ from neptune_assets.errors import LakeError
 from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.server.catalog.runs import made_up_sys_id
+from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size
+from neptune_assets.server.neptune2.lake_artifacts import read_files_list
+from neptune_assets.server.store.artifacts import put_artifact
 from neptune_assets.server.store.files import Stored
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import NewRun, Run
@@ -150,6 +153,9 @@ def _copy(
     if kind is AttributeType.FILE_SET:
         _copy_file_set(operations, writing, project, run, path, place)
         return
+    if kind is AttributeType.ARTIFACT:
+        _copy_artifact(operations, writing, project, run, path, place, values[0])
+        return
     if kind in FILE_TYPES:
         stored = [adopted_file(writing, project, run, value) for value in values]
         if kind is not AttributeType.FILE_SERIES:
@@ -208,6 +214,26 @@ def _copy_file_set(
         total += stored.size
         count += 1
     operations.assign(place, AttributeType.FILE_SET, to_json({"size": total, "files": count}))
+
+
+def _copy_artifact(
+    operations: Operations,
+    writing: Writing,
+    project: ProjectStore,
+    run: LakeRun,
+    path: str,
+    place: str,
+    value: dict[str, Any] | None,
+) -> None:
+    """Keep an artifact by its hash; one whose list of files the lake lacks becomes the file that is there instead."""
+    files = read_files_list(run, path)
+    if files is None:
+        stored = adopted_file(writing, project, run, value)
+        operations.assign(place, AttributeType.FILE, encode(AttributeType.FILE, stored))
+        return
+    digest = artifact_hash(files, with_metadata=False)
+    put_artifact(writing.connection, digest, artifact_size(files), files)
+    operations.assign(place, AttributeType.ARTIFACT, to_json({"hash": digest}))
 
 
 def _bytes(project: ProjectStore, source: BinaryIO) -> Stored:

@@ -10,6 +10,7 @@ import pytest
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import AttributeType
+from neptune_assets.server.neptune2.artifact_hash import artifact_hash
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.values import bits_float, decode
 from neptune_assets.testing.lakes import file, file_set, files, histograms, make_lake, metric, param, params, texts
@@ -18,6 +19,10 @@ from neptune_assets_tests.support.server import Served, server_in_thread
 
 CREATED = datetime(2025, 2, 3, 4, 5, 6, 789_000, tzinfo=UTC)
 VALUES = [0.5, math.nan, -0.0, math.inf]
+TRACKED = [
+    {"filePath": "1.txt", "fileHash": "a" * 40, "type": "Local", "size": 1, "metadata": []},
+    {"filePath": "2.txt", "fileHash": "b" * 40, "type": "Local", "size": 2, "metadata": []},
+]
 STEPS = [0, "0.000001", "2.5", 999_999_999_999]
 
 
@@ -34,6 +39,8 @@ def lake(tmp_path: Path) -> Lake:
         file("model", b"of the lake", "model.json"),
         *files("samples", [b"first", b"second"], extension="png"),
         file_set("set", {"a.txt": b"a", "sub/b.txt": b"bb"}),
+        file("data", json.dumps(TRACKED).encode(), "files_list.json", kind="artifact"),
+        file("odd", b"no list", "odd.bin", kind="artifact"),
     ]
     child = params({"sys/id": "VIS-7", "sys/forking/parent": "old", "sys/forking/step": 1.5})
     return make_lake(tmp_path / "lake", {PROJECT: {"old": run, "child": child, "bare": params({"lr": 0.5})}})
@@ -154,3 +161,17 @@ def test_a_run_without_an_id_keeps_the_one_it_was_shown_under(tmp_path: Path, la
         Ingest(http).update("bare", assign({"new": 1}))
         with project_of(served).read() as connection:
             assert connection.execute("SELECT sys_id FROM runs").fetchone()[0] == shown.sys_id
+
+
+def test_an_artifact_keeps_its_hash_and_its_files(lake: Lake, tmp_path: Path) -> None:
+    with server_in_thread(tmp_path / "store", lake=lake.settings) as served, served.client() as http:
+        Ingest(http).update("old", assign({"more": 1}))
+        project = project_of(served)
+        found = attributes(project, "old")
+        kind, value = found["data"]
+        assert kind == "artifact"
+        assert value == {"hash": artifact_hash(TRACKED, with_metadata=False)}
+        with project.read() as connection:
+            row = connection.execute("SELECT size, files FROM artifacts WHERE hash = ?", (value["hash"],)).fetchone()
+        assert (row["size"], json.loads(row["files"])) == (3, TRACKED)
+        assert found["odd"][0] == "file"

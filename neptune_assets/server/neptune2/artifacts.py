@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
 
 from neptune_assets.server.endpoints import Call
 from neptune_assets.server.neptune2.answers import Json
-from neptune_assets.server.neptune2.artifact_hash import ArtifactFile, artifact_hash, artifact_size, merged
+from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size, merged
 from neptune_assets.server.neptune2.errors import BadRequestError, NotFoundError
 from neptune_assets.server.neptune2.state import state_of, text_of
+from neptune_assets.server.store.artifacts import put_artifact
 from neptune_assets.server.store.projects import ProjectStore
 
 _NEEDED = frozenset({"filePath", "fileHash", "type"})
@@ -39,7 +39,7 @@ def upload_files(call: Call) -> Response:
     with _project(call).write() as writing:
         if _row(writing.connection, digest) is None:
             raise NotFoundError(f"There is no artifact {digest!r}.")
-        put_artifact(writing.connection, digest, files)
+        put_artifact(writing.connection, digest, artifact_size(files), files)
         writing.changed = True
         row = _row(writing.connection, digest)
     return Json(_body(row))
@@ -56,7 +56,7 @@ def create_version(call: Call) -> Response:
     second = call.request.headers.get("x-neptune-artifact-api-version") == "2"
     made = artifact_hash(files, with_metadata=not second)
     with _project(call).write() as writing:
-        put_artifact(writing.connection, made, files)
+        put_artifact(writing.connection, made, artifact_size(files), files)
         writing.changed = True
         row = _row(writing.connection, made)
     return Json(_body(row))
@@ -69,15 +69,6 @@ def list_files(call: Call) -> Response:
     if files is None:
         raise NotFoundError(f"There is no artifact {digest!r}.")
     return Json({"files": [{"size": None, "metadata": [], **file} for file in files]})
-
-
-def put_artifact(connection: sqlite3.Connection, digest: str, files: Sequence[ArtifactFile]) -> None:
-    """Keep the list of an artifact's files."""
-    connection.execute(
-        "INSERT INTO artifacts (hash, size, files) VALUES (?, ?, ?)"
-        " ON CONFLICT (hash) DO UPDATE SET size = excluded.size, files = excluded.files",
-        (digest, artifact_size(files), json.dumps(list(files), ensure_ascii=False)),
-    )
 
 
 def _known_files(call: Call, digest: str) -> list[dict[str, Any]] | None:
