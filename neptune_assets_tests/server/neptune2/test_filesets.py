@@ -104,7 +104,11 @@ def test_archives_that_grow_too_large_are_refused() -> None:
         list(unpack(archive((entry("zeros"), b"\0" * 10_000)), keep, 9_999))
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", archive((entry("a"), b"x" * 100_000)).read()[:60]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", archive((entry("a"), b"x" * 100_000)).read()[:60]],
+    ids=["empty", "no archive", "cut short"],
+)
 def test_damaged_archives_are_refused(content: bytes) -> None:
     with pytest.raises(BadRequestError, match="cannot be read"):
         list(unpack(io.BytesIO(content), keep, 10**9))

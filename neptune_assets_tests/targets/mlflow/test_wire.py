@@ -129,7 +129,9 @@ def test_a_request_that_hangs_is_given_up_and_sent_again(
     the_run(tmp_path)
 
 
-@pytest.mark.parametrize("given", ["1", format_datetime(datetime.now(UTC) + timedelta(days=400), usegmt=True)])
+@pytest.mark.parametrize(
+    "given", ["1", format_datetime(datetime.now(UTC) + timedelta(days=400), usegmt=True)], ids=["seconds", "date"]
+)
 def test_retry_after_is_kept_to(
     given: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
