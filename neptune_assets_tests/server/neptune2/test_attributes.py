@@ -9,8 +9,6 @@ from neptune_assets.schema import AttributeType
 from neptune_assets.server.neptune2.attributes import ALIVE_SECONDS, iso, moment_of, state_of
 from neptune_assets.server.neptune2.git import GIT, git_attributes, git_properties, is_git
 
-NOW = time.time_ns() // 1_000_000
-
 
 @pytest.mark.parametrize(
     ("moment", "text"),
@@ -35,8 +33,9 @@ def test_times_that_no_calendar_holds() -> None:
 
 
 def test_runs_are_running_while_they_give_signs_of_life() -> None:
-    assert state_of(NOW) == "running"
-    assert state_of(NOW - ALIVE_SECONDS * 1000 - 1000) == "idle"
+    now = time.time_ns() // 1_000_000
+    assert state_of(now) == "running"
+    assert state_of(now - ALIVE_SECONDS * 1000 - 1000) == "idle"
     assert state_of(None) == "idle"
 
 
