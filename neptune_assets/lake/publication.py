@@ -9,12 +9,13 @@ import pyarrow as pa
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.commits import RunBuilder, keep_parts, same_content, stale_reason
 from neptune_assets.lake.in_place import digest_in_place
+from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.manifest import Manifest, ManifestStore
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import RunIssue, WriteReport
-from neptune_assets.lake.staging import Staging
+from neptune_assets.lake.staging import Staging, parts_by_run
 from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.settings import LakeSettings
 
@@ -46,6 +47,7 @@ class Publication:
         self._lock = lock
         self._report = report
         self.present = present
+        self._names = parts_by_run(present)
         self._full_refresh = full_refresh
 
     def publish(self, record: RunRecord, builder: RunBuilder) -> None:
@@ -110,9 +112,13 @@ class Publication:
             raise
         if not kept:
             if record.in_place is None:
-                self._staging.promote(record, sweep=bool(record.files or (old is not None and old.files)))
+                prefix = safe_name(record.run_id)
+                sweep = bool(record.files or (old is not None and old.files))
+                self._staging.promote(record, final=self._names.get(prefix, ()), sweep=sweep)
+                self._names[prefix] = {part.name for part in record.parts}
             elif old is not None and old.in_place is None:
                 self._staging.remove_copy(record.run_id)
+                self._names.pop(safe_name(record.run_id), None)
             self.present.update((part.name, part.bytes) for part in record.parts)
         self._note(record, kept)
 

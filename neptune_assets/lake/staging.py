@@ -9,6 +9,7 @@ old run or the new one.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Final
 
 import pyarrow as pa
@@ -49,20 +50,17 @@ class Staging:
         self._storage.put(f"{directory}/{INTENT}", json.dumps({"run_id": run_id}).encode("ascii"), durable=False)
         return directory
 
-    def promote(self, record: RunRecord, *, sweep: bool = True) -> None:
+    def promote(self, record: RunRecord, *, final: Iterable[str] | None = None, sweep: bool = True) -> None:
         """Move the parts of a committed generation to their final names, then remove what it replaced.
 
-        May be repeated after any interruption. ``sweep`` False: no old files can be there.
+        May be repeated after any interruption. ``final`` are the names that parts of the run have now; the directory
+        is listed if left out, which takes long among many runs. ``sweep`` False: no old files can be there.
         """
         directory = self.directory(record.generation)
         staged = {name for name in self._storage.names(directory) if parse_part_name(name)}
         wanted = {part.name for part in record.parts}
-        prefix = safe_name(record.run_id)
-        final = [
-            name
-            for name in self._storage.names(self._project)
-            if (parsed := parse_part_name(name)) and parsed[0] == prefix
-        ]
+        if final is None:
+            final = parts_by_run(self._storage.names(self._project)).get(safe_name(record.run_id), ())
         # A final name that is still staged, or that the new generation lacks, is of the old generation.
         old = [name for name in final if name in staged or name not in wanted]
         for name in sorted(old, key=_part_number):
@@ -91,8 +89,7 @@ class Staging:
         Parts go last: as long as one is there, :meth:`recover` does this again.
         """
         self.sweep_files(run_id, None)
-        prefix = safe_name(run_id)
-        names = [n for n in self._storage.names(self._project) if (p := parse_part_name(n)) and p[0] == prefix]
+        names = parts_by_run(self._storage.names(self._project)).get(safe_name(run_id), ())
         for name in sorted(names, key=_part_number):
             self._storage.delete(f"{self._project}/{name}")
 
@@ -175,6 +172,16 @@ class Staging:
                 return part_generation(pq.read_metadata(stream)) is not None
         except (OSError, pa.ArrowException):
             return False
+
+
+def parts_by_run(names: Iterable[str]) -> dict[str, set[str]]:
+    """Return the names that are of parts, by the cleaned name of their run."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        parsed = parse_part_name(name)
+        if parsed is not None:
+            found.setdefault(parsed[0], set()).add(name)
+    return found
 
 
 def _part_number(name: str) -> int:
