@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,12 +52,18 @@ class WandbTarget:
 
     name = "wandb"
 
+    @property
+    def runs_at_once(self) -> int:
+        """Two where nothing is uploaded: while one run is staged another is read back. Uploads go one by one."""
+        return 2 if self._client is None else 1
+
     def __init__(self, settings: WandbSettings, lake: LakeSettings) -> None:
         self._settings, self._lake = settings, lake
         self._root = staging_root(settings, lake)
         self._client = WandbClient(settings) if settings.api_key_env is not None else None
         self._choices = choices(settings)
-        self._layouts: dict[tuple[str, str, str], Layout] = {}
+        self._layouts: dict[int, tuple[tuple[str, str, str], Layout]] = {}
+        self._lock = threading.Lock()
         self._names = ProjectNames(settings, lake, self._root)
         self._swept: set[str] = set()
         self._records: dict[str, dict[str, RunRecord]] = {}
@@ -151,13 +158,16 @@ class WandbTarget:
     # -- what stands where
 
     def _layout(self, run: LakeRun) -> Layout:
+        """The layout of a run; each thread keeps that of the run it is at, and no more."""
         key = (run.project_id, run.run_id, run.record.digest)
-        if key not in self._layouts:
+        known = self._layouts.get(threading.get_ident())
+        if known is None or known[0] != key:
             lineage = ancestors(run) if self._settings.forks == "stitched" else ()
             naming = self._settings.naming
             section = self._choices["system_metrics"] == "section"
-            self._layouts = {key: layout(survey(run), naming, wanted_name(run), lineage, section=section)}
-        return self._layouts[key]
+            known = key, layout(survey(run), naming, wanted_name(run), lineage, section=section)
+            self._layouts[threading.get_ident()] = known
+        return known[1]
 
     def _current(self, marker: Marker | None) -> bool:
         """True if a staged run is whole and named as it would be named now."""
@@ -226,11 +236,12 @@ class WandbTarget:
             job_type=self._settings.job_type,
             job_type_attribute=self._settings.job_type_attribute,
         )
-        self._names.keep(run.project_id)
-        if run.project_id not in self._swept:
-            project.sweep()
-            self._swept.add(run.project_id)
-        directory = project.new()
+        with self._lock:
+            self._names.keep(run.project_id)
+            if run.project_id not in self._swept:
+                project.sweep()
+                self._swept.add(run.project_id)
+            directory = project.new()
         try:
             account = RunStage(run, self._layout(run), place, directory, self._lake).build()
             receipt = Receipt(
