@@ -13,6 +13,7 @@ from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
 from neptune_assets_tests.conformance.targets import PROJECT
 from neptune_assets_tests.support.lake_factory import make_lake
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace
+from neptune_assets_tests.targets.mlflow.postgres_place import PostgresPlace
 
 LOAD = """
 import json, re, sys
@@ -22,8 +23,8 @@ from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets_tests.conformance.targets import PROJECT
-from neptune_assets_tests.targets.mlflow.place import MlflowPlace
-place = MlflowPlace(Path(sys.argv[1]))
+from neptune_assets_tests.targets.mlflow.{module} import {place}
+place = {place}(Path(sys.argv[1]))
 settings = LakeSettings(root=str(place.root / "lake"))
 report = load_project(Lake(settings).project(PROJECT), place.open, Ledger(settings, "mlflow", PROJECT))
 # Not ru_maxrss: that begins with what the parent had.
@@ -51,11 +52,12 @@ def rows(series: int, points: int) -> pa.Table:
     )
 
 
-def peak(root: Path, points: int) -> tuple[int, int]:
+def peak(place_class: type[MlflowPlace], root: Path, points: int) -> tuple[int, int]:
     """Load one run of ten series of this length in a process of its own; return its points and its peak in MB."""
-    place = MlflowPlace(root)
+    place = place_class(root)
+    script = LOAD.format(module=place_class.__module__.rpartition(".")[2], place=place_class.__name__)
     make_lake(place.root / "lake", {PROJECT: {"R-1": rows(10, points)}})
-    done = subprocess.run([sys.executable, "-c", LOAD, str(root)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     failed, loaded, megabytes = json.loads(done.stdout.splitlines()[-1])
     assert not failed
@@ -68,11 +70,13 @@ def peak(root: Path, points: int) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
-def test_a_million_points_take_no_more_memory_than_a_tenth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place_class", [MlflowPlace, PostgresPlace])
+def test_a_million_points_take_no_more_memory_than_a_tenth(place_class: type[MlflowPlace], tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "large").mkdir()
-    small_points, small = peak(tmp_path / "small", 10_000)
-    large_points, large = peak(tmp_path / "large", 100_000)
+    small_points, small = peak(place_class, tmp_path / "small", 10_000)
+    large_points, large = peak(place_class, tmp_path / "large", 100_000)
+    print(f"{place_class.__name__}: {small} MB for {small_points:,} points, {large} MB for {large_points:,}")
     assert (small_points, large_points) == (100_000, 1_000_000)
     assert large < 500
     assert large < small + 80
