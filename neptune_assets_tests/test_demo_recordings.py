@@ -95,7 +95,7 @@ def test_the_search_for_paths_finds_them() -> None:
         b"x/home/ann/",
         b"/tmp/a",
         b"'/root'",
-        b"/work/x",
+        b"/mnt/x",
         b"C:\\Users\\ann",
         b'"C:\\\\Users\\\\ann"',
         b"/Users/a/",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from neptune_assets.schema import SERIES_TYPES, AttributeType
+from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.server.catalog.pending import everything
 from neptune_assets.server.catalog.runs import Run
+from neptune_assets.server.nql.columns import COLUMNS
 from neptune_assets.server.store.runs import SELECT_RUN, run_of
 from neptune_assets.server.store.runs import Run as StoredRun
 from neptune_assets.server.store.values import decode
@@ -35,14 +36,7 @@ _SCHEMA: Final = pa.schema(
         ("pending", pa.uint8()),
     ]
 )
-_COLUMN: Final = {
-    AttributeType.FLOAT: "number",
-    AttributeType.INT: "whole",
-    AttributeType.STRING: "text",
-    AttributeType.BOOL: "flag",
-    AttributeType.DATETIME: "moment",
-    AttributeType.STRING_SET: "members",
-}
+_COLUMN: Final = {kind: COLUMNS[kind] for kind in PARAMETER_TYPES}
 _KINDS: Final = {kind.value: kind for kind in AttributeType}
 # Where a series begins is a look at one end of an index.
 _ATTRIBUTES: Final = """

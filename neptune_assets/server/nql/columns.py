@@ -40,7 +40,7 @@ NUMBER_COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Column of each aggregate of a float series."""
 
-_COLUMNS: Final[Mapping[AttributeType, str]] = MappingProxyType(
+COLUMNS: Final[Mapping[AttributeType, str]] = MappingProxyType(
     {
         AttributeType.FLOAT: "number",
         AttributeType.INT: "whole",
@@ -51,6 +51,7 @@ _COLUMNS: Final[Mapping[AttributeType, str]] = MappingProxyType(
         AttributeType.STRING_SERIES: "text",
     }
 )
+"""Column of the catalog that holds the value of each type; of a series of strings the last one."""
 
 
 def types_of(word: str | None) -> frozenset[AttributeType]:
@@ -69,4 +70,4 @@ def column_of(operand: Operand, kind: AttributeType) -> str | None:
     if kind is AttributeType.FLOAT_SERIES:
         return NUMBER_COLUMNS[aggregate]
     # The aggregates of anything else but a float series are of its last value.
-    return _COLUMNS.get(kind) if aggregate == "last" else None
+    return COLUMNS.get(kind) if aggregate == "last" else None

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.sources.neptune2.references import Reference
-from neptune_assets.sources.neptune2.values import milliseconds, real, text, texts, truth, whole
+from neptune_assets.sources.neptune2.values import milliseconds, real, texts, whole
 from neptune_assets.sources.offline.state import RunState
+from neptune_assets.sources.values import text, truth
 
 _ATOMS: Final[Mapping[str, tuple[AttributeType, Callable[[Any], Any]]]] = {
     "float": (AttributeType.FLOAT, real),

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
-from neptune_assets.sources.neptune2.values import real, text
-from neptune_assets.sources.offline.client_values import micro_steps
+from neptune_assets.sources.neptune2.values import real
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.rows import decimal_steps
+from neptune_assets.sources.values import micro_steps, text
 
 BATCH_ROWS: Final = 16_384
 BATCH_BYTES: Final = 4 << 20

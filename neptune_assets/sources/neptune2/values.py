@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from neptune_assets.sources.values import text
+
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -36,20 +38,6 @@ def whole(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     raise TypeError(f"{value!r:.80} is no whole number")
-
-
-def truth(value: Any) -> bool:
-    """True or false; raises TypeError for anything else."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r:.80} is neither true nor false")
-    return value
-
-
-def text(value: Any) -> str:
-    """A string; raises TypeError for anything else."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is no string")
-    return value
 
 
 def texts(value: Any) -> list[str]:

@@ -16,14 +16,13 @@ from neptune_assets.sources.offline.client_log import Entry
 from neptune_assets.sources.offline.client_values import (
     ASSIGN,
     described,
-    micro_steps,
     milliseconds,
     path_of,
     real,
-    text,
     texts,
     tracked_entry,
 )
+from neptune_assets.sources.values import micro_steps, text
 
 ContainerKey = tuple[str, str]
 """Type and uuid of a container, as in the names of its folders."""

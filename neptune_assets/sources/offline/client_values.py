@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
 from typing import Any, Final
 
-from neptune_assets.schema import MICROSTEPS, AttributeType
-
-_EXACT: Final = 2.0**43
-"""Below this the product of a double and 1,000 or 1,000,000 is off by less than a thousandth."""
+from neptune_assets.schema import AttributeType
+from neptune_assets.sources.values import scaled, text, truth
 
 
 def path_of(operation: dict[str, Any]) -> str | None:
@@ -29,33 +26,9 @@ def _joined(segments: tuple[str, ...]) -> str | None:
     return "/".join(filter(None, segments)) or None
 
 
-def micro_steps(step: float) -> int:
-    """A step as whole micro-steps, rounded half to even in decimal; TypeError or ValueError if not finite."""
-    return _scaled(step, MICROSTEPS)
-
-
 def milliseconds(seconds: float) -> int:
     """Epoch seconds as whole milliseconds, rounded half to even in decimal; raises ValueError if not finite."""
-    return _scaled(seconds, 1_000)
-
-
-def _scaled(number: float, factor: int) -> int:
-    """``number * factor`` rounded half to even, as the decimal text of the number says, not its double."""
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{number!r:.80} is no number")
-    if isinstance(number, int):
-        return number * factor
-    if number.is_integer():
-        return int(number) * factor
-    product = number * factor
-    if -_EXACT < product < _EXACT:
-        near = round(product)
-        if abs(product - near) < 0.499:
-            return near
-    exact = Decimal(repr(number))
-    if not exact.is_finite():
-        raise ValueError(f"{number!r} is not finite")
-    return int((exact * factor).to_integral_value(ROUND_HALF_EVEN))
+    return scaled(seconds, 1_000)
 
 
 def real(value: Any) -> float:
@@ -72,23 +45,9 @@ def whole(value: Any) -> int:
     return value
 
 
-def truth(value: Any) -> bool:
-    """True or false; raises TypeError for anything else."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r:.80} is neither true nor false")
-    return value
-
-
-def text(value: Any) -> str:
-    """A string; raises TypeError for anything else."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is no string")
-    return value
-
-
 def moment(value: Any) -> int:
     """Epoch milliseconds as a whole number; TypeError or ValueError if they are none."""
-    return _scaled(value, 1)
+    return scaled(value, 1)
 
 
 def texts(values: Iterable[Any]) -> list[str]:

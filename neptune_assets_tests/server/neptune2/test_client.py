@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -164,18 +162,6 @@ def environment(served: Served | ServerProcess, **more: str) -> dict[str, str]:
     return {**kept, "NEPTUNE_API_TOKEN": served.token, "OAUTHLIB_INSECURE_TRANSPORT": "1", **more}
 
 
-def lasting_port() -> int:
-    """A free port that the system gives to nobody while the server is down, as it does with those of its own choice."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
 def client(served: Served, folder: Path, script: str, **more: str) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     (folder / "script.py").write_text(HEADER + script + FOOTER)
@@ -283,7 +269,7 @@ def test_runs_that_only_the_lake_has_are_read_and_resumed(lake: Lake, tmp_path: 
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_while_it_is_written_to_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
-    with server_process(tmp_path / "store", port=lasting_port()) as server:
+    with server_process(tmp_path / "store") as server:
         served = Served(server.url, server.token, server.store)
         with served.client() as http:
             http.post("/api/backend/v1/projects", json={"organizationId": "team", "name": "vision"}).raise_for_status()

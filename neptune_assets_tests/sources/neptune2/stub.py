@@ -11,20 +11,20 @@ import base64
 import io
 import json
 import re
-import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import jwt
 
 from neptune_assets.server.neptune2.swagger import document
+from neptune_assets_tests.support.http_listening import listening
 
 PROJECT = "ws/project"
 
@@ -257,17 +257,8 @@ class Stub:
     @contextmanager
     def running(self) -> Iterator[Stub]:
         """Listen until the block ends."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with listening(_handler(self)) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
 
 def _key(container: Container) -> str:

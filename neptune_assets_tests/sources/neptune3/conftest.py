@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neptune_assets.settings import Filters, Neptune3Source
 from neptune_assets.sources.neptune3.source import Neptune3
-from neptune_assets_tests.support.scale_recorder import record
 from neptune_assets_tests.support.server import Served, server_in_thread
 
 Open = Callable[..., Neptune3]
@@ -44,17 +42,3 @@ def open_source(token: str) -> Open:
         return Neptune3(Neptune3Source(**settings), filters or Filters())
 
     return open_
-
-
-@pytest.fixture(scope="session")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("everything")
-    record("everything", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("family")
-    record("family", folder)
-    return folder

@@ -1,7 +1,7 @@
 """Recordings of both clients, made once by the real ones and only read; `real` and `copied` give copies to be changed.
 
-Of neptune-client: `folder`, and in it `both` runs, the first of which is `run`. Of neptune-scale: `everything`,
-`family` and `killed`, each a folder.
+Of neptune-client: `folder`, and in it `both` runs, the first of which is `run`. Of neptune-scale: `killed`, and
+`everything` and `family`, which other sources read too, each a folder.
 """
 
 from __future__ import annotations
@@ -47,20 +47,6 @@ def real(folder: Path, tmp_path: Path) -> Path:
         if '"first"' in (path / "data-1.log").read_text()[:400]:
             return Path(shutil.copytree(path, tmp_path / ".neptune" / "offline" / path.name))
     raise AssertionError("the first run is not there")
-
-
-@pytest.fixture(scope="session")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("everything")
-    record("everything", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("family")
-    record("family", folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
