@@ -31,7 +31,8 @@ for name in {hooks!r}:
     setattr(Hooks, name, lambda self: None)
 
 def pytest_addhooks(pluginmanager):
-    pluginmanager.add_hookspecs(Hooks)
+    if {hooks!r}:
+        pluginmanager.add_hookspecs(Hooks)
 """
 
 
