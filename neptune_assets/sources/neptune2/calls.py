@@ -19,16 +19,8 @@ from neptune.common.exceptions import NeptuneConnectionLostException
 from neptune_assets.settings import LiveSource
 from neptune_assets.sources.neptune2.connection import Connection, refused
 from neptune_assets.sources.neptune2.errors import CallError
-from neptune_assets.sources.neptune2.retrying import (
-    PASSING,
-    Pace,
-    PassingError,
-    Retries,
-    describe,
-    quote,
-    reason,
-    retry_after,
-)
+from neptune_assets.sources.neptune2.retrying import PASSING, PassingError, Retries, describe, quote, reason
+from neptune_assets.sources.pacing import Pace, retry_after
 
 _CONNECT_SECONDS: Final = 30.0
 _BLOCK: Final = 1 << 20
@@ -136,7 +128,7 @@ class FastCalls:
         if 200 <= status < 300:
             return
         if status in PASSING:
-            raise PassingError(f"HTTP {status}", status, retry_after(response.headers))
+            raise PassingError(f"HTTP {status}", status, retry_after(response.headers.get("Retry-After")))
         body = response.content
         if status == 401 and b"AUTHORIZATION_TOKEN_EXPIRED" in body:
             self._connection.refresh()

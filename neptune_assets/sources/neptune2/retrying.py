@@ -1,25 +1,20 @@
-"""When a request may be sent, when one that failed is tried again, and what is said when it is given up."""
+"""Which failures of a call are tried again, and what is said when it is given up."""
 
 from __future__ import annotations
 
 import json
 import logging
-import random
-import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
 from neptune_assets.errors import SourceUnavailableError
 from neptune_assets.settings import LiveSource
 from neptune_assets.sources.neptune2.errors import CallError
+from neptune_assets.sources.pacing import Attempts
 
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that another try may heal."""
-_FIRST_PAUSE: Final = 0.25
-_LONGEST_PAUSE: Final = 30.0
 _QUOTED: Final = 300
 """Characters of a refusal that are quoted."""
 _TOLD: Final = frozenset({"attribute", "projectIdentifier", "experimentId", "hash", "index", "offset"})
@@ -51,23 +46,17 @@ class Retries:
 
         Raises CallError if the server answers other calls, else SourceUnavailableError.
         """
-        started = time.monotonic()
-        tries = 0
+        attempts = Attempts(self._seconds, to_the_end=True)
         while True:
             try:
                 return attempt()
             except PassingError as error:
                 failure = error
-            tries += 1
-            left = started + self._seconds - time.monotonic()
-            if left <= 0:
-                raise self._given_up(f"{operation}{describe(parameters)}", failure, tries)
-            pause = failure.pause
+            pause = attempts.pause(failure.pause)
             if pause is None:
-                ceiling = min(_FIRST_PAUSE * 2 ** min(tries, 10), _LONGEST_PAUSE)
-                pause = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - no secret
-            _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, min(pause, left))
-            time.sleep(min(pause, left))
+                raise self._given_up(f"{operation}{describe(parameters)}", failure, attempts.count)
+            _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, pause)
+            time.sleep(pause)
 
     def _given_up(self, what: str, failure: PassingError, tries: int) -> CallError | SourceUnavailableError:
         if self._alive():
@@ -80,41 +69,6 @@ class Retries:
             f"The server at {self._url} does not answer: {failure} (after {tries} tries of {what}).",
             hint="Check that it runs and can be reached, then materialize again; finished runs are kept.",
         )
-
-
-class Pace:
-    """Spaces requests so that no more than so many start in a second."""
-
-    def __init__(self, per_second: float | None) -> None:
-        self._gap = 0.0 if per_second is None else 1 / per_second
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self) -> None:
-        """Wait for this request's turn."""
-        if not self._gap:
-            return
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._gap
-        time.sleep(max(0.0, turn - now))
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait, as a number or a date; None if it does not say."""
-    text = headers.get("Retry-After", "").strip()
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def reason(error: BaseException) -> str:

@@ -19,8 +19,8 @@ import httpx
 from neptune_assets.settings import Neptune3Source
 from neptune_assets.sources.neptune3.access import Access
 from neptune_assets.sources.neptune3.model import RefusedError
-from neptune_assets.sources.neptune3.pacing import Attempts, Pace
 from neptune_assets.sources.neptune3.sign_in import SignIn
+from neptune_assets.sources.pacing import Attempts, Pace, retry_after
 
 _FIRST_CONTACT: Final = 30.0
 """A server that never answered is given up after so many seconds: its address may be wrong."""
@@ -82,7 +82,7 @@ class Connection:
         signed_in_again = False
         while True:
             self.pace.wait()
-            retry_after, trouble, status = None, "", None
+            wished, trouble, status = None, "", None
             try:
                 token = self._sign_in.token()
                 headers = {"Authorization": f"Bearer {token}"}
@@ -107,9 +107,9 @@ class Connection:
                 if status not in {408, 429} and status < 500:
                     self._answered = True
                     raise RefusedError(f"{self._access.server} refuses: {trouble}.", status=status)
-                retry_after = response.headers.get("retry-after")
+                wished = retry_after(response.headers.get("retry-after"))
             given_up = status == 500 and tries_of_500 is not None and attempts.count >= tries_of_500
-            if given_up or not attempts.again(retry_after):
+            if given_up or not attempts.again(wished):
                 raise RefusedError(
                     f"{self._access.server} did not answer after {attempts.count} tries; the last: {trouble}.",
                     status=status,

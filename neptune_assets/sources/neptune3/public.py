@@ -29,7 +29,6 @@ from neptune_assets.sources.neptune3.model import (
     Request,
     RunAttributes,
 )
-from neptune_assets.sources.neptune3.pacing import Pace
 from neptune_assets.sources.neptune3.public_files import open_public_download
 from neptune_assets.sources.neptune3.public_values import (
     are_floats,
@@ -43,6 +42,7 @@ from neptune_assets.sources.neptune3.public_values import (
     which_run,
 )
 from neptune_assets.sources.neptune3.turns import turn
+from neptune_assets.sources.pacing import Pace
 
 _FIRST_GROUP: Final = 8
 _LARGEST_GROUP: Final = 256
