@@ -176,7 +176,9 @@ def _copy(
     else:
         refused = operations.append_objects(attribute, steps, times, values)
     if refused:
-        raise LakeError(f"Series {path!r} of {run.run_id!r} is not in order in the lake.", hint="Repair the lake.")
+        raise LakeError(
+            f"Series {path!r} of {run.run_id!r} has two points at one step in the lake.", hint="Log to another run."
+        )
 
 
 def adopted_file(writing: Writing, project: ProjectStore, run: LakeRun, value: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Operations of a client applied to one run, inside one transaction of the store.
 
-What the rules refuse (another type at the path, steps that do not grow, sets of strings elsewhere than in sys/) is told
+What the rules refuse (another type at the path, another point at a step, sets of strings elsewhere than in sys/) is told
 as a text for each operation, as the hosted service did; everything else of the request is kept.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -28,13 +29,14 @@ from neptune_assets.server.neptune2.operations import (
     Point,
 )
 from neptune_assets.server.neptune2.stored_filesets import delete_members, member_names, update_value
-from neptune_assets.server.store.points import Problem
+from neptune_assets.server.store.points import Problem, Problems
 from neptune_assets.server.store.system import SYSTEM_TYPES
 from neptune_assets.server.store.values import bits_float, encode, file_value, to_json
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.files import ObjectStore
     from neptune_assets.server.store.operations import Operations
+    from neptune_assets.server.store.points import Attribute
     from neptune_assets.server.store.runs import Run
     from neptune_assets.server.store.writing import Writing
 
@@ -131,28 +133,36 @@ class Application:
         elif operation.type is AttributeType.STRING_SERIES:
             problems = self._operations.append_objects(attribute, steps, times, [point.value for point in points])
         else:
-            growing = list(_growing(points, attribute.last_step))
-            values = [self._image(operation.path, point) for point in growing]
-            problems = self._operations.append_objects(
-                attribute, [point.step or 0 for point in growing], [point.time for point in growing], values
-            )
-            problems[Problem.STEP_NOT_INCREASING] += len(points) - len(growing)
-        refused = problems[Problem.STEP_NOT_INCREASING]
+            problems = Problems()
+            for point in points:
+                problems += self._log_image(operation.path, attribute, point)
+        refused = problems[Problem.STEP_TAKEN]
         if refused:
             # The very same point again is a request sent again: nobody needs to hear of it.
             self.errors.append(
-                f"{refused} of {len(points)} points of {operation.path} were left out: "
-                "steps of a series must be strictly increasing."
+                f"{refused} of {len(points)} points of {operation.path} were left out: their steps hold other points."
             )
 
-    def _image(self, path: str, point: Point) -> str:
+    def _log_image(self, path: str, attribute: Attribute, point: Point) -> Problems:
         try:
             content = base64.b64decode(point.value.get("data") or "", validate=True)
         except (binascii.Error, TypeError, ValueError):
             self.errors.append(f"An image of {path} is not in base64; it is kept without content.")
             content = b""
+        step = point.step or 0
         mime = mime_of_content(content) or "image/png"
-        key = f"{self._run.uuid}/{path}/{(point.step or 0) / MICROSTEPS:.6f}.{extension_of_mime(mime)}"
+        key = f"{self._run.uuid}/{path}/{step / MICROSTEPS:.6f}.{extension_of_mime(mime)}"
+        about = {name: point.value[name] for name in ("name", "description") if point.value.get(name)}
+        value = to_json({**file_value(key, len(content), mime), **about})
+        there = self._writing.connection.execute(
+            "SELECT value, (SELECT sha256 FROM files WHERE key = ?) AS sha256 FROM objects"
+            " WHERE attribute = ? AND step = ?",
+            (key, attribute.id, step),
+        ).fetchone()
+        if there is not None:
+            # Its bytes must not take the place of those that are there.
+            same = tuple(there) == (value, hashlib.sha256(content).hexdigest())
+            return Problems({Problem.DUPLICATE_POINT if same else Problem.STEP_TAKEN: 1})
         incoming = self._objects.receive()
         try:
             incoming.write(content)
@@ -161,8 +171,7 @@ class Application:
             incoming.drop()
         self._writing.put_file(key, stored.sha256, stored.size, mime)
         self.grow(stored.size)
-        about = {name: point.value[name] for name in ("name", "description") if point.value.get(name)}
-        return to_json({**file_value(key, stored.size, mime), **about})
+        return self._operations.append_objects(attribute, [step], [point.time], [value])
 
     def _clear(self, operation: Clear) -> None:
         kind = self._operations.kind(operation.path)
@@ -214,14 +223,6 @@ def _numbered(points: Sequence[Point], last: int | None) -> Iterator[Point]:
             point = Point(step, point.time, point.value)
         last = step if last is None else max(last, step)
         yield point
-
-
-def _growing(points: Sequence[Point], last: int | None) -> Iterator[Point]:
-    """Yield the points whose steps come after all before them."""
-    for point in points:
-        if point.step is not None and (last is None or point.step > last):
-            last = point.step
-            yield point
 
 
 def needs_numbers(operations: Sequence[Operation]) -> bool:

@@ -1,7 +1,7 @@
 """Applies updates of a run, as neptune-scale sends them, to the store.
 
 Points are gathered over the whole request and written at its end, in one statement. An attribute's type is settled when
-its path is first seen, and each step is compared with the one before it, as if all had been done one after the other.
+its path is first seen, and of two points at one step the first stays, as if all had been done one after the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _READ_ONLY: Final = frozenset(SYSTEM_TYPES) - {*_IN_ROW, "sys/tags"}
 _CODES: Final = {
     Problem.TYPE_CONFLICT: IngestCode.FIELD_TYPE_CONFLICTING,
     Problem.DUPLICATE_POINT: IngestCode.SERIES_POINT_DUPLICATE,
-    Problem.STEP_NOT_INCREASING: IngestCode.SERIES_STEP_NON_INCREASING,
+    Problem.STEP_TAKEN: IngestCode.SERIES_STEP_NON_INCREASING,
     Problem.PREVIEW_NOT_AFTER_LAST: IngestCode.SERIES_PREVIEW_STEP_NOT_AFTER_LAST_COMMITTED_STEP,
 }
 _SERIES: Final = {
@@ -79,7 +79,11 @@ class Snapshots:
             if snapshot.modify_sets:
                 for path, change in snapshot.modify_sets.items():
                     self._modify(path, change)
-        self._count(self._writing.points.settle())
+        late, refused = self._writing.points.settle()
+        self._count(refused)
+        if late:
+            self.outcome[_OK] += late
+            self._writing.touch(self._operations.run)
         for objects in self._objects.values():
             self._count(
                 self._operations.append_objects(objects.attribute, objects.steps, objects.times, objects.values),
@@ -127,7 +131,7 @@ class Snapshots:
                 attributes.append(attribute.id)
                 values.append(value.float64)
             else:
-                points.late(attribute, step, value.float64)
+                points.late(attribute, step, time, value.float64)
         taken = len(attributes) - before
         points.steps.extend([step] * taken)
         points.times.extend([time] * taken)
@@ -143,9 +147,12 @@ class Snapshots:
         if kind in {"float64", "int64"}:
             attribute = self._floats.get(path) or self._float_series(path)
             if attribute is not None:
-                at = _next_step(attribute.last_step) if step is None else step
-                refused = self._writing.points.append(attribute, [at], [time], [float(getattr(value, kind))])
-                self._count(refused, 1)
+                last, number = attribute.last_step, float(getattr(value, kind))
+                at = _next_step(last) if step is None else step
+                if last is None or at > last:
+                    self._count(self._operations.append_floats(attribute, [at], [time], [number]), 1)
+                else:
+                    self._writing.points.late(attribute, at, time, number)
             return
         try:
             text = object_value(kind, value)

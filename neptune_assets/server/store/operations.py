@@ -1,6 +1,6 @@
 """Typed operations on the attributes of one run: assign, append, change a set, clear, delete.
 
-Belongs here: the rules that hold for all clients (one type for a path, steps that grow, previews that points replace).
+Belongs here: the rules that hold for all clients (one type for a path, one point for a step, previews that points replace).
 Does not belong here: how a client says it. Operations return what was refused, by kind; nothing refused, nothing lost.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.store.points import Attribute, Problem, Problems
@@ -17,8 +17,6 @@ from neptune_assets.server.store.values import SqlValue, to_json
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.writing import Writing
-
-_ANY_ORDER: Final = frozenset({AttributeType.FILE_SERIES, AttributeType.HISTOGRAM_SERIES})
 
 
 class Operations:
@@ -72,7 +70,7 @@ class Operations:
     def append_floats(
         self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Iterable[float]
     ) -> Problems:
-        """Append points to a float series: steps in micro-steps, times in epoch ms."""
+        """Append points to a float series, in any order of steps: steps in micro-steps, times in epoch ms."""
         refused = self._writing.points.append(attribute, steps, times, values)
         if refused.total() < len(steps):
             self._writing.touch(self.run)
@@ -81,7 +79,7 @@ class Operations:
     def append_objects(
         self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Sequence[str]
     ) -> Problems:
-        """Append points to a series of strings, histograms or files; the last two take any order of steps."""
+        """Append points to a series of strings, histograms or files, in any order of steps."""
         problems = Problems()
         kept = self._sieve(attribute, steps, values, problems)
         if kept:
@@ -129,7 +127,7 @@ class Operations:
         return None if found is None else found.kind
 
     def last_step(self, path: str) -> int | None:
-        """The last step of a series in micro-steps; None without points."""
+        """The highest step of a series in micro-steps; None without points."""
         found = self._attributes.get(path)
         return None if found is None else found.last_step
 
@@ -138,7 +136,6 @@ class Operations:
     ) -> list[int]:
         """Indexes of the objects that may be appended; the others are counted in ``problems``."""
         last = attribute.last_step
-        any_order = attribute.kind in _ANY_ORDER
         new: dict[int, str] = {}
         kept: list[int] = []
         for index, (step, value) in enumerate(zip(steps, values, strict=True)):
@@ -149,8 +146,8 @@ class Operations:
                         "SELECT value FROM objects WHERE attribute = ? AND step = ?", (attribute.id, step)
                     ).fetchone()
                     there = None if row is None else str(row[0])
-                if there is not None or not any_order:
-                    problems[Problem.DUPLICATE_POINT if there == value else Problem.STEP_NOT_INCREASING] += 1
+                if there is not None:
+                    problems[Problem.DUPLICATE_POINT if there == value else Problem.STEP_TAKEN] += 1
                     continue
             else:
                 last = step

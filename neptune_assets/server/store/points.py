@@ -1,4 +1,8 @@
-"""Points of float series on their way into the database: gathered over a transaction, written once, in key order."""
+"""Points of float series on their way into the database: gathered over a transaction, written once, in key order.
+
+Points come late when a client kept them for a while (`neptune sync` after an outage) and another one went on meanwhile.
+Any step that has no point yet takes one; a point is never replaced.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ class Problem(StrEnum):
 
     TYPE_CONFLICT = "the path holds values of another type"
     DUPLICATE_POINT = "the very same point is there already"
-    STEP_NOT_INCREASING = "the step is not after the last one of the series"
+    STEP_TAKEN = "the step holds another point"
     PREVIEW_NOT_AFTER_LAST = "a preview comes only after the last point of the series"
 
 
@@ -29,7 +33,7 @@ Problems = Counter[Problem]
 
 
 class Attribute:
-    """What is known of one attribute while writing; ``last_step`` in micro-steps, None without points."""
+    """What is known of one attribute while writing; ``last_step`` is its highest, in micro-steps, None without points."""
 
     __slots__ = ("id", "kind", "last_step")
 
@@ -40,7 +44,7 @@ class Attribute:
 
 
 class Points:
-    """Columns of points that are not written yet, and points that came too late to be simply appended.
+    """Columns of points that are not written yet, and late points, which cannot be simply appended.
 
     The columns are open to a caller in a hurry: whoever appends to all four, before calling anything here, sets
     ``attribute.last_step`` as well, and only for a step after it. Everything else goes to :meth:`late`.
@@ -54,7 +58,7 @@ class Points:
         self.steps: list[int] = []
         self.times: list[int] = []
         self.values: list[float] = []
-        self._late: list[tuple[int, int, int]] = []
+        self._late: list[tuple[int, int, int, int]] = []
 
     def append(
         self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Iterable[float]
@@ -70,6 +74,7 @@ class Points:
             self.values.extend(values)
             attribute.last_step = steps[-1]
             return Problems()
+        late = []
         for step, time, value in zip(steps, times, values, strict=True):
             last = attribute.last_step
             if last is None or step > last:
@@ -79,25 +84,39 @@ class Points:
                 self.values.append(value)
                 attribute.last_step = step
             else:
-                self.late(attribute, step, value)
-        return self.settle()
+                late.append((attribute.id, step, time, float_bits(value)))
+        return self._fit_in(late)
 
-    def late(self, attribute: Attribute, step: int, value: float) -> None:
+    def late(self, attribute: Attribute, step: int, time: int, value: float) -> None:
         """Take a point whose step is not after the last one; :meth:`settle` finds out what it is."""
-        self._late.append((attribute.id, step, float_bits(value)))
+        self._late.append((attribute.id, step, time, float_bits(value)))
 
-    def settle(self) -> Problems:
-        """Say of late points whether they are there already, or cannot be taken any more."""
+    def settle(self) -> tuple[int, Problems]:
+        """Put late points where they belong: how many were new, and why the others were refused."""
+        late, self._late = self._late, []
+        problems = self._fit_in(late)
+        return len(late) - problems.total(), problems
+
+    def _fit_in(self, late: Sequence[tuple[int, int, int, int]]) -> Problems:
         problems = Problems()
-        if self._late:
-            self.flush()
-            for identifier, step, bits in self._late:
-                row = self._connection.execute(
-                    "SELECT bits FROM points WHERE attribute = ? AND step = ?", (identifier, step)
-                ).fetchone()
-                same = row is not None and row[0] == bits
-                problems[Problem.DUPLICATE_POINT if same else Problem.STEP_NOT_INCREASING] += 1
-            self._late.clear()
+        if not late:
+            return problems
+        self.flush()
+        grown = set()
+        for identifier, step, time, bits in late:
+            row = self._connection.execute(
+                "SELECT bits FROM points WHERE attribute = ? AND step = ?", (identifier, step)
+            ).fetchone()
+            if row is not None:
+                problems[Problem.DUPLICATE_POINT if row[0] == bits else Problem.STEP_TAKEN] += 1
+                continue
+            self._connection.execute(
+                "INSERT INTO points (attribute, step, time, bits) VALUES (?, ?, ?, ?)", (identifier, step, time, bits)
+            )
+            grown.add(identifier)
+        self._connection.executemany(
+            "UPDATE attributes SET revision = ? WHERE id = ?", [(self._revision, identifier) for identifier in grown]
+        )
         return problems
 
     def flush(self) -> None:

@@ -1,4 +1,7 @@
-"""Random trees of forks, in the lake and in the store: catalog and points against a plain model in Python."""
+"""Random trees of forks, in the lake and in the store: catalog and points against a plain model in Python.
+
+Half of the points that go to the store come late, after the other half.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,20 @@ def effective(runs: list[dict[str, Any]], number: int, part: str, path: str | No
     return dict(sorted(merged.items()))
 
 
+def half(points: dict[int, Any], part: int) -> dict[int, Any]:
+    """Every second point from the end, or those between them: the highest one comes first."""
+    steps = list(points)
+    return {step: points[step] for step in steps[len(steps) - 1 - part :: -2]} if len(steps) > part else {}
+
+
+def ask(catalog: Catalog, reader: SeriesReader, number: int) -> None:
+    """Look at a run, so that the catalog has read its points."""
+    catalog.refresh(PROJECT)
+    run = catalog.runs(PROJECT).by_id(f"r{number}")
+    assert run is not None
+    values(catalog, reader, [run], NameFilter(paths=["a", "b", "log"]))
+
+
 @contextmanager
 def opened(runs: list[dict[str, Any]], *, between: bool) -> Iterator[tuple[Catalog, SeriesReader]]:
     with tempfile.TemporaryDirectory() as directory:
@@ -76,6 +93,7 @@ def opened(runs: list[dict[str, Any]], *, between: bool) -> Iterator[tuple[Catal
         catalog = Catalog(
             store=store, lake=lake or Lake(LakeSettings(root=str(root / "none"))), memory_mb=128, threads=1
         )
+        reader = SeriesReader(catalog)
         try:
             for number, run in enumerate(runs):
                 if run["lake"]:
@@ -84,17 +102,20 @@ def opened(runs: list[dict[str, Any]], *, between: bool) -> Iterator[tuple[Catal
                 if run["parent"] is not None:
                     fork = {"parent_project": PROJECT, "parent_run_id": f"r{run['parent']}",
                             "fork_step": run["step"] * 1_000_000}  # fmt: skip
-                log(project, f"r{number}", strings={"log": run["lines"]} if run["lines"] else {}, **fork)
+                log(project, f"r{number}", strings={"log": half(run["lines"], 0)} if run["lines"] else {}, **fork)
                 if between:
                     catalog.refresh(PROJECT)
             # Children may be known before their parents' points are.
-            for number, run in enumerate(runs):
-                if not run["lake"]:
-                    log(project, f"r{number}", floats=run["series"])
-                    if between:
-                        catalog.refresh(PROJECT)
+            for part in range(2):
+                for number, run in enumerate(runs):
+                    if not run["lake"]:
+                        series = {path: half(points, part) for path, points in run["series"].items()}
+                        lines = {"log": half(run["lines"], 1)} if run["lines"] and part else {}
+                        log(project, f"r{number}", floats=series, strings=lines)
+                        if between:
+                            ask(catalog, reader, number)
             catalog.refresh(PROJECT)
-            yield catalog, SeriesReader(catalog)
+            yield catalog, reader
         finally:
             catalog.close()
             store.close()

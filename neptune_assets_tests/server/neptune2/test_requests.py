@@ -102,14 +102,44 @@ def test_rules_are_told_by_operation_and_the_rest_is_kept(http: Http) -> None:
     assert "tags" not in found
 
 
-def test_steps_must_grow_and_are_numbered_where_there_are_none(http: Http) -> None:
+def test_steps_hold_one_point_and_are_numbered_where_there_are_none(http: Http) -> None:
     run = http.create()["id"]
     assert http.apply(run, ("m", "logFloats", points(1, 2, 3, steps=[0.5, 2, 2.000001]))) == []
-    (error,) = http.apply(run, ("m", "logFloats", points(9, 4, 8, steps=[1, 3, 3])))
+    (error,) = http.apply(run, ("m", "logFloats", points(9, 4, 8, steps=[2, 3, 3])))
     assert "2 of 3 points of m" in error
     assert http.apply(run, ("m", "logFloats", points(5)), ("n", "logFloats", points(6, 7))) == []
     assert [step for step, _, _ in values(http, run, "m")] == [0.5, 2.0, 2.000001, 3.0, 4.0]
     assert [(step, value) for step, _, value in values(http, run, "n")] == [(0.0, 6.0), (1.0, 7.0)]
+
+
+def test_late_points_find_their_place(http: Http) -> None:
+    run = http.create()["id"]
+    steps = [float(index) for index in range(500, 1500)]
+    lines = [f"line {step:g}" for step in steps]
+    http.apply(run, ("m", "logFloats", points(*steps, steps=steps)), ("s", "logStrings", points(*lines, steps=steps)))
+    assert http.attributes(run)["m"][1]["min"] == 500
+    wanted = {"experimentId": run, "attribute": "m"}
+    assert len(http.call("getFloatSeriesValues", offset=0, limit=600, **wanted)["values"]) == 600
+    early = [float(index) for index in range(502)]
+    changes = [
+        ("m", "logFloats", points(*early, steps=early)),
+        ("s", "logStrings", points(*[f"line {step:g}" for step in early], steps=early)),
+    ]
+    for _ in range(2):
+        assert http.apply(run, *changes) == []
+    expected = [float(index) for index in range(1500)]
+    for offset in (0, 600, 1200):
+        page = http.call("getFloatSeriesValues", offset=offset, limit=600, **wanted)
+        assert page["totalItemCount"] == 1500
+        assert [item["value"] for item in page["values"]] == expected[offset : offset + 600]
+    page = http.call("getStringSeriesValues", experimentId=run, attribute="s", offset=0, limit=2000)
+    assert [item["value"] for item in page["values"]] == [f"line {step:g}" for step in expected]
+    found = http.attributes(run)
+    assert {name: found["m"][1][name] for name in ("last", "lastStep", "min", "max", "average")} == {
+        **{"last": 1499.0, "lastStep": 1499.0, "min": 0.0, "max": 1499.0},
+        "average": 749.5,
+    }
+    assert (found["s"][1]["last"], found["s"][1]["lastStep"]) == ("line 1499", 1499.0)
 
 
 def test_a_request_that_is_sent_again_counts_once(http: Http) -> None:
@@ -165,6 +195,23 @@ def test_images_keep_bytes_names_and_order(http: Http) -> None:
     for index in range(3):
         answer = http.raw("getImageSeriesValue", experimentId=run, attribute="im", index=index)
         assert (answer.content, answer.headers["content-type"]) == (png + bytes([index]), "image/png")
+    assert http.status("getImageSeriesValue", experimentId=run, attribute="im", index=3) == 404
+    assert http.attributes(run)["sys/size"][1]["value"] == 3 * len(png) + 3
+
+
+def test_an_image_keeps_its_bytes_whatever_comes_to_its_step(http: Http) -> None:
+    run = http.create()["id"]
+    png = b"\x89PNG\r\n\x1a\n"
+    images = [{"data": base64.b64encode(png + bytes([n])).decode(), "name": f"n{n}"} for n in range(4)]
+    assert http.apply(run, ("im", "logImages", points(images[0], images[2], steps=[0, 2]))) == []
+    # The same ones again, one that comes late, and others at steps that hold some.
+    again = ("im", "logImages", points(images[0], images[1], images[2], steps=[0, 1, 2]))
+    assert http.apply(run, again) == []
+    (error,) = http.apply(run, ("im", "logImages", points(images[3], {**images[1], "name": "x"}, steps=[0, 1])))
+    assert "2 of 2 points of im" in error
+    for index in range(3):
+        answer = http.raw("getImageSeriesValue", experimentId=run, attribute="im", index=index)
+        assert answer.content == png + bytes([index])
     assert http.status("getImageSeriesValue", experimentId=run, attribute="im", index=3) == 404
     assert http.attributes(run)["sys/size"][1]["value"] == 3 * len(png) + 3
 

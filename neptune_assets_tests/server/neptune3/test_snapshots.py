@@ -58,7 +58,7 @@ class Model:
         if not self._is(path, "strings" if isinstance(value, str) else "floats"):
             return
         taken = self.series.setdefault(path, {})
-        if step > max(taken, default=-1):
+        if step not in taken:
             taken[step] = value if isinstance(value, str) else float(value)
             for waiting in [waiting for waiting in self.previews.get(path, {}) if waiting <= step]:
                 del self.previews[path][waiting]

@@ -96,7 +96,7 @@ def test_requests_sent_again_change_nothing(served: Served, ingest: Ingest) -> N
 def test_each_point_that_is_refused_is_counted(ingest: Ingest) -> None:
     ingest.create("r")
     ingest.update("r", points(5, {"m": 1.0}), assign({"atom": 1}))
-    assert ingest.update("r", points(4, {"m": 1.0, "fresh": 1.0}), points(6, {"m": 1.0, "atom": 1.0})) == {
+    assert ingest.update("r", points(5, {"m": 2.0, "fresh": 1.0}), points(6, {"m": 1.0, "atom": 1.0})) == {
         "OK": 2,
         "SERIES_STEP_NON_INCREASING": 1,
         "FIELD_TYPE_CONFLICTING": 1,
@@ -111,6 +111,38 @@ def test_each_point_that_is_refused_is_counted(ingest: Ingest) -> None:
     assert ingest.update("r", points(9, {"m": True})) == {"FIELD_TYPE_UNSUPPORTED": 1}
     too_long = assign({"t": "é" * (1 << 19), "u": "é" * (1 << 19) + "x"})
     assert ingest.update("r", too_long) == {"OK": 1, "STRING_VALUE_EXCEEDS_SIZE_LIMIT": 1}
+
+
+def test_points_that_another_client_kept_for_later(served: Served, ingest: Ingest) -> None:
+    ingest.create("r")
+    ingest.update("r", *(points(step, {"m": float(step), "n": step, "t": f"line {step}"}) for step in range(50, 100)))
+    with stored(served.store) as connection:
+        before = connection.execute("SELECT revision FROM runs").fetchone()[0]
+    early = [points(step, {"m": float(step), "n": step, "t": f"line {step}"}) for step in range(60)]
+    assert ingest.update("r", *early) == {"OK": 150, "SERIES_POINT_DUPLICATE": 30}
+    assert ingest.update("r", *early) == {"SERIES_POINT_DUPLICATE": 180}
+    assert ingest.update("r", points(3, {"m": -1.0, "n": -1, "t": "x"})) == {"SERIES_STEP_NON_INCREASING": 3}
+    found = stored_points(served.store, "r")
+    assert found["m"] == found["n"] == [(step * 1_000_000, float(step)) for step in range(100)]
+    with stored(served.store) as connection:
+        lines = connection.execute("SELECT value FROM objects ORDER BY step").fetchall()
+        (after,) = connection.execute("SELECT revision FROM runs").fetchone()
+        changed = {row[0] for row in connection.execute("SELECT revision FROM attributes WHERE path <> 'sys/owner'")}
+    connection.close()
+    assert lines == [(f"line {step}",) for step in range(100)]
+    assert after == before + 1
+    assert changed == {after}
+
+
+def test_points_without_a_step_are_a_change_of_the_run(served: Served, ingest: Ingest) -> None:
+    ingest.create("r")
+    revisions = []
+    for _ in range(3):
+        ingest.update("r", points(None, {"m": 1.0}))
+        with stored(served.store) as connection:
+            revisions.append(connection.execute("SELECT revision FROM runs").fetchone()[0])
+        connection.close()
+    assert len(set(revisions)) == 3
 
 
 def test_steps_of_points_without_one(served: Served, ingest: Ingest) -> None:
@@ -220,7 +252,7 @@ def test_what_became_of_a_request_outlives_the_server(tmp_path: Path) -> None:
         ingest = Ingest(http)
         ingest.create("r")
         ingest.update("r", points(1, {"m": 1.0}))
-        expected = ingest.update("r", points(1, {"m": 1.0}), points(0, {"m": 1.0}), points(2, {"m": 1.0}))
+        expected = ingest.update("r", points(1, {"m": 1.0}), points(1, {"m": 9.0}), points(2, {"m": 1.0}))
         request = ingest.last_request
         authorization = http.headers["authorization"]
     assert expected == {"OK": 1, "SERIES_POINT_DUPLICATE": 1, "SERIES_STEP_NON_INCREASING": 1}

@@ -54,17 +54,31 @@ def test_points_are_kept_to_the_bit(project: ProjectStore) -> None:
     assert math.isnan(points(project, "nan")[0][1])
 
 
-def test_points_sent_again_are_duplicates_and_others_too_late(project: ProjectStore) -> None:
+def test_points_sent_again_are_duplicates_and_no_other_takes_their_step(project: ProjectStore) -> None:
     append(project, "m", [(0, 1.0), (10, 2.0)])
     again = append(project, "m", [(0, 1.0), (10, 2.0), (20, 3.0)])
     assert again == {Problem.DUPLICATE_POINT: 2}
-    assert append(project, "m", [(5, 9.0)]) == {Problem.STEP_NOT_INCREASING: 1}
-    assert append(project, "m", [(20, 4.0)]) == {Problem.STEP_NOT_INCREASING: 1}
-    assert append(project, "m", [(30, 4.0), (30, 4.0), (29, 1.0)]) == {
+    assert append(project, "m", [(20, 4.0)]) == {Problem.STEP_TAKEN: 1}
+    assert append(project, "m", [(30, 4.0), (30, 4.0), (29, 1.0), (29, 2.0), (10, 9.0)]) == {
         Problem.DUPLICATE_POINT: 1,
-        Problem.STEP_NOT_INCREASING: 1,
+        Problem.STEP_TAKEN: 2,
     }
-    assert points(project, "m") == [(0, 1.0), (10, 2.0), (20, 3.0), (30, 4.0)]
+    assert points(project, "m") == [(0, 1.0), (10, 2.0), (20, 3.0), (29, 1.0), (30, 4.0)]
+
+
+def test_late_points_find_their_place(project: ProjectStore) -> None:
+    append(project, "m", [(step, step / 2) for step in range(1_000, 2_000)])
+    late = [(step, step / 2) for step in range(1_000)]
+    random.Random(5).shuffle(late)
+    assert not append(project, "m", late[:500])
+    assert not append(project, "m", [(-7, -3.5), (2_000, 1_000.0), *late[500:]])
+    assert append(project, "m", late) == {Problem.DUPLICATE_POINT: 1_000}
+    assert points(project, "m") == [(-7, -3.5), *((step, step / 2) for step in range(2_001))]
+    with project.read() as connection:
+        assert connection.execute("SELECT last_step FROM attributes").fetchone()[0] == 2_000
+    # The last one is still the highest one: what comes without a look at the table comes after it.
+    assert not append(project, "m", [(2_001, 0.0)])
+    assert points(project, "m")[-1] == (2_001, 0.0)
 
 
 def test_many_interleaved_series_end_up_each_in_order(project: ProjectStore) -> None:
@@ -105,28 +119,38 @@ def test_previews_are_replaced_and_vanish_behind_points(project: ProjectStore) -
     assert points(project, "m", "previews") == [(1, 1.5), (3, 3.0)]
     append(project, "m", [(2, 2.0)])
     assert points(project, "m", "previews") == [(3, 3.0)]
+    assert not append(project, "m", [(-1, -1.0), (1, 1.0)])
+    assert points(project, "m", "previews") == [(3, 3.0)]
+    assert preview(2, 2.5) == {Problem.PREVIEW_NOT_AFTER_LAST: 1}
     append(project, "m", [(3, 3.5)])
     assert points(project, "m", "previews") == []
-    assert points(project, "m") == [(0, 0.0), (2, 2.0), (3, 3.5)]
+    assert points(project, "m") == [(-1, -1.0), (0, 0.0), (1, 1.0), (2, 2.0), (3, 3.5)]
 
 
-def test_files_and_histograms_come_in_any_order_and_strings_do_not(project: ProjectStore) -> None:
+@pytest.mark.parametrize(
+    "kind", [AttributeType.FILE_SERIES, AttributeType.HISTOGRAM_SERIES, AttributeType.STRING_SERIES]
+)
+def test_other_series_come_in_any_order_too(project: ProjectStore, kind: AttributeType) -> None:
     with project.write() as writing:
         run = writing.run("r")
         assert run is not None
         operations = writing.operations(run)
-        files = operations.attribute("f", AttributeType.FILE_SERIES)
-        strings = operations.attribute("s", AttributeType.STRING_SERIES)
-        assert files is not None
-        assert strings is not None
-        assert not operations.append_objects(files, [3, 2, 1], [0, 0, 0], ["c", "b", "a"])
-        assert files.last_step == 3
-        assert operations.append_objects(files, [2, 2], [0, 0], ["b", "x"]) == {
+        series = operations.attribute("s", kind)
+        assert series is not None
+        assert not operations.append_objects(series, [3, 2, 1], [0, 0, 0], ["c", "b", "a"])
+        assert series.last_step == 3
+        assert operations.append_objects(series, [2, 2], [0, 0], ["b", "x"]) == {
             Problem.DUPLICATE_POINT: 1,
-            Problem.STEP_NOT_INCREASING: 1,
+            Problem.STEP_TAKEN: 1,
         }
-        refused = operations.append_objects(strings, [1, 3, 2, 3], [0] * 4, ["a", "c", "b", "c"])
-        assert refused == {Problem.STEP_NOT_INCREASING: 1, Problem.DUPLICATE_POINT: 1}
+        assert operations.append_objects(series, [5, 4, 4, 5], [0] * 4, ["e", "d", "x", "e"]) == {
+            Problem.DUPLICATE_POINT: 1,
+            Problem.STEP_TAKEN: 1,
+        }
+        assert series.last_step == 5
+    with project.read() as connection:
+        rows = connection.execute("SELECT step, value FROM objects ORDER BY step").fetchall()
+    assert [tuple(row) for row in rows] == [(1, "a"), (2, "b"), (3, "c"), (4, "d"), (5, "e")]
 
 
 def test_a_path_keeps_its_type_and_a_fork_that_of_its_parent(project: ProjectStore) -> None:
@@ -216,7 +240,10 @@ def test_revisions_mark_what_changed(project: ProjectStore) -> None:
     append(project, "m", [(0, 1.0)])
     assert project.revision == before + 1
     append(project, "m", [(0, 1.0)])  # a duplicate changes nothing
+    append(project, "m", [(0, 2.0)])  # nor does what is refused
     assert project.revision == before + 1
-    with project.read() as connection:
-        assert connection.execute("SELECT revision FROM runs").fetchone()[0] == before + 1
-        assert connection.execute("SELECT revision FROM attributes").fetchone()[0] == before + 1
+    for revision in (before + 1, before + 2):
+        with project.read() as connection:
+            assert connection.execute("SELECT revision FROM runs").fetchone()[0] == revision
+            assert connection.execute("SELECT revision FROM attributes").fetchone()[0] == revision
+        append(project, "m", [(-1, 1.0)])  # a late point is a change as any other

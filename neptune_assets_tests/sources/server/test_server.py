@@ -122,6 +122,30 @@ def test_a_run_is_marked_by_its_last_change_and_by_no_other(store: Store) -> Non
     assert after["second"] != before["second"]
 
 
+def test_late_points_change_a_run_and_are_read_in_their_place(store: Store) -> None:
+    before = {info.run_id: info.fingerprint for info in source(store).runs(PROJECT)}
+    with store.project(PROJECT).write() as writing:
+        run = writing.run("first")
+        assert run is not None
+        operations = writing.operations(run)
+        series, lines = (
+            operations.attribute(path, kind)
+            for path, kind in (("loss", AttributeType.FLOAT_SERIES), ("log", AttributeType.STRING_SERIES))
+        )
+        assert series is not None
+        assert lines is not None
+        assert not operations.append_floats(series, [500_000, 2], [1, 2], [7.0, 8.0])
+        assert not operations.append_objects(lines, [-1], [3], ["late"])
+    after = {info.run_id: info.fingerprint for info in source(store).runs(PROJECT)}
+    assert [after[run] != before[run] for run in ("first", "second")] == [True, False]
+    rows = read(source(store), PROJECT, ["first"]).rows["first"]
+    points = [(row["step"], row["float_value"]) for row in rows if row["attribute_path"] == "loss"]
+    assert [step for step, _ in points] == [Decimal(step).scaleb(-6) for step in sorted([*STEPS, 500_000, 2])]
+    assert dict(points)[Decimal("0.5")] == 7.0
+    assert dict(points)[Decimal("0.000002")] == 8.0
+    assert [row["string_value"] for row in rows if row["attribute_path"] == "log"] == ["late", "", "line\n"]
+
+
 def test_a_run_is_read_as_it_was_when_its_reading_began(store: Store) -> None:
     reading = source(store).read(PROJECT, ["first"])
     first = next(reading)
