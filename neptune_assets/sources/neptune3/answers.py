@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from neptune_assets.schema import SERIES_TYPES, AttributeType
 from neptune_assets.sources.neptune3.model import Attribute, FileReference, ListedRun, RefusedError, RunAttributes
-from neptune_assets.sources.neptune3.wire_points import Points, float_series
+from neptune_assets.sources.neptune3.wire_columns import Points
+from neptune_assets.sources.neptune3.wire_points import float_series
 
 NAMES_OF_TYPES: Final = {
     AttributeType.FLOAT: "float",
@@ -132,7 +133,7 @@ def _count(value: Any) -> int:
 def float_points(content: bytes) -> list[tuple[str, Points]]:
     """Read an answer with points of float series: request ids and points."""
     try:
-        return list(float_series(content))
+        return float_series(content)
     except ValueError as error:
         raise RefusedError(f"The answer cannot be read: {error}.") from error
 
