@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -61,11 +60,12 @@ class RunBuilder:
         self._settings = settings
         self._scratch = settings.scratch
         self._source_kind = source_kind
-        self.generation = uuid.uuid4().hex
+        self.generation = staging.new_generation()
         self._records: list[FileRecord] = []
         self._by_row: dict[tuple[str, int | None], tuple[FileRecord, ...]] = {}
         self._errors: list[IssueRecord] = []
         self._facts: dict[tuple[str, str], Any] = {}
+        self._noted = False
 
     def build(self, sorter: RunSorter, end: RunEnd | None, in_place: InPlaceRun | None) -> RunRecord:
         """Stage the run and return its record, not yet committed. Raises OSError if the lake cannot be written."""
@@ -81,13 +81,19 @@ class RunBuilder:
         return self._record(sorter, end, in_place, counts, digest.hexdigest(), parts)
 
     def _stage(self, sorter: RunSorter, digest: RunDigest, counts: npt.NDArray[np.int64]) -> list[PartRecord]:
-        directory = self._staging.begin(self.generation, self._info.run_id)
+        directory = self._staging.begin(self.generation)
         with ExitStack() as cleanup:
             local = directory
             if not self._storage.local:
                 local = str(cleanup.enter_context(ScratchDirectory("parts", self._scratch)))
             writer = PartWriter(
-                local, self._project_id, self._info.run_id, self.generation, sorter.attributes, self._settings.part_mb
+                local,
+                self._project_id,
+                self._info.run_id,
+                self.generation,
+                sorter.attributes,
+                self._settings.part_mb,
+                self._staging.closed,
             )
             try:
                 for rows in sorter.sorted_rows():
@@ -99,7 +105,6 @@ class RunBuilder:
             if not self._storage.local:
                 for part in parts:
                     self._storage.put_file(f"{local}/{part.name}", f"{directory}/{part.name}")
-            self._storage.sync(directory)
         return parts
 
     def _take(
@@ -136,6 +141,9 @@ class RunBuilder:
                 continue
             micro = rows["step"][place].as_py()
             step = None if micro == NONE else micro
+            if not in_place and not self._noted:
+                self._staging.note_files(self.generation, self._info.run_id)
+                self._noted = True
             stored = self._files.store(self._info.run_id, path, kind, step, reference, in_place=in_place)
             self._records.extend(stored.records)
             self._errors.extend(stored.errors)

@@ -129,7 +129,7 @@ class Layout:
         return f"{self.project(project_id, scope)}/{MANIFEST}"
 
     def staging(self, project_id: str, scope: Scope = Scope.RUNS) -> str:
-        """Directory under which each commit writes its parts first."""
+        """Directory under which each commit, of one run or several, writes its parts first."""
         return f"{self.project(project_id, scope)}/{STAGING}"
 
     def part(self, project_id: str, name: str, scope: Scope = Scope.RUNS) -> str:
@@ -138,7 +138,7 @@ class Layout:
 
     def staged_part(self, project_id: str, generation: str, name: str, scope: Scope = Scope.RUNS) -> str:
         """Place of a part before its commit is finished."""
-        return f"{self.staging(project_id, scope)}/{generation}/{name}"
+        return f"{self.staging(project_id, scope)}/{staging_group(generation)}/{name}"
 
     def files(self, project_id: str, scope: Scope = Scope.RUNS) -> str:
         """Directory that ``file_value.path`` of a project is relative to."""
@@ -167,6 +167,14 @@ class Layout:
     @staticmethod
     def _in_scope(path: str, scope: Scope) -> str:
         return path if scope is Scope.RUNS else f"{path}/{scope.value}"
+
+
+def staging_group(generation: str) -> str:
+    """Return the directory in staging that a generation shares with the runs committed together with it.
+
+    A generation is the name of that directory and, after a dot, a number of its own.
+    """
+    return generation.partition(".")[0]
 
 
 def run_prefixes(run_ids: Iterable[str]) -> Mapping[str, str]:

@@ -74,6 +74,10 @@ class ManifestStore:
         if manifest.deltas >= COMPACT_AFTER:
             self.compact(manifest, written_at=written_at)
 
+    def has(self, sequence: int) -> bool:
+        """True if a commit of this number exists."""
+        return self._storage.exists(self._path(sequence))
+
     def compact(self, manifest: Manifest, *, written_at: str) -> None:
         """Write all records as one checkpoint and remove the files it replaces."""
         self._create(manifest.sequence + 1, "checkpoint", list(manifest.records.values()), written_at)

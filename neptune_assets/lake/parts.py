@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -46,10 +45,20 @@ _OPTIONS: Final[dict[str, Any]] = {
 
 
 class PartWriter:
-    """Write compact rows of one run, already sorted, to ``<S(run)>_part_<N>.parquet`` in a local directory."""
+    """Write compact rows of one run, already sorted, to ``<S(run)>_part_<N>.parquet`` in a local directory.
+
+    ``closed`` is called with the path of each finished part, which is not durable yet.
+    """
 
     def __init__(
-        self, directory: str, project_id: str, run_id: str, generation: str, attributes: Attributes, part_mb: int
+        self,
+        directory: str,
+        project_id: str,
+        run_id: str,
+        generation: str,
+        attributes: Attributes,
+        part_mb: int,
+        closed: Callable[[str], None],
     ) -> None:
         self._directory = Path(directory)
         self._project_id = project_id
@@ -57,6 +66,7 @@ class PartWriter:
         self._generation = generation
         self._attributes = attributes
         self._limit = part_mb * MIB
+        self._closed = closed
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._held_bytes = 0
@@ -124,11 +134,11 @@ class PartWriter:
         if self._writer is None:
             return
         self._writer.close()
-        self._sink.flush()
-        os.fsync(self._sink.fileno())
         size = self._sink.tell()
         self._sink.close()
-        self.parts.append(PartRecord(name=part_name(self._run_id, len(self.parts)), rows=self._rows, bytes=size))
+        name = part_name(self._run_id, len(self.parts))
+        self._closed(str(self._directory / name))
+        self.parts.append(PartRecord(name=name, rows=self._rows, bytes=size))
         self._writer = self._sink = None
         self._rows = 0
 

@@ -1,13 +1,19 @@
-"""How a run that was built becomes the lake's: what it replaces, what it must not replace, and what is told of it."""
+"""How runs that were built become the lake's: what they replace, what they must not replace, and what is told of them.
+
+Runs are committed several at a time, because what a commit costs does not depend on how many runs are in it: many
+small runs wait for each other, up to :data:`GROUP_RUNS`, :data:`GROUP_BYTES` or :data:`GROUP_SECONDS`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
+from typing import Final
 
 import pyarrow as pa
 
-from neptune_assets.errors import LakeError
-from neptune_assets.lake.commits import RunBuilder, keep_parts, same_content, stale_reason
+from neptune_assets.errors import LakeBusyError, LakeError
+from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content, stale_reason
 from neptune_assets.lake.in_place import digest_in_place
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.lock import ProjectLock
@@ -19,9 +25,28 @@ from neptune_assets.lake.staging import Staging, parts_by_run
 from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.settings import LakeSettings
 
+GROUP_RUNS: Final = 128
+GROUP_BYTES: Final = 32 << 20
+GROUP_SECONDS: Final = 1.0
+
+_Tables = tuple[pa.RecordBatch, pa.RecordBatch]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One run that waits for its commit."""
+
+    record: RunRecord
+    old: RunRecord | None
+    built: str | None
+    """The generation that was staged for it, with other content than the lake has; None if its parts stay."""
+    tables: _Tables | None = None
+    told: bool = True
+    """Whether it counts as read: a complete state that only was marked as stale does not."""
+
 
 class Publication:
-    """Makes runs of one project visible, one commit each, while the lock is held.
+    """Makes runs of one project visible while the lock is held.
 
     ``present`` maps the names of final parts to their sizes and is kept up to date.
     """
@@ -49,18 +74,65 @@ class Publication:
         self.present = present
         self._names = parts_by_run(present)
         self._full_refresh = full_refresh
+        self._waiting: list[_Change] = []
+        self._bytes = 0
+        self._since = 0.0
 
     def publish(self, record: RunRecord, builder: RunBuilder) -> None:
-        """Commit a run, unless it is partial and the lake holds a complete state of it."""
+        """Commit a run that was built, with the ones before it or with the next ones; each run at most once."""
         old = self._manifest.records.get(record.run_id)
         if old is not None and self._outranks(old, record):
             self._keep_complete(old, record)
             return
-        self._commit(record)
+        tables = None
         if self._statistics is not None:
             tables = builder.statistics.tables(record.run_id, record.digest)
-            if tables is not None:
-                self._statistics.add(record.run_id, record.digest, tables)
+        if (
+            old is not None
+            and not self._full_refresh
+            and same_content(old, record)
+            and (old.in_place is not None or self.holds(old))
+        ):
+            if record.in_place is None:
+                self._staging.discard(record.generation, record.run_id)
+                record = keep_parts(old, record)
+            self._add(_Change(record, old, None, tables))
+        else:
+            self._add(_Change(record, old, record.generation, tables))
+
+    def withdraw(self, run_id: str, generation: str) -> None:
+        """Remove what was staged and stored for a run that could not be built."""
+        self._staging.discard(generation, run_id)
+        self._staging.sweep_files(run_id, self._manifest.records.get(run_id))
+
+    def tick(self) -> None:
+        """Commit what has waited long enough."""
+        if self._waiting and time.monotonic() - self._since >= GROUP_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit all that waits. If that fails, these runs stay as they were."""
+        changes, self._waiting, self._bytes = self._waiting, [], 0
+        if not changes:
+            return
+        number = self._manifest.sequence + 1
+        try:
+            group = self._staging.seal()
+            self._lock.check()
+            self._store.commit(self._manifest, [change.record for change in changes], written_at=now())
+        except BaseException as error:
+            if isinstance(error, LakeBusyError) or not self._store.has(number):
+                for change in changes:
+                    if change.built is not None and change.record.in_place is None:
+                        self.withdraw(change.record.run_id, change.built)
+            raise
+        self._replace([change for change in changes if change.built is not None])
+        self._staging.clear(group)
+        for change in changes:
+            if change.told:
+                self._note(change.record, kept=change.built is None)
+            if change.tables is not None and self._statistics is not None:
+                self._statistics.add(change.record.run_id, change.record.digest, change.tables)
 
     def holds(self, record: RunRecord) -> bool:
         """True if the run's parts lie in the lake with the sizes they were written with."""
@@ -81,48 +153,43 @@ class Publication:
 
     def _keep_complete(self, old: RunRecord, new: RunRecord) -> None:
         """Discard a partial reading, leave the run as it is, and record why it is not newer."""
-        self._staging.discard(new.generation)
-        self._staging.sweep_files(old.run_id, old)
+        self.withdraw(old.run_id, new.generation)
         kept = replace(old, stale=stale_reason(new.errors), vanished_at=None)
         if kept != old:
-            self._lock.check()
-            self._store.commit(self._manifest, [kept], written_at=new.committed_at)
+            self._add(_Change(kept, old, None, told=False))
         for issue in new.errors:
             message = f"{issue.message} The complete state read before was kept."
             self._report.issues.append(RunIssue(old.run_id, message, issue.attribute_path, issue.attribute_type))
 
-    def _commit(self, record: RunRecord) -> None:
-        old = self._manifest.records.get(record.run_id)
-        generation = record.generation
-        kept = (
-            old is not None
-            and not self._full_refresh
-            and same_content(old, record)
-            and (old.in_place is not None or self.holds(old))
-        )
-        if old is not None and kept and record.in_place is None:
-            record = keep_parts(old, record)
-            self._staging.discard(generation)
-        self._lock.check()
-        try:
-            self._store.commit(self._manifest, [record], written_at=record.committed_at)
-        except BaseException:
-            if not kept:
-                self._staging.discard(generation)
-            raise
-        if not kept:
-            if record.in_place is None:
-                prefix = safe_name(record.run_id)
-                sweep = bool(record.files or (old is not None and old.files))
-                self._staging.promote(record, final=self._names.get(prefix, ()), sweep=sweep)
-                self._names[prefix] = {part.name for part in record.parts}
-            elif old is not None and old.in_place is None:
-                self._staging.remove_copy(record.run_id)
-                self._names.pop(safe_name(record.run_id), None)
-            self.present.update((part.name, part.bytes) for part in record.parts)
-        self._note(record, kept)
+    def _add(self, change: _Change) -> None:
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append(change)
+        self._bytes += sum(part.bytes for part in change.record.parts)
+        self._bytes += sum(table.nbytes for table in change.tables or ())
+        if len(self._waiting) >= GROUP_RUNS or self._bytes >= GROUP_BYTES:
+            self.flush()
+        else:
+            self.tick()
 
-    def _note(self, record: RunRecord, kept: bool) -> None:
+    def _replace(self, changes: list[_Change]) -> None:
+        """Move the parts of committed runs to their places, and remove copies of runs that are read in place now."""
+        staged = [change.record for change in changes if change.record.in_place is None]
+        with_files = {
+            change.record.run_id
+            for change in changes
+            if change.record.files or (change.old is not None and change.old.files)
+        }
+        self._staging.promote(staged, final=self._names, with_files=with_files)
+        for record in staged:
+            self._names[safe_name(record.run_id)] = {part.name for part in record.parts}
+        for change in changes:
+            if change.record.in_place is not None and change.old is not None and change.old.in_place is None:
+                self._staging.remove_copy(change.record.run_id)
+                self._names.pop(safe_name(change.record.run_id), None)
+            self.present.update((part.name, part.bytes) for part in change.record.parts)
+
+    def _note(self, record: RunRecord, *, kept: bool) -> None:
         report = self._report
         if kept:
             report.unchanged_content.append(record.run_id)

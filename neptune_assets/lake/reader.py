@@ -13,7 +13,7 @@ import fsspec
 
 from neptune_assets.errors import LakeError, UnknownProjectError
 from neptune_assets.lake.digest import digest_of_project
-from neptune_assets.lake.layout import MANIFEST, Layout
+from neptune_assets.lake.layout import MANIFEST, Layout, staging_group
 from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.runs import LakeRun
@@ -147,12 +147,12 @@ class LakeProject:
         root = layout.staging(self.project_id, self.scope)
         staged: dict[str, set[str]] = {}
         for path in storage.walk(root):
-            generation, _, name = path[len(root) + 1 :].partition("/")
-            staged.setdefault(generation, set()).add(name)
+            group, _, name = path[len(root) + 1 :].partition("/")
+            staged.setdefault(group, set()).add(name)
         return staged
 
     def _place(self, record: RunRecord, name: str, staged: dict[str, set[str]]) -> str:
         layout = self.lake.layout
-        if name in staged.get(record.generation, ()):
+        if name in staged.get(staging_group(record.generation), ()):
             return layout.staged_part(self.project_id, record.generation, name, self.scope)
         return layout.part(self.project_id, name, self.scope)

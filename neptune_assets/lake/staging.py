@@ -1,29 +1,31 @@
 """How a commit becomes visible, and how a commit that was cut short is finished or undone.
 
-Parts are written to ``.staging/<generation>/``. After the manifest names the generation they are moved to their final
-names: the old part_0 goes first and the new part_0 comes last, because neptune-exporter takes part_0 for the mark of
-a complete run. Until then readers that know the manifest find them in staging. So a kill at any moment leaves the
-old run or the new one.
+The runs of one commit write their parts to one directory, ``.staging/<group>/``. After the manifest names their
+generations they are moved to their final names: the old part_0 of a run goes first and the new part_0 comes last,
+because neptune-exporter takes part_0 for the mark of a complete run. Until then readers that know the manifest find
+them in staging. So a kill at any moment leaves the old run or the new one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.errors import LakeError
-from neptune_assets.lake.layout import Layout, parse_part_name, safe_name
+from neptune_assets.lake.durability import Durability
+from neptune_assets.lake.layout import Layout, parse_part_name, safe_name, staging_group
 from neptune_assets.lake.manifest import Manifest
 from neptune_assets.lake.parts import part_generation
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 
-INTENT: Final = "intent.json"
+INTENT: Final = "intent"
 
 
 class Staging:
@@ -37,49 +39,101 @@ class Staging:
         self._manifest = layout.manifest(project_id, scope)
         self._files = layout.files(project_id, scope)
         self._files_staging = layout.files_staging(project_id, scope)
+        self._durability = Durability(storage)
+        self._group = uuid.uuid4().hex
+        self._number = 0
+        self._begun = False
 
     def directory(self, generation: str) -> str:
         """Where the parts of a commit are staged."""
-        return f"{self._root}/{generation}"
+        return f"{self._root}/{staging_group(generation)}"
 
-    def begin(self, generation: str, run_id: str) -> str:
-        """Make the staging directory of a commit and note whose it is; returns the directory."""
+    @property
+    def closed(self) -> Callable[[str], None]:
+        """To be called with every part that was written whole: it is made durable while others are written."""
+        return self._durability.file
+
+    def new_generation(self) -> str:
+        """Return the generation of a run that is to be built; the runs until the next :meth:`seal` share a commit."""
+        self._number += 1
+        return f"{self._group}.{self._number}"
+
+    def begin(self, generation: str) -> str:
+        """Make the directory that a run's parts are staged in and return it."""
         directory = self.directory(generation)
-        self._storage.make_directory(directory)
-        # Not made durable: after a power cut without it, at worst some unreferenced files stay.
-        self._storage.put(f"{directory}/{INTENT}", json.dumps({"run_id": run_id}).encode("ascii"), durable=False)
+        if not self._begun:
+            self._storage.make_directory(directory)
+            self._begun = True
         return directory
 
-    def promote(self, record: RunRecord, *, final: Iterable[str] | None = None, sweep: bool = True) -> None:
-        """Move the parts of a committed generation to their final names, then remove what it replaced.
+    def note_files(self, generation: str, run_id: str) -> None:
+        """Note that a run is about to store files, so that an interrupted commit is known to have left some."""
+        name = f"{INTENT}-{generation.partition('.')[2]}.json"
+        # Not made durable: after a power cut without it, at worst some unreferenced files stay.
+        content = json.dumps({"run_id": run_id}).encode("ascii")
+        self._storage.put(f"{self.directory(generation)}/{name}", content, durable=False)
 
-        May be repeated after any interruption. ``final`` are the names that parts of the run have now; the directory
-        is listed if left out, which takes long among many runs. ``sweep`` False: no old files can be there.
+    def seal(self) -> str:
+        """Make all that was staged since the last call durable and return its group; the next run begins another."""
+        group, begun = self._group, self._begun
+        self._group, self._number, self._begun = uuid.uuid4().hex, 0, False
+        self._durability.wait(*((f"{self._root}/{group}", self._root) if begun else ()))
+        return group
+
+    def promote(
+        self,
+        records: Iterable[RunRecord],
+        *,
+        final: Mapping[str, Iterable[str]] | None = None,
+        with_files: Collection[str] | None = None,
+    ) -> None:
+        """Move the parts of committed runs, all of one group, to their final names and remove what they replaced.
+
+        May be repeated after any interruption. ``final`` are the names that parts have now, by cleaned run id; the
+        directory is listed if it is left out, which takes long among many runs. ``with_files`` are the runs that may
+        have files, old or new; all if left out.
         """
-        directory = self.directory(record.generation)
-        staged = {name for name in self._storage.names(directory) if parse_part_name(name)}
-        wanted = {part.name for part in record.parts}
+        staged: dict[str, set[str]] = {}
         if final is None:
-            final = parts_by_run(self._storage.names(self._project)).get(safe_name(record.run_id), ())
-        # A final name that is still staged, or that the new generation lacks, is of the old generation.
-        old = [name for name in final if name in staged or name not in wanted]
-        for name in sorted(old, key=_part_number):
-            self._storage.delete(f"{self._project}/{name}")
-        for name in sorted(staged & wanted, key=_part_number, reverse=True):
-            self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
-        if sweep:
-            self.sweep_files(record.run_id, record)
-        # Last, because until it is gone the next writer does all of this again.
-        # No sync here: should a power cut undo these moves, the parts are in staging again and are moved again.
-        self._storage.delete_tree(directory)
+            final = parts_by_run(self._storage.names(self._project))
+        for record in records:
+            directory = self.directory(record.generation)
+            if directory not in staged:
+                staged[directory] = set(self._storage.names(directory))
+            wanted = {part.name for part in record.parts}
+            moving = staged[directory] & wanted
+            # A final name that is still staged, or that the new generation lacks, is of the old generation.
+            old = [name for name in final.get(safe_name(record.run_id), ()) if name in moving or name not in wanted]
+            for name in sorted(old, key=_part_number):
+                self._storage.delete(f"{self._project}/{name}")
+            for name in sorted(moving, key=_part_number, reverse=True):
+                self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
+            if with_files is None or record.run_id in with_files:
+                self.sweep_files(record.run_id, record)
 
-    def discard(self, generation: str) -> None:
-        """Remove what a commit staged and did not commit."""
-        self._storage.delete_tree(self.directory(generation))
+    def clear(self, group: str) -> None:
+        """Remove the directory of a commit whose parts were moved; until it is gone the next writer moves them again.
+
+        Nothing is synced: should a power cut undo the moves, the parts are in staging again and are moved again.
+        """
+        self._storage.delete_tree(f"{self._root}/{group}")
+
+    def discard(self, generation: str, run_id: str) -> None:
+        """Remove the parts that one run staged and did not commit."""
+        directory, prefix = self.directory(generation), safe_name(run_id)
+        for name in self._storage.names(directory):
+            parsed = parse_part_name(name)
+            if parsed is not None and parsed[0] == prefix:
+                self._storage.delete(f"{directory}/{name}")
         self._storage.delete_tree(self._files_staging)
 
+    def close(self) -> None:
+        """Let go of the threads that make parts durable."""
+        self._durability.close()
+
     def tidy(self) -> None:
-        """Remove empty staging directories."""
+        """Remove empty staging directories, and the one in which nothing waits for a commit any more."""
+        self.clear(self._group)
         for directory in (self._root, self._files_staging):
             self._storage.prune(directory)
 
@@ -109,22 +163,21 @@ class Staging:
 
     def recover(self, manifest: Manifest) -> list[str]:
         """Finish or undo what an interrupted writer left behind. Returns run ids that were finished."""
-        committed = {record.generation: record for record in manifest.records.values()}
+        committed: dict[str, list[RunRecord]] = {}
+        for record in manifest.records.values():
+            committed.setdefault(staging_group(record.generation), []).append(record)
         finished: list[str] = []
         self._storage.delete_tree(self._files_staging)
         for name in self._storage.names(self._manifest):
             if name.endswith(".tmp"):
                 self._storage.delete(f"{self._manifest}/{name}")
-        for generation in self._generations():
-            record = committed.get(generation)
-            if record is not None:
-                self.promote(record)
-                finished.append(record.run_id)
-                continue
-            run_id = self._intent(generation)
-            if run_id is not None:
+        for group in self._groups():
+            records = committed.get(group, [])
+            for run_id in self._noted(group):
                 self.sweep_files(run_id, manifest.records.get(run_id))
-            self._storage.delete_tree(self.directory(generation))
+            finished.extend(record.run_id for record in records)
+            self.promote(records)
+            self.clear(group)
         in_place = {
             safe_name(run_id): run_id for run_id, record in manifest.records.items() if record.in_place is not None
         }
@@ -152,19 +205,23 @@ class Staging:
             )
         return sizes, strays
 
-    def _generations(self) -> list[str]:
+    def _groups(self) -> list[str]:
         if self._storage.local:
             return self._storage.names(self._root)
         prefix = f"{self._root}/"
         return sorted({path.removeprefix(prefix).split("/", 1)[0] for path in self._storage.walk(self._root)})
 
-    def _intent(self, generation: str) -> str | None:
-        try:
-            found = json.loads(self._storage.read(f"{self.directory(generation)}/{INTENT}"))
-            return str(found["run_id"])
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            # Killed before the note was written: nothing was stored for any run.
-            return None
+    def _noted(self, group: str) -> list[str]:
+        found = []
+        for name in self._storage.names(f"{self._root}/{group}"):
+            if name.startswith(INTENT):
+                try:
+                    note = json.loads(self._storage.read(f"{self._root}/{group}/{name}"))
+                except ValueError:
+                    # A power cut can leave it empty: at worst some unreferenced files stay.
+                    continue
+                found.append(str(note["run_id"]))
+        return found
 
     def _ours(self, name: str) -> bool:
         try:

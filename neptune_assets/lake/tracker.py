@@ -44,6 +44,11 @@ class Tracker:
         self._size_done += self._sizes[run_id]
         self._tell(0)
 
+    def finished(self) -> None:
+        """All is done and committed: rows and bytes are complete now."""
+        if self._sizes:
+            self._tell(0)
+
     def _tell(self, rows: int) -> None:
         if self._call is None:
             return

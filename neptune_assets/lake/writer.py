@@ -1,4 +1,4 @@
-"""Write a project into the lake: read only what changed, commit run by run, never mix old and new.
+"""Write a project into the lake: read only what changed, commit whole runs, never mix old and new.
 
 Belongs here: in what order things are done and become visible. Which runs are read is decided in
 :mod:`neptune_assets.lake.selection`, what one run is made of in :mod:`neptune_assets.lake.commits`, and how it becomes
@@ -131,10 +131,12 @@ class _ProjectWrite:
         tracker = Tracker(self._report, self._files, infos, todo, progress, self._started)
         try:
             self._write_runs(infos, todo, tracker)
+            tracker.finished()
             self._statistics.save(self._manifest.records)
         finally:
             self._statistics.close()
             self._files.close()
+            self._staging.close()
         if self._manifest.deltas > 1:
             self._lock.check()
             self._store.compact(self._manifest, written_at=now())
@@ -150,7 +152,11 @@ class _ProjectWrite:
         failures = 0
         while remaining:
             asked, copied = len(remaining), set(self._copied_instead)
-            failure = self._read_once(infos, remaining, tracker)
+            try:
+                failure = self._read_once(infos, remaining, tracker)
+            finally:
+                # Whatever ended the reading, runs that are finished stay.
+                self._publication.flush()
             if failure is None:
                 # What is left was not returned, or has to be read once more to be copied.
                 for run_id in sorted(remaining.keys() - (self._copied_instead - copied)):
@@ -173,6 +179,7 @@ class _ProjectWrite:
         current: Reading | None = None
         try:
             for chunk in chunks:
+                self._publication.tick()
                 if chunk.run_id not in remaining:
                     continue
                 if current is not None and current.run_id != chunk.run_id:
@@ -239,11 +246,11 @@ class _ProjectWrite:
                 raise
             if in_place is not None:
                 return False
-            self._staging.discard(builder.generation)
+            self._publication.withdraw(run_id, builder.generation)
             self._fail(run_id, f"Its rows cannot be understood: {error}")
             return True
         except BaseException as error:
-            self._staging.discard(builder.generation)
+            self._publication.withdraw(run_id, builder.generation)
             if in_place is not None and isinstance(error, OSError) and error.errno not in DISK_FULL:
                 # Nothing was being written: the export's own parts cannot be read as they are.
                 return False

@@ -138,7 +138,7 @@ def assert_clean(root: Path) -> None:
         path.name for path in (project / ".manifest").glob("*.jsonl")
     }
     assert peer_view(root) == {safe_name(name): {record.generation} for name, record in records.items()}
-    assert list((root / "scratch").iterdir()) == [], "what killed processes spooled is still there"
+    assert list((root / "scratch").glob("*")) == [], "what killed processes spooled is still there"
 
 
 @pytest.fixture(scope="module")
