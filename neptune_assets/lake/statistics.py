@@ -1,8 +1,9 @@
-"""What is known of every series once a run was read: counts, first, last, least, greatest, mean. Kept beside the lake.
+"""What is known of every series once a run was read: counts, first, last, least, greatest, mean, variance.
 
 Rows pass the writer once, sorted; looking at them then costs little and spares the summary a second pass over
-everything. The file is a cache: an entry counts for one content digest of a run, and a run without one is scanned.
-Where it lies and when it is written is in :mod:`neptune_assets.lake.statistics_files`.
+everything. The file, beside the lake, is a cache: an entry counts for one content digest of a run, and a run without
+one is scanned. Where it lies and when it is written is in
+:mod:`neptune_assets.lake.statistics_files`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neptune_assets.lake.moments import Moments
 from neptune_assets.lake.rows import NONE, Attributes, concat, decimals
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE, TIME_TYPE
 
@@ -36,10 +38,12 @@ SERIES: Final = pa.schema(
         ("last_step", STEP_TYPE),
         ("first_time", TIME_TYPE),
         ("last_time", TIME_TYPE),
+        ("variance_value", pa.float64()),
     ]
 )
-"""One row for each attribute with points or files. Least, greatest and mean are of finite values; first and last are
-by step, of rows with a step and a value."""
+"""One row for each attribute with points or files. Least, greatest, mean and variance (of the population) are of finite
+values; first and last are by step, of rows with a step and a value. A variance may be left out, see
+:mod:`neptune_assets.lake.moments`; files from before it was kept lack the column."""
 
 _PARAMETER_COLUMNS: Final = tuple(
     SCHEMA.field(name)
@@ -116,7 +120,9 @@ class RunStatistics:
             start, end = int(starts[number]), int(ends[number])
             current = int(of_segment[number])
             if current != self._last_id:
-                self._series.append([current, 0, 0, 0, 0, None, None, None, None, 0.0, 0, NONE, NONE, NONE, NONE])
+                self._series.append(
+                    [current, 0, 0, 0, 0, None, None, None, None, 0.0, 0, NONE, NONE, NONE, NONE, Moments()]
+                )
                 self._last_id = current
             entry = self._series[-1]
             entry[1] += end - start
@@ -128,10 +134,14 @@ class RunStatistics:
                     _values(entry, values[start:end], steps[start:end], some)
 
     def _series_table(self, run_id: str, digest: str) -> pa.RecordBatch:
-        columns = list(zip(*self._series, strict=True)) if self._series else [()] * 15
+        columns = list(zip(*self._series, strict=True)) if self._series else [()] * 16
         names = [self._attributes.names[place] for place in columns[0]]
         count = len(names)
         means = [total / finite / _SCALE if finite else None for total, finite in zip(*columns[9:11], strict=True)]
+        variances = [
+            moments.variance(least, greatest) if finite else None
+            for moments, least, greatest, finite in zip(columns[15], *columns[7:9], columns[10], strict=True)
+        ]
         arrays = [
             *_constants(count, run_id, digest),
             pa.array([path for path, _ in names], pa.string()),
@@ -140,7 +150,8 @@ class RunStatistics:
             *(pa.array(column, pa.float64()) for column in columns[5:9]),
             pa.array(means, pa.float64()),
             *(decimals(np.asarray(column, np.int64)) for column in columns[11:13]),
-            *(_moments(column) for column in columns[13:15]),
+            *(_instants(column) for column in columns[13:15]),
+            pa.array(variances, pa.float64()),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=SERIES)
 
@@ -201,14 +212,16 @@ def _values(
         low, high = float(values.min()), float(values.max())
         entry[7] = low if entry[7] is None else min(entry[7], low)
         entry[8] = high if entry[8] is None else max(entry[8], high)
-        entry[9] += float((values * _SCALE).sum())
+        total = float((values * _SCALE).sum())
+        entry[9] += total
         entry[10] += len(values)
+        entry[15].add(values, total / len(values) / _SCALE)
 
 
 def _constants(count: int, *texts: str) -> list[pa.Array]:
     return [pa.repeat(pa.scalar(text, pa.string()), count) for text in texts]
 
 
-def _moments(milliseconds: Any) -> pa.Array:
+def _instants(milliseconds: Any) -> pa.Array:
     values = np.asarray(milliseconds, np.int64)
     return pa.array(values, mask=values == NONE).cast(TIME_TYPE)

@@ -61,16 +61,17 @@ class StatisticsFiles:
             # Under the project's lock nobody else writes here; a local move needs the same file system.
             local = f"{target}.tmp" if self._storage.local else f"{self._spool.path}/{name}.parquet"
             with pq.ParquetWriter(local, schema, **_OPTIONS) as writer:
-                old, new = self._stored(target), _spooled(f"{self._spool.path}/{name}.arrow")
+                old, new = self._stored(target, schema), _spooled(f"{self._spool.path}/{name}.arrow")
                 for batches, wanted in ((old, kept), (new, self._added)):
                     for table in _gathered((_of(batch, wanted) for batch in batches), schema):
                         writer.write_table(table)
             self._storage.put_file(local, target)
 
-    def _stored(self, path: str) -> Iterator[pa.RecordBatch]:
+    def _stored(self, path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
             with open_parquet(self._storage, path) as file:
-                yield from file.iter_batches(batch_size=_BATCH_ROWS)
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                    yield _completed(batch, schema)
         except (FileNotFoundError, pa.ArrowInvalid):
             # None yet, or damaged: what is not in the new file is scanned by the summary.
             return
@@ -92,6 +93,15 @@ class StatisticsFiles:
 def _spooled(path: str) -> Iterator[pa.RecordBatch]:
     with pa.OSFile(path, "rb") as source:
         yield from pa.ipc.open_stream(source)
+
+
+def _completed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return rows of an older file with the columns that it did not have yet, empty."""
+    columns = [
+        batch[field.name] if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _of(batch: pa.RecordBatch, wanted: Mapping[str, str]) -> pa.RecordBatch:

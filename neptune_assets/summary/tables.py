@@ -126,9 +126,15 @@ class Summary:
         intact = self._project.intact()
         self._con.execute("CREATE TEMP TABLE intact AS SELECT unnest($1) AS run_id", [sorted(intact)])
         for table, path in paths.items():
-            columns = ", ".join(identifier(row[0]) for row in self._con.execute(f"DESCRIBE {table}").fetchall())
+            stored = parquet([plain_path(path)])
+            names = [
+                [row[0] for row in self._con.execute(f"DESCRIBE FROM {source}").fetchall()]
+                for source in (table, stored)
+            ]
+            # Files that were written before a column was kept lack it.
+            columns = ", ".join(identifier(name) for name in names[0] if name in names[1])
             self._con.execute(
-                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {parquet([plain_path(path)])} "  # noqa: S608
+                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {stored} "  # noqa: S608
                 "SEMI JOIN manifest USING (run_id, digest) SEMI JOIN intact USING (run_id)"
             )
         records = self._project.records()

@@ -46,10 +46,12 @@ _SERIES: Final = f"""
         GROUP BY ALL
     )
     SELECT run_id, attribute_path AS path, attribute_type AS type, last_value AS number, min_value AS least,
-        max_value AS greatest, least(max_value, greatest(min_value, mean_value)) AS mean, row_count AS points,
+        max_value AS greatest, least(max_value, greatest(min_value, mean_value)) AS mean, variance_value AS variance,
+        row_count AS points,
         {_MICRO.format("first_step")} AS first_step, {_MICRO.format("last_step")} AS last_step, stored.detail,
         CASE
-            WHEN attribute_type = 'float_series' THEN {VARIANCE}
+            WHEN attribute_type = 'float_series'
+                THEN CASE WHEN variance_value IS NULL AND min_value IS NOT NULL THEN {VARIANCE} ELSE 0 END
             WHEN attribute_type IN ('string_series', 'histogram_series') THEN {LAST}
             WHEN attribute_type = 'file_series' AND stored.detail IS NULL THEN {LAST}
             ELSE 0

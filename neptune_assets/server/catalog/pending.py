@@ -9,7 +9,7 @@ from neptune_assets.schema import AttributeType
 AGGREGATES: Final = 1
 """Last value and step, least, greatest, mean and number of points of a float series."""
 VARIANCE: Final = 2
-"""Variance of a float series: the lake's statistics do not hold it."""
+"""Variance of a float series, where the lake's statistics do not hold it: old ones, and of values near either end."""
 LAST: Final = 4
 """Last value and step, and number of points, of a series of strings, histograms or files."""
 

@@ -11,7 +11,7 @@ import duckdb
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.filling import fill
 from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.pending import AGGREGATES, LAST
+from neptune_assets.server.catalog.pending import AGGREGATES, LAST, VARIANCE
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.nql.errors import QueryError
 
@@ -89,7 +89,7 @@ def values(
             pending = con.execute(
                 f"SELECT DISTINCT run, name FROM (SELECT run, name, pending {source} {order}) "  # noqa: S608
                 "WHERE (pending & ?) <> 0",
-                [*parameters, AGGREGATES | LAST if complete else 0],
+                [*parameters, AGGREGATES | LAST | VARIANCE if complete else 0],
             ).fetchall()
         if pending:
             _complete(catalog, reader, runs, pending)
@@ -112,4 +112,4 @@ def _complete(
         names.add(name)
         numbers.add(run)
     for project, (names, numbers) in of_project.items():
-        fill(catalog, reader, project, names, numbers)
+        fill(catalog, reader, project, names, numbers, AGGREGATES | LAST | VARIANCE)

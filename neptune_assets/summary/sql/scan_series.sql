@@ -21,7 +21,14 @@ SELECT
     min(step) AS first_step,
     max(step) AS last_step,
     min("timestamp") AS first_time,
-    max("timestamp") AS last_time
+    max("timestamp") AS last_time,
+    -- Only where sums of squares neither vanish nor overflow, as in neptune_assets/lake/moments.py.
+    CASE
+        WHEN min(finite_value) = max(finite_value) THEN 0
+        WHEN greatest(abs(min(finite_value)), abs(max(finite_value))) < 1e120
+            AND max(finite_value) - min(finite_value) > 1e-120
+            THEN var_pop(finite_value) FILTER (abs(finite_value) < 1e120)
+    END AS variance_value
 FROM (
     SELECT
         run_id,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.errors import LakeError, UnknownProjectError
@@ -75,6 +77,43 @@ def test_without_the_statistics_of_the_writer(reading: Reading, tmp_path: Path) 
     make_lake(tmp_path, {PROJECT: {"a": [*params({"x": 1}), *metric("m", [3.0, float("nan"), 5.0])]}})
     shutil.rmtree(tmp_path / "statistics")
     assert reading.table("x", "m") == {"a": {"x": 1, "m": 5.0}}
+
+
+EXTREMES = {
+    "plain": [3.0, float("inf"), 5.0, float("nan")],
+    "one": [7.0],
+    "none": [float("nan")],
+    "large": [-1.5e300, 1.5e300],
+    "small": [1e-160, 3e-160],
+}
+VARIANCES = {"plain": 1.0, "one": 0.0, "none": None, "large": math.inf, "small": 1e-320}
+
+
+@pytest.mark.parametrize("statistics", ["kept", "older", "missing"])
+def test_variances_are_in_every_table(reading: Reading, tmp_path: Path, statistics: str) -> None:
+    make_lake(tmp_path, {PROJECT: {"a": [row for path, items in EXTREMES.items() for row in metric(path, items)]}})
+    if statistics == "missing":
+        shutil.rmtree(tmp_path / "statistics")
+    elif statistics == "older":
+        (file,) = (tmp_path / "statistics").rglob("series.parquet")
+        pq.write_table(pq.read_table(file).drop_columns("variance_value"), file)
+    reading.catalog.refresh(PROJECT)
+    found, _ = values(reading.catalog, reading.reader, list(reading.catalog.runs(PROJECT)), NameFilter(paths=EXTREMES))
+    assert {value.path: value.variance for value in found} == {
+        path: variance if variance in {None, math.inf} else pytest.approx(variance, abs=5e-324)
+        for path, variance in VARIANCES.items()
+    }
+
+
+def test_a_table_never_touches_points(reading: Reading, tmp_path: Path) -> None:
+    make_lake(tmp_path, {PROJECT: {"a": [*params({"x": 1}), *metric("m", [1.0, 2.0, 6.0])]}})
+    reading.catalog.refresh(PROJECT)
+    for part in (tmp_path / "data").rglob("*.parquet"):
+        part.write_bytes(b"nothing that could be read")
+    found = search(reading.catalog, reading.reader, Search([PROJECT], parse("variance(`m`:floatSeries) > 4"))).runs
+    (value,), _ = values(reading.catalog, reading.reader, found, NameFilter(paths=["m"]))
+    assert (value.number, value.least, value.greatest, value.mean, value.points) == (6.0, 1.0, 6.0, 3.0, 3)
+    assert value.variance == pytest.approx(14 / 3)
 
 
 @pytest.mark.parametrize(
