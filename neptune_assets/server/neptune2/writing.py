@@ -1,7 +1,7 @@
 """Operations of a client applied to one run, inside one transaction of the store.
 
-What the rules refuse (another type at the path, another point at a step, sets of strings elsewhere than in sys/) is told
-as a text for each operation, as the hosted service did; everything else of the request is kept.
+What the rules refuse (another type at the path, another point at a step, sets of strings elsewhere than in sys/) is
+told as a text for each operation, as the hosted service did; everything else of the request is kept.
 """
 
 from __future__ import annotations

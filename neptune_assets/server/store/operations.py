@@ -1,6 +1,6 @@
 """Typed operations on the attributes of one run: assign, append, change a set, clear, delete.
 
-Belongs here: the rules that hold for all clients (one type for a path, one point for a step, previews that points replace).
+Belongs here: the rules that hold for all clients (a path has one type, a step one point, points replace previews).
 Does not belong here: how a client says it. Operations return what was refused, by kind; nothing refused, nothing lost.
 """
 

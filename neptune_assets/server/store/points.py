@@ -33,7 +33,7 @@ Problems = Counter[Problem]
 
 
 class Attribute:
-    """What is known of one attribute while writing; ``last_step`` is its highest, in micro-steps, None without points."""
+    """What is known of an attribute while writing; ``last_step`` is the highest in micro-steps, None without points."""
 
     __slots__ = ("id", "kind", "last_step")
 
