@@ -18,6 +18,7 @@ from neptune_assets.server.neptune2.answers import Json
 from neptune_assets.server.neptune2.attributes import Attribute, attribute_of, attributes_of, visible
 from neptune_assets.server.neptune2.containers import RUNS, SCOPE_OF_TYPE
 from neptune_assets.server.neptune2.errors import BadRequestError, NotFoundError
+from neptune_assets.server.neptune2.float_pages import float_page
 from neptune_assets.server.neptune2.series_configs import series_configs
 from neptune_assets.server.neptune2.series_pages import Asked
 from neptune_assets.server.neptune2.state import number_of, state_of, text_of
@@ -62,8 +63,7 @@ def get_attribute(kind: AttributeType) -> Handler:
 
 def get_float_series_values(call: Call) -> Response:
     """Return a page of a float series."""
-    total, points = state_of(call).series.floats(run_of(call), text_of(call, "attribute"), _asked(call))
-    return Json({"totalItemCount": total, "values": points})
+    return float_page(*state_of(call).series.floats(run_of(call), text_of(call, "attribute"), _asked(call)))
 
 
 def get_string_series_values(call: Call) -> Response:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from neptune_assets.server.catalog.runs import Run
-    from neptune_assets.server.series.points import ObjectPoint
+    from neptune_assets.server.series.points import FloatPoints, ObjectPoint
     from neptune_assets.server.service import Service
 
 MAX_PAGE: Final = 10_000
@@ -46,7 +46,7 @@ class SeriesPages:
         self._values: OrderedDict[tuple[_Key, AttributeType], Value] = OrderedDict()
         self._guard = threading.Lock()
 
-    def floats(self, run: Run, path: str, asked: Asked) -> tuple[int, list[dict[str, Any]]]:
+    def floats(self, run: Run, path: str, asked: Asked) -> tuple[int, FloatPoints]:
         """Return the number of all points and those of the page. Raises NotFoundError if there is no such series."""
         total = self._value(run, path, AttributeType.FLOAT_SERIES).points or 0
         key = (run.number, run.version, path)
@@ -54,13 +54,9 @@ class SeriesPages:
         limit = min(asked.limit, MAX_PAGE)
         window = Window(low=low, limit=skipped + limit, last=False)
         points = self._service.series.floats(run, path, window, previews=True).slice(skipped, skipped + limit)
-        steps, times, numbers = points.steps.tolist(), points.times.tolist(), points.values.tolist()
-        if steps and asked.after_step is None:
-            self._remember(key, asked.offset + len(steps), steps[-1])
-        return total, [
-            {"step": step / MICROSTEPS, "timestampMillis": moment, "value": number}
-            for step, moment, number in zip(steps, times, numbers, strict=True)
-        ]
+        if len(points) and asked.after_step is None:
+            self._remember(key, asked.offset + len(points), int(points.steps[-1]))
+        return total, points
 
     def objects(self, run: Run, path: str, kind: AttributeType, asked: Asked) -> tuple[int, Sequence[ObjectPoint]]:
         """Return the number of all strings (or files) and those of the page. Raises NotFoundError if there are none."""

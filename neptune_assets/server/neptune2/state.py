@@ -24,8 +24,8 @@ class State:
         self.containers = Containers(service)
         self.creation = Creation(service, self.containers)
         self.artifacts = LakeArtifacts(service)
-        self.tables = Tables(service, self.artifacts)
         self.series = SeriesPages(service)
+        self.tables = Tables(service, self.artifacts, self.series)
 
 
 _states: Final[WeakKeyDictionary[Service, State]] = WeakKeyDictionary()

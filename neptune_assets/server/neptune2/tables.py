@@ -30,6 +30,7 @@ from neptune_assets.server.nql.tree import And, Comparison, Exists, Node, Not, O
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.runs import Run
     from neptune_assets.server.neptune2.lake_artifacts import LakeArtifacts
+    from neptune_assets.server.neptune2.series_pages import SeriesPages
     from neptune_assets.server.service import Service
 
 _LISTINGS: Final = 64
@@ -73,9 +74,10 @@ class _Listing:
 class Tables:
     """Serves pages of tables; any number of threads may use it."""
 
-    def __init__(self, service: Service, artifacts: LakeArtifacts) -> None:
+    def __init__(self, service: Service, artifacts: LakeArtifacts, series: SeriesPages) -> None:
         self._service = service
         self._artifacts = artifacts
+        self._series = series
         self._listings: OrderedDict[Table, _Listing] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -174,6 +176,8 @@ class Tables:
         shown = None if columns is None else set(columns)
         entries = []
         for run in runs:
+            if columns is None:
+                self._series.expect(run, by_run[run.number])
             attributes = [
                 item for item in attributes_of(run, by_run[run.number]) if shown is None or item["name"] in shown
             ]
