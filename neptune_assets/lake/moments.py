@@ -13,27 +13,38 @@ _GREATEST: Final = 1e120
 
 
 class Moments:
-    """Number, mean and squared deviations of finite values."""
+    """Number, mean and squared deviations of finite values.
 
-    __slots__ = ("_count", "_mean", "_squares")
+    Means are kept as differences from the first one: far from zero they would lose what pieces differ by.
+    """
+
+    __slots__ = ("_count", "_offset", "_origin", "_squares")
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean = 0.0
+        self._origin = 0.0
+        self._offset = 0.0
         self._squares = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean of all values; 0 if there are none."""
+        return self._origin + self._offset
 
     def add(self, values: npt.NDArray[np.float64], mean: float) -> None:
         """Add values, at least one, whose mean is known (to rounding)."""
         count = len(values)
+        if not self._count:
+            self._origin = mean
         with np.errstate(over="ignore", invalid="ignore"):
             deviations = values - mean
-            rest = float(deviations.sum())
+            rest = float(deviations.sum()) / count
             # What the mean was rounded by is taken off again.
-            squares = float(deviations @ deviations) - rest * rest / count
+            squares = float(deviations @ deviations) - rest * rest * count
         together = self._count + count
-        apart = mean - self._mean
+        apart = (mean - self._origin) + rest - self._offset
         self._squares += squares + apart * apart * (self._count / together) * count
-        self._mean += apart * (count / together)
+        self._offset += apart * (count / together)
         self._count = together
 
     def variance(self, least: float, greatest: float) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from neptune_assets.lake.moments import Moments
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.pending import AGGREGATES, LAST
 from neptune_assets.server.series.points import FloatPoints, Window
@@ -35,6 +37,7 @@ _SCHEMA: Final = pa.schema(
     ]
 )
 _BATCH: Final = 5_000
+_ROOM: Final = 2.0**-64
 
 
 def fill(
@@ -72,7 +75,7 @@ def fill(
 
 def _measured(reader: SeriesReader, run: Run, path: str, kind: AttributeType) -> dict[str, Any]:
     if kind is AttributeType.FLOAT_SERIES:
-        return aggregates(reader.floats(run, path, previews=True))
+        return aggregates(lambda: reader.float_pieces(run, path, previews=True))
     last = reader.objects(run, path, kind, Window(limit=1))
     if not last:
         return {}
@@ -82,29 +85,51 @@ def _measured(reader: SeriesReader, run: Run, path: str, kind: AttributeType) ->
     return {"last_step": last[0].step, "detail": json.dumps(value)}
 
 
-def aggregates(points: FloatPoints) -> dict[str, Any]:
-    """Return a float series in short: least, greatest, mean and variance are of finite values."""
-    if not len(points):
+def aggregates(pieces: Callable[[], Iterable[FloatPoints]]) -> dict[str, Any]:
+    """Return a float series in short: least, greatest, mean and variance are of finite values.
+
+    ``pieces`` gives the points in ascending order; it is called again for values whose squares have no room.
+    """
+    found: dict[str, Any] = {"points": 0, "previewed": False}
+    bounds: tuple[float, float] | None = None
+    moments = Moments()
+    for piece in pieces():
+        found["points"] += len(piece)
+        found["number"], found["last_step"] = float(piece.values[-1]), int(piece.steps[-1])
+        found["previewed"] |= piece.previews is not None
+        finite = piece.values[np.isfinite(piece.values)]
+        if len(finite):
+            least, greatest = float(finite.min()), float(finite.max())
+            bounds = (least, greatest) if bounds is None else (min(least, bounds[0]), max(greatest, bounds[1]))
+            moments.add(finite, _mean(finite))
+    if not found["points"]:
         return {"points": 0}
-    finite = points.values[np.isfinite(points.values)]
-    found: dict[str, Any] = {
-        "number": float(points.values[-1]),
-        "last_step": int(points.steps[-1]),
-        "points": len(points),
-        "previewed": points.previews is not None,
-    }
-    if len(finite):
-        least, greatest = float(finite.min()), float(finite.max())
-        # Powers of two are exact and leave room: sums of the largest doubles stay finite.
-        exponent = int(np.frexp(max(abs(least), abs(greatest)))[1])
-        scaled = np.ldexp(finite, -exponent)
-        mean = float(scaled.mean())
-        variance = float(np.mean(np.square(scaled - mean)))
-        found["least"], found["greatest"] = least, greatest
-        found["mean"] = min(greatest, max(least, float(np.ldexp(mean, exponent))))
-        with np.errstate(over="ignore"):
-            found["variance"] = float(np.ldexp(variance, 2 * exponent))
+    if bounds is None:
+        return found
+    found["least"], found["greatest"] = bounds
+    mean, variance = moments.mean, moments.variance(*bounds)
+    if variance is None:
+        mean, variance = _scaled(pieces(), *bounds)
+    found["mean"], found["variance"] = min(bounds[1], max(bounds[0], mean)), variance
     return found
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Return the mean of finite values; the factor is exact and keeps the sum of the largest doubles finite."""
+    return float((values * _ROOM).sum()) / len(values) / _ROOM
+
+
+def _scaled(pieces: Iterable[FloatPoints], least: float, greatest: float) -> tuple[float, float]:
+    """Return mean and variance by way of values that are not above 1: powers of two are exact."""
+    exponent = int(np.frexp(max(abs(least), abs(greatest)))[1])
+    moments = Moments()
+    for piece in pieces:
+        finite = np.ldexp(piece.values[np.isfinite(piece.values)], -exponent)
+        if len(finite):
+            moments.add(finite, float(finite.mean()))
+    variance = moments.variance(float(np.ldexp(least, -exponent)), float(np.ldexp(greatest, -exponent))) or 0.0
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(moments.mean, exponent)), float(np.ldexp(variance, 2 * exponent))
 
 
 def _save(catalog: Catalog, project: str, version: int, rows: list[dict[str, Any]]) -> None:

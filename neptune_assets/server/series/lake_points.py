@@ -5,7 +5,7 @@ Clients page through series by asking again and again; without the cache every p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,7 +21,7 @@ from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.lake.runs import LakeRun
 from neptune_assets.schema import VALUE_COLUMN, AttributeType
 from neptune_assets.server.series.cache import Cache
-from neptune_assets.server.series.points import FloatPoints, ObjectPoint, Window, join
+from neptune_assets.server.series.points import FloatPoints, ObjectPoint, Window
 
 _NAMES: Final = ("attribute_path", "attribute_type")
 _COLUMNS: Final = (*_NAMES, "step", "timestamp", "float_value")
@@ -51,27 +51,27 @@ class LakePoints:
     """Reads points of runs of the lake; any number of threads may use it. ``cache_mb`` bounds what is kept decoded."""
 
     def __init__(self, cache_mb: int = 192) -> None:
-        self._groups: Cache[_Group] = Cache(cache_mb << 20, lambda group: group.size)
+        self._groups: Cache[tuple[_Group, ...]] = Cache(
+            cache_mb << 20, lambda groups: sum(group.size for group in groups)
+        )
+        # A run that is repaired on its way is kept as a whole or not at all.
+        self._kept_rows = (cache_mb << 20) // 4 // 24
         self._bounds: Cache[list[tuple[str, str] | None]] = Cache(_PARTS_KNOWN)
         self._files: Cache[dict[tuple[str, int | None], FileRecord]] = Cache(_RUNS_KNOWN)
 
-    def floats(self, run: LakeRun, path: str, window: Window) -> FloatPoints:
-        """Return points of a float series in a window. Raises LakeError if a part is missing or damaged."""
+    def floats(self, run: LakeRun, path: str, window: Window) -> Iterator[FloatPoints]:
+        """Yield points of a float series in a window, a row group at a time, those that the window wants first first.
+
+        Raises LakeError if a part is missing or damaged.
+        """
         kind = AttributeType.FLOAT_SERIES
-        if run.record.in_place is not None:
-            groups = [_decoded(batch) for batch in _batches_in_place(run, kind, _COLUMNS)]
-            return join([group.rows.slice(*group.within(path, kind, _every)) for group in groups]).within(window)
-        found: list[FloatPoints] = []
-        for part, number in self._places(run, path, backwards=window.last):
-            group = self._group(run, part, number)
+        for group in self._float_groups(run, path, backwards=window.last):
             piece = group.rows.slice(*group.within(path, kind, window))
-            found.append(piece)
-            window = window.fewer(len(piece))
-            if window.empty:
-                break
-        if window.last:
-            found.reverse()
-        return join(found)
+            if len(piece):
+                yield piece
+                window = window.fewer(len(piece))
+                if window.empty:
+                    return
 
     def objects(self, run: LakeRun, path: str, kind: AttributeType, window: Window) -> list[ObjectPoint]:
         """Return points of a series of strings, histograms or files in a window, ascending."""
@@ -99,6 +99,35 @@ class LakePoints:
         # A file whose bytes the lake does not have is shown without a place.
         return {"path": "", "size": 0} if record is None else {"path": record.path, "size": record.size}
 
+    def _float_groups(self, run: LakeRun, path: str, *, backwards: bool) -> Iterator[_Group]:
+        """Yield row groups that may hold a float series."""
+        if run.record.in_place is None:
+            for part, number in self._places(run, path, backwards=backwards):
+                yield self._group(run, part, number)
+            return
+        groups = self._groups_in_place(run)
+        # In the order of paths: what comes after the series need not be read.
+        found: list[_Group] = []
+        for group in groups:
+            if (path, AttributeType.FLOAT_SERIES.value) in group.ranges:
+                if backwards:
+                    found.append(group)
+                else:
+                    yield group
+            elif min(group.ranges, default=("",))[0] > path:
+                break
+        yield from reversed(found)
+
+    def _groups_in_place(self, run: LakeRun) -> Iterable[_Group]:
+        """Return all float series of a run that is repaired and sorted on its way, kept if it is not too large."""
+
+        def decoded() -> Iterator[_Group]:
+            return map(_decoded, _batches_in_place(run, AttributeType.FLOAT_SERIES, _COLUMNS))
+
+        if run.record.total_rows > self._kept_rows:
+            return decoded()
+        return self._groups.get((*_identity(run), None, None), lambda: tuple(decoded()))
+
     def _object_groups(self, run: LakeRun, path: str, kind: AttributeType, *, backwards: bool) -> Iterator[Any]:
         """Yield row groups that may hold a series, each with a function that reads its column of values."""
         column = VALUE_COLUMN[kind]
@@ -121,10 +150,10 @@ class LakePoints:
         return found[::-1] if backwards else found
 
     def _group(self, run: LakeRun, part: int, number: int) -> _Group:
-        return self._groups.get((*_identity(run), part, number), lambda: _decoded(_read(run, part, number, _COLUMNS)))
-
-
-_every: Final = Window()
+        (group,) = self._groups.get(
+            (*_identity(run), part, number), lambda: (_decoded(_read(run, part, number, _COLUMNS)),)
+        )
+        return group
 
 
 def _identity(run: LakeRun) -> tuple[str, ...]:

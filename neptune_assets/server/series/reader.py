@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from neptune_assets.lake.runs import LakeRun
@@ -10,12 +11,13 @@ from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.series import store_points
 from neptune_assets.server.series.lake_points import LakePoints
 from neptune_assets.server.series.lineage import Lineage, segments
-from neptune_assets.server.series.points import NO_POINTS, FloatPoints, ObjectPoint, Window, join
+from neptune_assets.server.series.points import FloatPoints, ObjectPoint, Window, join
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.catalog import Catalog
 
 _EVERYTHING: Final = Window()
+_ASCENDING: Final = Window(last=False)
 
 
 class SeriesReader:
@@ -35,19 +37,49 @@ class SeriesReader:
         previews: bool = False,
     ) -> FloatPoints:
         """Return points of a float series in a window; ``previews`` adds those that are not final."""
-        found: list[FloatPoints] = []
-        for segment in segments(run, lineage, self._catalog.parent):
-            part = window.narrowed(segment.low, segment.below(found[-1].steps[0] if found else None))
+        found = list(self.float_pieces(run, path, window, lineage, previews=previews))
+        return join(found[::-1] if window.last else found)
+
+    def float_pieces(
+        self,
+        run: Run,
+        path: str,
+        window: Window = _ASCENDING,
+        lineage: Lineage = Lineage.FULL,
+        *,
+        previews: bool = False,
+    ) -> Iterator[FloatPoints]:
+        """Yield the same in pieces of bounded size, from the end of the window that is wanted first.
+
+        A piece is ascending in itself. Where the store holds the points, it is read until the last piece was taken.
+        """
+        parts = self._float_parts(run, path, window, lineage, previews=previews)
+        for member, part in parts if window.last else reversed(parts):
+            part = Window(part.low, part.high, window.limit, window.last)
+            for piece in self._own_floats(member, path, part, previews=previews and member is run):
+                yield piece
+                window = window.fewer(len(piece))
+            if window.empty:
+                return
+
+    def _float_parts(
+        self, run: Run, path: str, window: Window, lineage: Lineage, *, previews: bool
+    ) -> list[tuple[Run, Window]]:
+        """Return which runs hold points of a window, the youngest first, and where."""
+        line = segments(run, lineage, self._catalog.parent)
+        found: list[tuple[Run, Window]] = []
+        first: int | None = None
+        for segment in line:
+            part = window.narrowed(segment.low, segment.below(first))
             if part.empty:
                 continue
-            piece = self._own_floats(segment.run, path, part, previews=previews and segment.run is run)
-            if len(piece):
-                found.append(piece)
-            if window.last:
-                window = window.fewer(len(piece))
-        found.reverse()
-        joined = join(found)
-        return joined if window.last else joined.within(window)
+            found.append((segment.run, part))
+            if segment is not line[-1]:
+                # Where the line goes on below it: a parent's point at this step is not one of the line.
+                begin = Window(part.low, part.high, limit=1, last=False)
+                for piece in self._own_floats(segment.run, path, begin, previews=previews and segment.run is run):
+                    first = int(piece.steps[0])
+        return found
 
     def objects(
         self,
@@ -75,15 +107,16 @@ class SeriesReader:
         """Return a run of the lake as the lake's reader has it."""
         return self._catalog.lake_project(run).run(run.run_id)
 
-    def _own_floats(self, run: Run, path: str, window: Window, *, previews: bool) -> FloatPoints:
+    def _own_floats(self, run: Run, path: str, window: Window, *, previews: bool) -> Iterator[FloatPoints]:
         if run.origin == "lake":
-            return self._lake.floats(self.lake_run(run), path, window)
+            yield from self._lake.floats(self.lake_run(run), path, window)
+            return
         with self._catalog.store_of(run).read() as connection:
             attribute = store_points.attribute_of(connection, run, path, AttributeType.FLOAT_SERIES)
             if attribute is None:
-                return NO_POINTS
-            points = store_points.float_points(connection, attribute, window)
-            return store_points.with_previews(connection, attribute, window, points) if previews else points
+                return
+            pieces = store_points.float_pieces(connection, attribute, window)
+            yield from store_points.with_previews(connection, attribute, window, pieces) if previews else pieces
 
     def _own_objects(self, run: Run, path: str, kind: AttributeType, window: Window) -> list[ObjectPoint]:
         if run.origin == "lake":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Final
 
 import numpy as np
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.series.points import NO_POINTS, FloatPoints, ObjectPoint, Window, join
+from neptune_assets.server.series.points import NO_POINTS, FloatPoints, ObjectPoint, Window
+
+_PIECE: Final = 65_536
 
 
 def attribute_of(connection: sqlite3.Connection, run: Run, path: str, kind: AttributeType) -> int | None:
@@ -34,18 +38,40 @@ def float_points(connection: sqlite3.Connection, attribute: int, window: Window)
     return FloatPoints(steps, times, bits.view(np.float64))
 
 
-def with_previews(connection: sqlite3.Connection, attribute: int, window: Window, final: FloatPoints) -> FloatPoints:
-    """Add the points that are not final; they come after all final ones."""
+def float_pieces(connection: sqlite3.Connection, attribute: int, window: Window) -> Iterator[FloatPoints]:
+    """Yield final points in a window, some thousands at a time, those that the window wants first first."""
+    while not window.empty:
+        limit = _PIECE if window.limit is None else min(_PIECE, window.limit)
+        piece = float_points(connection, attribute, Window(window.low, window.high, limit, window.last))
+        if len(piece):
+            yield piece
+        if len(piece) < limit:
+            return
+        window = window.fewer(len(piece))
+        if window.last:
+            window = window.narrowed(None, int(piece.steps[0]) - 1)
+        else:
+            window = window.narrowed(int(piece.steps[-1]) + 1, None)
+
+
+def with_previews(
+    connection: sqlite3.Connection, attribute: int, window: Window, final: Iterable[FloatPoints]
+) -> Iterator[FloatPoints]:
+    """Add the points that are not final to pieces of a window; they come after all final ones."""
     rows = list(_rows(connection, "step, time, bits, completion", "previews", attribute, window))
-    if not rows:
-        return final
-    table = np.array(rows, np.int64)
-    if window.last:
-        table = table[::-1]
-    steps, times, bits, completion = (np.ascontiguousarray(table[:, column]) for column in range(4))
-    ratios = completion.view(np.float64).astype(np.float32)
-    joined = join([final, FloatPoints(steps, times, bits.view(np.float64), ratios)])
-    return joined.within(window)
+    previews = []
+    if rows:
+        table = np.array(rows, np.int64)
+        if window.last:
+            table = table[::-1]
+        steps, times, bits, completion = (np.ascontiguousarray(table[:, column]) for column in range(4))
+        ratios = completion.view(np.float64).astype(np.float32)
+        previews.append(FloatPoints(steps, times, bits.view(np.float64), ratios))
+    for piece in chain(previews, final) if window.last else chain(final, previews):
+        some = piece.within(window)
+        if len(some):
+            yield some
+        window = window.fewer(len(some))
 
 
 def object_points(

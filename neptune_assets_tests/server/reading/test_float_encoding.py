@@ -6,6 +6,7 @@ import math
 import struct
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import ProtoFloatSeriesValuesResponseDTO
@@ -30,8 +31,8 @@ def test_parses_as_it_was_meant(name: str, rows: list[tuple[int, int, float, flo
         np.array([row[2] for row in rows], np.float64),
         previews,
     )
-    first = float_series_message(name, points, descending=descending)
-    second = float_series_message("other", points.slice(0, 1), descending=descending)
+    first = b"".join(float_series_message(name, points, descending=descending))
+    second = b"".join(float_series_message("other", points.slice(0, 1), descending=descending))
     one, other = ProtoFloatSeriesValuesResponseDTO.FromString(first + second).series
     assert (one.requestId, other.requestId) == (name, "other")
     assert one.series.total_item_count == len(rows)
@@ -61,3 +62,17 @@ def test_steps_and_bounds_agree(micro: int) -> None:
     assert first <= micro <= last
     assert first / 1_000_000 == seen == last / 1_000_000
     assert (first - 1) / 1_000_000 < seen < (last + 1) / 1_000_000
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_many_points_come_in_pieces(descending: bool) -> None:
+    count = 150_000
+    steps = np.arange(count, dtype=np.int64) * 1_000_000
+    points = FloatPoints(steps, steps // 7, np.sqrt(steps))
+    pieces = list(float_series_message("name", points, descending=descending))
+    assert max(map(len, pieces)) < sum(map(len, pieces)) / 2
+    (one,) = ProtoFloatSeriesValuesResponseDTO.FromString(b"".join(pieces)).series
+    order = slice(None, None, -1) if descending else slice(None)
+    assert [point.step for point in one.series.values] == (steps[order] / 1e6).tolist()
+    assert [point.value for point in one.series.values] == points.values[order].tolist()
+    assert [point.timestamp_millis for point in one.series.values] == points.times[order].tolist()

@@ -64,7 +64,7 @@ def bucket_series(call: Call) -> Response:
         run = runs.get(item.runId)
         entry = TimeseriesBuckets(requestId=item.requestId)
         if run is not None and low is not None and high is not None:
-            points = reader.floats(run, _path(item), lineage=_lineage(item), previews=item.includePreview)
+            points = reader.float_pieces(run, _path(item), lineage=_lineage(item), previews=item.includePreview)
             entry.bucket.extend(_message(bucket) for bucket in gather(points, low, edges(low, high, view.maxBuckets)))
         answer.entries.append(entry)
     return Response(answer.SerializeToString(), media_type=PROTOBUF)

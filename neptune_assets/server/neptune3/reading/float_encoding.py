@@ -7,6 +7,7 @@ padded to the longest one, which every parser takes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -16,12 +17,15 @@ from neptune_assets.server.series.points import FloatPoints, step_doubles
 
 _LENGTH_DELIMITED: Final = 2
 _REQUEST_ID, _SERIES, _TOTAL, _VALUES = 1, 2, 1, 2
+_BLOCK: Final = 65_536
+"""Points that are encoded at a time."""
 
 
-def float_series_message(request_id: str, points: FloatPoints, *, descending: bool) -> bytes:
-    """Return field ``series`` of ``ProtoFloatSeriesValuesResponseDTO`` with one series."""
-    body = encode_points(points, descending=descending)
+def float_series_message(request_id: str, points: FloatPoints, *, descending: bool) -> Iterator[bytes]:
+    """Yield field ``series`` of ``ProtoFloatSeriesValuesResponseDTO`` with one series, in pieces of bounded size."""
+    size = _point_size(points)
     total = _tag(_TOTAL, 0) + varint(len(points)) if len(points) else b""
+    body = len(total) + len(points) * (2 + size)
     name = request_id.encode()
     inner = b"".join(
         (
@@ -29,29 +33,30 @@ def float_series_message(request_id: str, points: FloatPoints, *, descending: bo
             varint(len(name)),
             name,
             _tag(_SERIES, _LENGTH_DELIMITED),
-            varint(len(total) + len(body)),
-            total,
-            body,
+            varint(body),
         )
     )
-    return _tag(1, _LENGTH_DELIMITED) + varint(len(inner)) + inner
+    yield _tag(1, _LENGTH_DELIMITED) + varint(len(inner) + body) + inner + total
+    starts = range(0, len(points), _BLOCK)
+    for start in reversed(starts) if descending else starts:
+        yield _encoded(points.slice(start, start + _BLOCK), size, descending=descending)
 
 
-def encode_points(points: FloatPoints, *, descending: bool) -> bytes:
+def _point_size(points: FloatPoints) -> int:
+    """Return how many bytes every point takes."""
+    return 1 + _width(points.times) + 9 + 9 + 5 + (2 if points.previews is not None else 0)
+
+
+def _encoded(points: FloatPoints, size: int, *, descending: bool) -> bytes:
     """Return the points as repeated field ``values`` of ``ProtoFloatSeriesValuesDTO``."""
     count = len(points)
-    if not count:
-        return b""
     order = slice(None, None, -1) if descending else slice(None)
-    times = _varints(points.times[order])
-    width = times.shape[1]
-    previewed = points.previews is not None
-    size = 1 + width + 9 + 9 + 5 + (2 if previewed else 0)
+    width = size - 1 - 9 - 9 - 5 - (2 if points.previews is not None else 0)
     out = np.empty((count, 2 + size), np.uint8)
     out[:, 0] = _byte(_VALUES, _LENGTH_DELIMITED)
     out[:, 1] = size
     out[:, 2] = _byte(1, 0)
-    out[:, 3 : 3 + width] = times
+    out[:, 3 : 3 + width] = _varints(points.times[order], width)
     place = 3 + width
     for field, doubles in ((2, step_doubles(points.steps[order])), (3, points.values[order])):
         out[:, place] = _byte(field, 1)
@@ -80,12 +85,16 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _varints(values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Return one row of bytes for each number, all of the same length; negative ones take ten bytes."""
-    bits = values.astype(np.uint64)
-    width = max(1, -(-int(bits.max()).bit_length() // 7))
+def _width(values: npt.NDArray[np.int64]) -> int:
+    """Return the bytes of the longest varint of these numbers; negative ones take ten."""
+    longest = int(values.astype(np.uint64).max()).bit_length() if len(values) else 0
+    return max(1, -(-longest // 7))
+
+
+def _varints(values: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
+    """Return one row of bytes for each number, all of the same length."""
     shifts = np.arange(width, dtype=np.uint64) * np.uint64(7)
-    out = ((bits[:, None] >> shifts) & np.uint64(0x7F)).astype(np.uint8)
+    out = ((values.astype(np.uint64)[:, None] >> shifts) & np.uint64(0x7F)).astype(np.uint8)
     out[:, :-1] |= 0x80
     return out
 

@@ -45,10 +45,11 @@ def _pieces(reader: SeriesReader, asked: SeriesRequests) -> Iterator[bytes]:
         if after is not None:
             window = window.narrowed(*_beyond(after, descending=asked.descending))
         points = reader.floats(item.run, item.path, window, item.lineage, previews=item.previews)
-        held.append(float_series_message(item.id, points, descending=asked.descending))
-        size += len(held[-1])
-        if size >= _PIECE:
-            yield b"".join(held)
-            held, size = [], 0
+        for block in float_series_message(item.id, points, descending=asked.descending):
+            held.append(block)
+            size += len(block)
+            if size >= _PIECE:
+                yield b"".join(held)
+                held, size = [], 0
     if held:
         yield b"".join(held)
