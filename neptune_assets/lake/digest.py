@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neptune_assets.lake.records import FileRecord, RunRecord
-from neptune_assets.lake.rows import NONE, Attributes
+from neptune_assets.lake.rows import NONE, Attributes, raw, validity
 from neptune_assets.schema import FILE_TYPES, VALUE_COLUMN
 
 VERSION: Final = "neptune_assets-digest-1"
@@ -163,9 +163,9 @@ def _feed(rows: pa.RecordBatch, column: str) -> _Feed | None:
     if column == "float_value":
         return _numbers(array, float_bits(array))
     if column == "int_value":
-        return _numbers(array, pc.fill_null(array, 0).to_numpy())
+        return _numbers(array, raw(array, np.int64))
     if column == "datetime_value":
-        return _numbers(array, pc.fill_null(array.cast(pa.int64()), 0).to_numpy())
+        return _numbers(array, raw(array, np.int64))
     if column == "bool_value":
         return _numbers(array, pc.fill_null(array, False).cast(pa.uint8()).to_numpy())
     if column == "string_value":
@@ -176,10 +176,9 @@ def _feed(rows: pa.RecordBatch, column: str) -> _Feed | None:
 
 
 def float_bits(array: pa.Array) -> npt.NDArray[np.uint64]:
-    """Return the bits of float64 values, the same for every NaN; 0 for null."""
-    values = pc.fill_null(array, 0.0).to_numpy() if array.null_count else array.to_numpy()
-    bits = values.view(np.uint64)
-    nan = np.isnan(values)
+    """Return the bits of float64 values, the same for every NaN; anything for null."""
+    bits: npt.NDArray[np.uint64] = raw(array, np.uint64)
+    nan = np.isnan(bits.view(np.float64))
     return np.where(nan, _NAN, bits) if nan.any() else bits
 
 
@@ -233,9 +232,7 @@ def _histograms(array: pa.Array) -> list[Any]:
 
 
 def _validity(array: pa.Array) -> npt.NDArray[np.uint8]:
-    if not array.null_count:
-        return np.ones(len(array), np.uint8)
-    return array.is_valid().to_numpy(zero_copy_only=False).view(np.uint8)  # type: ignore[no-any-return]
+    return validity(array).view(np.uint8)
 
 
 def _lengths_and_bytes(array: pa.Array) -> tuple[bytes, bytes]:

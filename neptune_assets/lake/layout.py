@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -27,6 +28,7 @@ _EXTENSION: Final = re.compile(r"[A-Za-z0-9]{1,16}")
 _HOSTILE: Final = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*]')
 
 
+@lru_cache(maxsize=4096)
 def safe_name(text: str) -> str:
     """Return S(text): cleaned text, a dash, and 16 hex digits of the original's hash.
 

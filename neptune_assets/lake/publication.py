@@ -22,14 +22,13 @@ from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import RunIssue, WriteReport
 from neptune_assets.lake.staging import Staging, parts_by_run
+from neptune_assets.lake.statistics import RunFacts
 from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.settings import LakeSettings
 
 GROUP_RUNS: Final = 128
 GROUP_BYTES: Final = 32 << 20
 GROUP_SECONDS: Final = 1.0
-
-_Tables = tuple[pa.RecordBatch, pa.RecordBatch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class _Change:
     old: RunRecord | None
     built: str | None
     """The generation that was staged for it, with other content than the lake has; None if its parts stay."""
-    tables: _Tables | None = None
+    facts: RunFacts | None = None
     told: bool = True
     """Whether it counts as read: a complete state that only was marked as stale does not."""
 
@@ -84,9 +83,9 @@ class Publication:
         if old is not None and self._outranks(old, record):
             self._keep_complete(old, record)
             return
-        tables = None
+        facts = None
         if self._statistics is not None:
-            tables = builder.statistics.tables(record.run_id, record.digest)
+            facts = builder.statistics.facts(record.run_id, record.digest)
         if (
             old is not None
             and not self._full_refresh
@@ -96,9 +95,9 @@ class Publication:
             if record.in_place is None:
                 self._staging.discard(record.generation, record.run_id)
                 record = keep_parts(old, record)
-            self._add(_Change(record, old, None, tables))
+            self._add(_Change(record, old, None, facts))
         else:
-            self._add(_Change(record, old, record.generation, tables))
+            self._add(_Change(record, old, record.generation, facts))
 
     def withdraw(self, run_id: str, generation: str) -> None:
         """Remove what was staged and stored for a run that could not be built."""
@@ -131,8 +130,8 @@ class Publication:
         for change in changes:
             if change.told:
                 self._note(change.record, kept=change.built is None)
-            if change.tables is not None and self._statistics is not None:
-                self._statistics.add(change.record.run_id, change.record.digest, change.tables)
+            if change.facts is not None and self._statistics is not None:
+                self._statistics.add(change.facts)
 
     def holds(self, record: RunRecord) -> bool:
         """True if the run's parts lie in the lake with the sizes they were written with."""
@@ -166,7 +165,7 @@ class Publication:
             self._since = time.monotonic()
         self._waiting.append(change)
         self._bytes += sum(part.bytes for part in change.record.parts)
-        self._bytes += sum(table.nbytes for table in change.tables or ())
+        self._bytes += 0 if change.facts is None else change.facts.nbytes
         if len(self._waiting) >= GROUP_RUNS or self._bytes >= GROUP_BYTES:
             self.flush()
         else:

@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
 
@@ -75,7 +74,7 @@ def pack(batch: pa.RecordBatch, attributes: Attributes) -> pa.RecordBatch:
     arrays = [
         pa.array(attributes.encode(batch["attribute_path"], batch["attribute_type"])),
         pa.array(microsteps(batch["step"])),
-        pa.array(_filled(batch["timestamp"].cast(pa.int64()))),
+        pa.array(_filled(batch["timestamp"].view(pa.int64()))),
     ]
     names = list(KEYS)
     for name in VALUES:
@@ -106,7 +105,7 @@ def unpack(
         "attribute_path": pa.DictionaryArray.from_arrays(indices, pa.array([path for path, _ in names], pa.string())),
         "attribute_type": _types(names, indices),
         "step": decimals(rows["step"].to_numpy()),
-        "timestamp": _nullable(rows["time"].to_numpy()).cast(TIME_TYPE),
+        "timestamp": _nullable(rows["time"].to_numpy()).view(TIME_TYPE),
     }
     arrays, fields = [], []
     for field in SCHEMA:
@@ -129,8 +128,24 @@ def microsteps(steps: pa.Array) -> npt.NDArray[np.int64]:
     # 128-bit little-endian two's complement; 18 digits always fit the lower half.
     low = np.frombuffer(buffer, np.int64)[2 * steps.offset : 2 * (steps.offset + len(steps)) : 2]
     if steps.null_count:
-        return np.where(steps.is_valid().to_numpy(zero_copy_only=False), low, NONE)
+        return np.where(validity(steps), low, NONE)
     return np.ascontiguousarray(low)
+
+
+def validity(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which values of an array are not null, from its bitmap: compute functions cost small runs too much."""
+    bitmap = array.buffers()[0]
+    if not array.null_count or bitmap is None:
+        return np.full(len(array), not array.null_count, np.bool_)
+    bits = np.frombuffer(bitmap, np.uint8)
+    return np.unpackbits(bits, count=array.offset + len(array), bitorder="little")[array.offset :].view(np.bool_)
+
+
+def raw(array: pa.Array, kind: type[Any]) -> npt.NDArray[Any]:
+    """Return the numbers of an array of 8-byte values as they lie in memory: anything at all where it is null."""
+    if not len(array):
+        return np.zeros(0, kind)
+    return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]
 
 
 def decimals(micro: npt.NDArray[np.int64]) -> pa.Array:
@@ -182,9 +197,8 @@ def _types(names: list[tuple[str, str]], indices: pa.Array) -> pa.DictionaryArra
 
 
 def _filled(column: pa.Array) -> npt.NDArray[np.int64]:
-    if column.null_count:
-        column = pc.fill_null(column, int(NONE))
-    return column.to_numpy()  # type: ignore[no-any-return]
+    values = raw(column, np.int64)
+    return np.where(validity(column), values, NONE) if column.null_count else values
 
 
 def _nullable(values: npt.NDArray[np.int64]) -> pa.Array:

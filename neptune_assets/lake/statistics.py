@@ -8,15 +8,16 @@ one is scanned. Where it lies and when it is written is in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from neptune_assets.lake.moments import Moments
-from neptune_assets.lake.rows import NONE, Attributes, concat, decimals
+from neptune_assets.lake.rows import NONE, Attributes, concat, decimals, raw, validity
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE, TIME_TYPE
 
 _KEY: Final = (("run_id", pa.string()), ("digest", pa.string()))
@@ -60,6 +61,29 @@ _SCALE: Final = 2.0**-64
 """A plain sum of finite values can overflow though their mean cannot; this factor is exact and leaves room."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What was found out about one run: entries of its series, its parameters as compact rows, and their names."""
+
+    run_id: str
+    digest: str
+    series: list[list[Any]]
+    series_names: list[tuple[str, str]]
+    parameters: list[pa.RecordBatch]
+    parameter_names: list[tuple[str, str]]
+    parameter_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that both tables get."""
+        return len(self.series) + len(self.parameter_names)
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that this takes in memory."""
+        return 600 * len(self.series) + self.parameter_bytes
+
+
 class RunStatistics:
     """Takes compact rows of one run in sorted order, any number at a time."""
 
@@ -87,11 +111,20 @@ class RunStatistics:
         if len(chosen):
             self._measure(rows, starts, ends, of_segment, chosen)
 
-    def tables(self, run_id: str, digest: str) -> tuple[pa.RecordBatch, pa.RecordBatch] | None:
-        """Return rows in :data:`SERIES` and in :data:`PARAMS`, or None for a run whose parameters are too large."""
+    def facts(self, run_id: str, digest: str) -> RunFacts | None:
+        """Return what was found out, or None for a run whose parameters are too large."""
         if self._parameter_bytes > PARAMETER_BYTES:
             return None
-        return self._series_table(run_id, digest), self._parameter_table(run_id, digest)
+        names = self._attributes.names
+        return RunFacts(
+            run_id,
+            digest,
+            self._series,
+            [names[entry[0]] for entry in self._series],
+            self._parameters,
+            [names[place] for batch in self._parameters for place in batch["attribute"].to_numpy().tolist()],
+            self._parameter_bytes,
+        )
 
     def _keep_parameters(self, rows: pa.RecordBatch) -> None:
         self._parameter_bytes += rows.nbytes
@@ -113,9 +146,9 @@ class RunStatistics:
         values = known = None
         if place >= 0:
             column = rows.column(place)
-            values = (pc.fill_null(column, 0.0) if column.null_count else column).to_numpy()
+            values = raw(column, np.float64)
             if column.null_count:
-                known = column.is_valid().to_numpy(zero_copy_only=False)
+                known = validity(column)
         for number in chosen.tolist():
             start, end = int(starts[number]), int(ends[number])
             current = int(of_segment[number])
@@ -133,42 +166,43 @@ class RunStatistics:
                 if some is None or some.any():
                     _values(entry, values[start:end], steps[start:end], some)
 
-    def _series_table(self, run_id: str, digest: str) -> pa.RecordBatch:
-        columns = list(zip(*self._series, strict=True)) if self._series else [()] * 16
-        names = [self._attributes.names[place] for place in columns[0]]
-        count = len(names)
-        means = [total / finite / _SCALE if finite else None for total, finite in zip(*columns[9:11], strict=True)]
-        variances = [
-            moments.variance(least, greatest) if finite else None
-            for moments, least, greatest, finite in zip(columns[15], *columns[7:9], columns[10], strict=True)
-        ]
-        arrays = [
-            *_constants(count, run_id, digest),
-            pa.array([path for path, _ in names], pa.string()),
-            pa.array([kind for _, kind in names], pa.string()),
-            *(pa.array(column, pa.int64()) for column in columns[1:5]),
-            *(pa.array(column, pa.float64()) for column in columns[5:9]),
-            pa.array(means, pa.float64()),
-            *(decimals(np.asarray(column, np.int64)) for column in columns[11:13]),
-            *(_instants(column) for column in columns[13:15]),
-            pa.array(variances, pa.float64()),
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=SERIES)
 
-    def _parameter_table(self, run_id: str, digest: str) -> pa.RecordBatch:
-        if not self._parameters:
-            return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in PARAMS], schema=PARAMS)
-        rows = concat(self._parameters)
-        names = [self._attributes.names[place] for place in rows["attribute"].to_pylist()]
-        arrays = [
-            *_constants(len(names), run_id, digest),
-            pa.array([path for path, _ in names], pa.string()),
-            pa.array([kind for _, kind in names], pa.string()),
-        ]
-        for field in _PARAMETER_COLUMNS:
-            place = rows.schema.get_field_index(field.name)
-            arrays.append(rows.column(place) if place >= 0 else pa.nulls(len(names), field.type))
-        return pa.RecordBatch.from_arrays(arrays, schema=PARAMS)
+def series_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
+    """Return rows in :data:`SERIES`, of many runs at once: a table for each would cost small runs too much."""
+    series = [entry for run in runs for entry in run.series]
+    columns = list(zip(*series, strict=True)) if series else [()] * 16
+    means = [total / finite / _SCALE if finite else None for total, finite in zip(*columns[9:11], strict=True)]
+    variances = [
+        moments.variance(least, greatest) if finite else None
+        for moments, least, greatest, finite in zip(columns[15], *columns[7:9], columns[10], strict=True)
+    ]
+    arrays = [
+        *_key([(run, len(run.series)) for run in runs]),
+        *_names_of([name for run in runs for name in run.series_names]),
+        *(pa.array(column, pa.int64()) for column in columns[1:5]),
+        *(pa.array(column, pa.float64()) for column in columns[5:9]),
+        pa.array(means, pa.float64()),
+        *(decimals(np.asarray(column, np.int64)) for column in columns[11:13]),
+        *(_instants(column) for column in columns[13:15]),
+        pa.array(variances, pa.float64()),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SERIES)
+
+
+def parameter_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
+    """Return rows in :data:`PARAMS`, of many runs at once."""
+    batches = [batch for run in runs for batch in run.parameters]
+    if not batches:
+        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in PARAMS], schema=PARAMS)
+    rows = concat(batches)
+    arrays = [
+        *_key([(run, len(run.parameter_names)) for run in runs]),
+        *_names_of([name for run in runs for name in run.parameter_names]),
+    ]
+    for field in _PARAMETER_COLUMNS:
+        place = rows.schema.get_field_index(field.name)
+        arrays.append(rows.column(place) if place >= 0 else pa.nulls(rows.num_rows, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=PARAMS)
 
 
 def _bounds(entry: list[Any], place: int, values: npt.NDArray[np.int64], *, ordered: bool) -> None:
@@ -218,8 +252,14 @@ def _values(
         entry[15].add(values, total / len(values) / _SCALE)
 
 
-def _constants(count: int, *texts: str) -> list[pa.Array]:
-    return [pa.repeat(pa.scalar(text, pa.string()), count) for text in texts]
+def _key(counts: Sequence[tuple[RunFacts, int]]) -> list[pa.Array]:
+    return [
+        pa.array([text for run, count in counts for text in [getattr(run, name)] * count], kind) for name, kind in _KEY
+    ]
+
+
+def _names_of(names: Sequence[tuple[str, str]]) -> list[pa.Array]:
+    return [pa.array([path for path, _ in names], pa.string()), pa.array([kind for _, kind in names], pa.string())]
 
 
 def _instants(milliseconds: Any) -> pa.Array:

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.parts import open_parquet
 from neptune_assets.lake.records import RunRecord
-from neptune_assets.lake.statistics import PARAMS, SERIES
+from neptune_assets.lake.statistics import PARAMS, SERIES, RunFacts, parameter_table, series_table
 from neptune_assets.lake.storage import Storage
 from neptune_assets.scratch import ScratchDirectory
 
 _SCHEMAS: Final = {"series": SERIES, "params": PARAMS}
 _BATCH_ROWS: Final = 65_536
+_BATCH_BYTES: Final = 16 << 20
 _OPTIONS: Final[dict[str, Any]] = {
     "compression": "zstd",
     "compression_level": 13,
@@ -36,20 +37,33 @@ class StatisticsFiles:
         self._spool: ScratchDirectory | None = None
         self._writers: list[Any] = []
         self._added: dict[str, str] = {}
+        self._held: list[RunFacts] = []
+        self._held_rows = 0
+        self._held_bytes = 0
 
-    def add(self, run_id: str, digest: str, tables: tuple[pa.RecordBatch, pa.RecordBatch]) -> None:
-        """Take what :meth:`RunStatistics.tables` returned for a run that was committed."""
+    def add(self, facts: RunFacts) -> None:
+        """Take what was found out about a run that was committed."""
+        self._held.append(facts)
+        self._held_rows += facts.rows
+        self._held_bytes += facts.nbytes
+        self._added[facts.run_id] = facts.digest
+        if self._held_rows >= _BATCH_ROWS or self._held_bytes >= _BATCH_BYTES:
+            self._spill()
+
+    def _spill(self) -> None:
         if self._spool is None:
             self._spool = ScratchDirectory("statistics", self._scratch)
             for name, schema in _SCHEMAS.items():
                 sink = pa.OSFile(f"{self._spool.path}/{name}.arrow", "wb")
                 self._writers.append((sink, pa.ipc.new_stream(sink, schema)))
-        for (_, writer), batch in zip(self._writers, tables, strict=True):
-            writer.write_batch(batch)
-        self._added[run_id] = digest
+        for (_, writer), table in zip(self._writers, (series_table, parameter_table), strict=True):
+            writer.write_batch(table(self._held))
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
 
     def save(self, records: Mapping[str, RunRecord]) -> None:
         """Write the files anew: what was added, and what was there of runs that are as they were."""
+        if self._held:
+            self._spill()
         if self._spool is None:
             return
         self._close_writers()
