@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("migration", help="folder below defs/ that holds the migration's defs.yaml")
     parser.add_argument("--project", action="append", help="workspace/project; may be repeated; all if left out")
     parser.add_argument(
-        "--target", action="append", help="mlflow, mlflow_models or wandb; may be repeated; all if left out"
+        "--target",
+        action="append",
+        help="mlflow, mlflow_models, wandb or wandb_models; may be repeated; all if left out",
     )
     parser.add_argument("--full-refresh", action="store_true", help="plan for a load that replaces every run")
     parser.add_argument("--names-only", action="store_true", help="do not read values: faster, tells nothing of them")
@@ -79,8 +81,7 @@ def print_plans(
     openers: dict[str, dict[Scope, Callable[[], Target]]] = {
         name: {Scope.RUNS: opener} for name, opener in target_openers(settings).items()
     }
-    if models := model_openers(settings):
-        openers["mlflow_models"] = models
+    openers |= model_openers(settings)
     unknown = sorted({*(targets or ())} - {*openers})
     if unknown or not openers:
         raise SettingsError(

@@ -72,6 +72,11 @@ class WandbTarget(Model):
         description="What Neptune's file sets and artifacts become: files of their run, or W&B artifacts, which need "
         "`entity` and a staging directory that is not moved.",
     )
+    registry: str | None = Field(
+        default=None,
+        description="Registry that model versions are linked into, as W&B's page calls it (`model` for "
+        "`wandb-registry-model`); left out, they stand in their project's models only.",
+    )
     job_type: str = Field(default="", description="Job type of runs.")
     job_type_attribute: str | None = Field(
         default=None, description="Attribute whose value is the job type of runs that have it."

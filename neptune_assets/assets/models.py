@@ -1,7 +1,7 @@
-"""Asset of MLflow's Model Registry: models, then their versions in order, from the lake; with receipts and checks."""
+"""Assets of model registries: models, then their versions in order, from the lake; with receipts and checks."""
 
 # No postponed annotations here: Dagster reads the real types of context, config and inputs.
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -22,24 +22,33 @@ from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import ProjectPlan, plan_project
+from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.registry import ledger_name, model_openers
 from neptune_assets.targets.report import RECEIPTS, LoadReport, balance, receipts_reader
 from neptune_assets.targets.rules import read_rules
 
 _KIND = "kind"
+_DESCRIPTIONS = {
+    "mlflow_models": "Models and model versions of one project in MLflow's Model Registry: versions in order, stages "
+    "as aliases, each with a run that holds all it has; read back and compared with the lake.",
+    "wandb_models": "Models and model versions of one project in Weights & Biases: each a run that holds all it has, "
+    "versions in order in collections of models, stages as aliases; read back and compared with the lake.",
+}
 _COLUMNS = pa.schema([(_KIND, pa.string()), *RECEIPTS])
 
 
 def model_assets(migration: Migration) -> list[dg.AssetsDefinition]:
-    """Build the load of the model registry, where the source can hold one and MLflow is configured."""
-    if not has_model_registry(migration.settings) or not model_openers(migration.settings):
+    """Build one load for each configured target with a model registry, where the source can hold one."""
+    if not has_model_registry(migration.settings):
         return []
-    return [_models_asset(migration)]
+    return [_models_asset(migration, name, openers) for name, openers in model_openers(migration.settings).items()]
 
 
-def _models_asset(migration: Migration) -> dg.AssetsDefinition:
-    key = migration.key("targets", "mlflow_models")
-    openers = model_openers(migration.settings)
+def _models_asset(
+    migration: Migration, name: str, openers: Mapping[Scope, Callable[[], Target]]
+) -> dg.AssetsDefinition:
+    key = migration.key("targets", name)
+    product = name.partition("_")[0]
     rules = read_rules(migration.settings.targets.names)
 
     @dg.asset(
@@ -49,16 +58,15 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
             for scope in openers
         },
         # Versions link to runs, so runs are loaded first.
-        deps=[migration.key("targets", "mlflow")],
+        deps=[migration.key("targets", product)],
         group_name="targets",
-        description="Models and model versions of one project in MLflow's Model Registry: versions in order, stages "
-        "as aliases, each with a run that holds all it has; read back and compared with the lake.",
+        description=_DESCRIPTIONS[name],
         partitions_def=migration.partitions,
         io_manager_key=migration.table_io,
-        kinds={"mlflow"},
+        kinds={product},
         code_version="1",
         retry_policy=RETRY_POLICY,
-        pool=migration.pool("mlflow"),
+        pool=migration.pool(product),
         automation_condition=on_changed_data(),
         metadata={"dagster/column_schema": arrow_column_schema(_COLUMNS)},
         check_specs=[
@@ -78,7 +86,7 @@ def _models_asset(migration: Migration) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         projects = {Scope.MODELS: models, Scope.MODEL_VERSIONS: model_versions}
         ledgers = {
-            scope: Ledger(migration.settings.lake, ledger_name("mlflow_models", scope), project.project_id)
+            scope: Ledger(migration.settings.lake, ledger_name(name, scope), project.project_id)
             for scope, project in projects.items()
         }
         choices: dict[str, Any] = {

@@ -24,11 +24,12 @@ from neptune_assets.targets.rules import read_rules
 
 
 def reconciliation_assets(migration: Migration) -> list[dg.AssetsDefinition]:
-    """Build one comparison for each configured target, and one for the model registry where it is loaded."""
+    """Build one comparison for each configured target, and one for each model registry where it is loaded."""
     openers = target_openers(migration.settings)
     found = [_asset(migration, name, "runs", {Scope.RUNS: opener}) for name, opener in openers.items()]
-    if has_model_registry(migration.settings) and (models := model_openers(migration.settings)):
-        found.append(_asset(migration, "mlflow_models", "models and versions", models))
+    if has_model_registry(migration.settings):
+        models = model_openers(migration.settings)
+        found += [_asset(migration, name, "models and versions", scopes) for name, scopes in models.items()]
     return found
 
 

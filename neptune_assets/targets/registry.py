@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Settings, TargetSettings
@@ -10,24 +11,32 @@ from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.rules import read_rules
 
 
-def model_openers(settings: Settings) -> dict[Scope, Callable[[], Target]]:
-    """Return what opens MLflow for models and for model versions, in this order; nothing if MLflow is not configured.
+def model_openers(settings: Settings) -> dict[str, dict[Scope, Callable[[], Target]]]:
+    """Return what opens each configured target that has a model registry, for models and then for model versions.
 
-    Raises SettingsError if the rules for names are wrong.
+    Keys are ``mlflow_models`` and ``wandb_models``. Raises SettingsError if the rules for names are wrong.
     """
-    mlflow = _named(settings).mlflow
-    if mlflow is None:
-        return {}
+    targets = _named(settings)
+    mlflow, wandb = targets.mlflow, targets.wandb
+    openers: dict[str, dict[Scope, Callable[[], Target]]] = {}
+    scopes = (Scope.MODELS, Scope.MODEL_VERSIONS)
+    if mlflow is not None:
 
-    def opener(scope: Scope) -> Callable[[], Target]:
-        def open_models() -> Target:
+        def open_mlflow(scope: Scope) -> Target:
             from neptune_assets.targets.mlflow.models import ModelsTarget
 
             return ModelsTarget(mlflow, settings.lake, scope)
 
-        return open_models
+        openers["mlflow_models"] = {scope: partial(open_mlflow, scope) for scope in scopes}
+    if wandb is not None:
 
-    return {scope: opener(scope) for scope in (Scope.MODELS, Scope.MODEL_VERSIONS)}
+        def open_wandb(scope: Scope) -> Target:
+            from neptune_assets.targets.wandb.models import ModelsTarget
+
+            return ModelsTarget(wandb, settings.lake, scope)
+
+        openers["wandb_models"] = {scope: partial(open_wandb, scope) for scope in scopes}
+    return openers
 
 
 def target_openers(settings: Settings) -> dict[str, Callable[[], Target]]:

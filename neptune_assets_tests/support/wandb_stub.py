@@ -17,18 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote
 
-
-@dataclass
-class StubArtifact:
-    name: str
-    type: str
-    digest: str
-    state: str = "PENDING"
-    metadata: str = ""
-    aliases: list[str] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Files by their path in the artifact; the manifest that was sent last is ``wandb_manifest.json``."""
-    commits: int = 0
+from neptune_assets_tests.support.wandb_collections import Collections, StubArtifact
 
 
 @dataclass
@@ -65,6 +54,7 @@ class WandbStub:
     def __init__(self, key: str = "0" * 40) -> None:
         self.key = key
         self.runs: dict[str, StubRun] = {}
+        self.collections = Collections()
         self.unknown: list[str] = []
         self.fail_history = False
         self.faults: dict[str, list[int | str]] = {"graphql": [], "stream": [], "put": []}
@@ -245,10 +235,15 @@ class WandbStub:
             }
             return {"data": {"project": {"run": facts}}}
         if operation == "NeptuneAssetsArtifacts":
-            made = self.runs[variables["run"]].artifacts.values()
-            nodes = [{"digest": a.digest, "state": a.state, "artifactSequence": {"name": a.name}} for a in made]
+            nodes = [
+                {"digest": made.digest, "state": made.state, "artifactSequence": {"name": made.name}}
+                for made in self.runs[variables["run"]].artifacts.values()
+                if made.state != "DELETED"
+            ]
             page = {"edges": [{"node": node} for node in nodes], "pageInfo": {"endCursor": None, "hasNextPage": False}}
             return {"data": {"project": {"run": {"outputArtifacts": page}}}}
+        if operation in self.collections.operations:
+            return {"data": self.collections.operations[operation](variables)}
         if operation in {"CreateArtifact", "CreateArtifactManifest", "CreateArtifactFiles", "CommitArtifact"}:
             return {"data": self.of_artifacts(operation, variables)}
         self.unknown.append(operation)
@@ -256,12 +251,14 @@ class WandbStub:
 
     def artifact(self, number: str) -> StubArtifact:
         run, _, rest = number.partition("|")
-        return self.runs[run].artifacts[rest]
+        return self.runs[run].artifacts.get(rest) or self.collections.of(number)
 
     def of_artifacts(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         given = variables.get("input") or variables
         if operation == "CreateArtifact":
             run, key = self.runs[given["runName"]], f"{given['artifactCollectionName']}|{given['digest']}"
+            if key in run.artifacts and run.artifacts[key].state == "DELETED":
+                del run.artifacts[key]
             made = run.artifacts.setdefault(
                 key,
                 StubArtifact(
@@ -269,10 +266,15 @@ class WandbStub:
                     given["artifactTypeName"],
                     given["digest"],
                     metadata=given.get("metadata") or "",
-                    aliases=[item["alias"] for item in given.get("aliases") or []],
+                    number=f"{run.name}|{key}",
+                    creator=run.name,
+                    description=given.get("description") or "",
+                    tags=[item["tagName"] for item in given.get("tags") or []],
                 ),
             )
-            answer = {"id": f"{run.name}|{key}", "state": made.state, "artifactSequence": {"latestArtifact": None}}
+            place = (given["entityName"], given["projectName"], given["artifactCollectionName"])
+            made = self.collections.created(place, made, [item["alias"] for item in given.get("aliases") or []])
+            answer = {"id": made.number, "state": made.state, "artifactSequence": {"latestArtifact": None}}
             return {"createArtifact": {"artifact": answer}}
         if operation == "CreateArtifactFiles":
             edges = [

@@ -25,6 +25,8 @@ class Account:
     system_rows: int = 0
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name and digest of each artifact."""
+    version: dict[str, str] = field(default_factory=dict)
+    """Collection and digest of the model version, if it is one."""
     bytes: int = 0
 
     def drops(self) -> tuple[Dropped, ...]:

@@ -86,19 +86,28 @@ def made_of(staged: Iterable[StagedFile], wandb_run: str, files: Path) -> list[A
 
 
 def record(artifact: Artifact, *, entity: str, project: str, wandb_run: str, directory: Path) -> Any:
-    """Return the request to upload an artifact. ``directory`` is where the staged run will lie when it is synced."""
-    made = protobuf().Record()
-    request = made.request.log_artifact
-    request.staging_dir = str(directory / STAGING)
-    art = request.artifact
-    art.run_id, art.entity, art.project = wandb_run, entity, project
-    art.type, art.name, art.digest, art.digest_algorithm = artifact.type, artifact.name, artifact.digest, "MANIFEST_MD5"
+    """Return the request to upload the artifact of an attribute; see :func:`request`."""
+    made = request(artifact, entity=entity, project=project, wandb_run=wandb_run, directory=directory)
+    art = made.request.log_artifact.artifact
     art.metadata = json_text({"neptune_attribute": artifact.attribute_path})
     art.aliases.append(_ALIAS)
+    return made
+
+
+def request(artifact: Artifact, *, entity: str, project: str, wandb_run: str, directory: Path) -> Any:
+    """Return the request to upload an artifact, which tells nothing of it but its name, type and files.
+
+    ``wandb_run`` is the run that made it, ``directory`` where the staged run will lie when it is synced.
+    """
+    made = protobuf().Record()
+    made.request.log_artifact.staging_dir = str(directory / STAGING)
+    art = made.request.log_artifact.artifact
+    art.run_id, art.entity, art.project = wandb_run, entity, project
+    art.type, art.name, art.digest, art.digest_algorithm = artifact.type, artifact.name, artifact.digest, "MANIFEST_MD5"
     art.finalize = True
     # Numbers of the client's own; the same for the same content, so that a second upload is known to be one.
-    art.client_id = _client_id(artifact.name, artifact.digest)
-    art.sequence_client_id = _client_id(artifact.name)
+    art.client_id = client_id(artifact.name, artifact.digest)
+    art.sequence_client_id = client_id(artifact.name)
     art.manifest.version, art.manifest.storage_policy = 1, "wandb-storage-policy-v1"
     art.manifest.storage_policy_config.add(key="storageLayout", value_json=json.dumps("V2"))
     for entry in sorted(artifact.entries, key=lambda entry: entry.path):
@@ -142,5 +151,6 @@ def md5_of(path: Path) -> str:
     return base64.b64encode(digest.digest()).decode("ascii")
 
 
-def _client_id(*parts: str) -> str:
+def client_id(*parts: str) -> str:
+    """Return a number of the client's own for W&B, the same for the same parts."""
     return digest_of("\n".join(parts), 64) * 2

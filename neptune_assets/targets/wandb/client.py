@@ -25,6 +25,7 @@ from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.config import Marker
+from neptune_assets.targets.wandb.model_versions import model_versions
 
 PUBLIC: Final = "https://api.wandb.ai"
 CONFIRM_SECONDS: Final = 120.0
@@ -68,7 +69,7 @@ class WandbClient:
 
     def check(self) -> None:
         """Raise TargetError if the server does not accept the key, TargetUnavailableError if it does not answer."""
-        if self._query(_VIEWER, {}).get("viewer") is None:
+        if self.query(_VIEWER, {}).get("viewer") is None:
             raise TargetError(
                 f"{self.base_url} does not accept the key in {self._key_name}.", hint="Put a valid W&B API key there."
             )
@@ -132,6 +133,11 @@ class WandbClient:
             said.append("W&B does not have the digest yet")
         held = self._artifacts(marker) if marker.artifacts else {}
         said += [f"W&B has no artifact {name}" for name, digest in marker.artifacts.items() if held.get(name) != digest]
+        if marker.version:
+            collection, digest = marker.version["collection"], marker.version["digest"]
+            found = model_versions(self, marker.entity, marker.wandb_project, collection)
+            if not any(version.digest == digest and version.committed for version in found):
+                said.append(f"W&B has no version of the model {collection} with the files of {marker.run_id}")
         return said
 
     def held(self, marker: Marker) -> int | None:
@@ -141,7 +147,7 @@ class WandbClient:
 
     def _run(self, marker: Marker) -> dict[str, Any] | None:
         variables = {"project": marker.wandb_project, "entity": marker.entity or None, "run": marker.wandb_run}
-        found = (self._query(_RUN, variables).get("project") or {}).get("run")
+        found = (self.query(_RUN, variables).get("project") or {}).get("run")
         return found if isinstance(found, dict) else None
 
     def _artifacts(self, marker: Marker) -> dict[str, str]:
@@ -154,7 +160,7 @@ class WandbClient:
         }
         more = True
         while more:
-            run = (self._query(_ARTIFACTS, variables).get("project") or {}).get("run") or {}
+            run = (self.query(_ARTIFACTS, variables).get("project") or {}).get("run") or {}
             page = run.get("outputArtifacts") or {"edges": [], "pageInfo": {}}
             for edge in page["edges"]:
                 node = edge["node"]
@@ -186,7 +192,11 @@ class WandbClient:
         lines = [line.strip() for line in text.replace(self._key, "***").splitlines() if line.strip()]
         return " | ".join(lines[-8:])[-2_000:]
 
-    def _query(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+    def query(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Send a GraphQL document and return its data.
+
+        Raises TargetError for what the server refuses, TargetUnavailableError if it does not answer.
+        """
         token = base64.b64encode(f"api:{self._key}".encode()).decode("ascii")
         request = urllib.request.Request(  # noqa: S310 (the address is the user's own setting)
             f"{self.base_url}/graphql",

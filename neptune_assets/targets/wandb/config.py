@@ -67,6 +67,8 @@ class Marker:
     receipt: dict[str, Any]
     artifacts: dict[str, str] = field(default_factory=dict)
     """Names and digests of the run's artifacts."""
+    version: dict[str, str] = field(default_factory=dict)
+    """Of a model version its collection, digest and where it comes from, see :mod:`.models`."""
     lineage: dict[str, str] = field(default_factory=dict)
     """Digests of the runs whose points stand in front of this fork's own."""
     format: int = FORMAT

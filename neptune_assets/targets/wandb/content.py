@@ -18,6 +18,7 @@ from neptune_assets.targets.wandb.artifacts import read as read_artifact
 from neptune_assets.targets.wandb.columns import Bools, Ints, microsteps
 from neptune_assets.targets.wandb.decoding import HistoryItems, Window, windows
 from neptune_assets.targets.wandb.mapping import AXIS, Layout
+from neptune_assets.targets.wandb.model_entry import is_version
 from neptune_assets.targets.wandb.sums import SeriesSums
 from neptune_assets.targets.wandb.system import record_points
 
@@ -42,6 +43,8 @@ class Content:
     files: list[str] = field(default_factory=list)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     """By name; files are below the run's ``files`` directory, or absolute."""
+    version: Any = None
+    """The request that logs a model version, if there is one."""
     config: dict[str, str] = field(default_factory=dict)
     summary: dict[str, str] = field(default_factory=dict)
     run: str = ""
@@ -94,6 +97,8 @@ class ContentReader:
                 content.summary.update((item.nested_key[0], item.value_json) for item in record.summary.update)
             elif kind == "files":
                 content.files.extend(item.path for item in record.files.files)
+            elif kind == "request" and is_version(record):
+                content.version = record
             elif kind == "request":
                 artifact = read_artifact(record, self._directory)
                 content.artifacts[artifact.name] = artifact

@@ -28,6 +28,7 @@ from neptune_assets.targets.wandb.config import (
     staging_root,
     write_marker,
 )
+from neptune_assets.targets.wandb.content import Content
 from neptune_assets.targets.wandb.fates import unfit
 from neptune_assets.targets.wandb.lineage import ancestors, chain
 from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of
@@ -123,7 +124,7 @@ class WandbTarget:
         marker = read_marker(found[0])
         if marker is None or marker.digest != receipt.digest or receipt.digest != run.record.digest:
             return Verdict(run.run_id, ("the staged run is not of the digest that was loaded",))
-        said, content = differences(run, self._layout(run), found[0], receipt.target_id)
+        said, content = self._staged_differences(run, found[0], marker)
         if content.rows != marker.history_rows:
             said.append(f"{content.rows} history rows where {marker.history_rows} were staged")
         if content.system_rows != marker.system_rows:
@@ -227,15 +228,7 @@ class WandbTarget:
         project = StagedProject(self._root, run.project_id)
         wandb_run = run_key(run.project_id, run.run_id)
         name = directory_name(wandb_run, start_of(run, {}))
-        place = Place(
-            entity=self._settings.entity or "",
-            project=self._names.name(run.project_id),
-            run=wandb_run,
-            exporter_names=self._settings.naming == "neptune-exporter",
-            artifacts_from=project.path / name if self._settings.file_sets == "artifacts" else None,
-            job_type=self._settings.job_type,
-            job_type_attribute=self._settings.job_type_attribute,
-        )
+        place = self._place(run, project.path / name)
         with self._lock:
             self._names.keep(run.project_id)
             if run.project_id not in self._swept:
@@ -268,6 +261,7 @@ class WandbTarget:
                 history_rows=account.history_rows,
                 system_rows=account.system_rows,
                 artifacts=account.artifacts,
+                version={**account.version, **self._version_facts(place)},
                 lineage={
                     ancestor.run.run_id: run.project.records()[ancestor.run.run_id].digest
                     for ancestor in self._layout(run).lineage
@@ -282,9 +276,32 @@ class WandbTarget:
             if directory.exists():
                 shutil.rmtree(directory)
 
+    def _place(self, run: LakeRun, directory: Path) -> Place:
+        """Return which W&B run this becomes; ``directory`` is where it will be staged."""
+        return Place(
+            entity=self._settings.entity or "",
+            project=self._names.name(run.project_id),
+            run=run_key(run.project_id, run.run_id),
+            exporter_names=self._settings.naming == "neptune-exporter",
+            artifacts_from=directory if self._settings.file_sets == "artifacts" else None,
+            job_type=self._settings.job_type,
+            job_type_attribute=self._settings.job_type_attribute,
+        )
+
+    def _version_facts(self, place: Place) -> dict[str, str]:
+        """Return what the marker keeps of a model version; runs are none."""
+        return {}
+
+    def _staged_differences(self, run: LakeRun, directory: Path, marker: Marker) -> tuple[list[str], Content]:
+        return differences(run, self._layout(run), directory, marker.wandb_run)
+
     def _upload(self, run: LakeRun, directory: Path, marker: Marker) -> None:
         assert self._client is not None  # noqa: S101 (only called where a key is configured)
-        said, _ = differences(run, self._layout(run), directory, marker.wandb_run)
+        said, _ = self._staged_differences(run, directory, marker)
         if said:
             raise TargetError(f"Run {run.run_id} is not staged as the lake has it: {said[0]}.", hint="Load it again.")
+        self._send(run, directory, marker)
+
+    def _send(self, run: LakeRun, directory: Path, marker: Marker) -> None:
+        assert self._client is not None  # noqa: S101 (only called where a key is configured)
         upload(self._client, StagedProject(self._root, run.project_id), directory, marker)

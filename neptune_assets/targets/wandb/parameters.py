@@ -40,7 +40,7 @@ class Parameters:
             if value is None:
                 self.null[name] += 1
                 continue
-            kept, exact = _json_value(name, value)
+            kept, exact = json_value(name, value)
             (self.written if exact else self.mapped)[name] += 1
             if name == "int" and abs(value) > MAX_EXACT:
                 self.beyond += 1
@@ -55,7 +55,7 @@ class Parameters:
             place[leaf] = kept
 
 
-def _json_value(kind: str, value: Any) -> tuple[Any, bool]:
+def json_value(kind: str, value: Any) -> tuple[Any, bool]:
     """Return a parameter as JSON holds it, and whether it is still of its own type."""
     if kind == "float":
         text = number_text(value)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import TargetError
 from neptune_assets.schema import SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.wandb import artifacts, records
+from neptune_assets.targets.wandb import artifacts, model_entry, records
 from neptune_assets.targets.wandb.account import EXACT, Account
 from neptune_assets.targets.wandb.gathering import Gathering
 from neptune_assets.targets.wandb.history import HistoryEncoder
@@ -50,6 +50,10 @@ class Place:
     job_type: str = ""
     artifacts_from: Path | None = None
     """Where the staged run will lie, if its file sets and artifacts are to be artifacts; None for run files."""
+    entry: model_entry.ModelEntry | None = None
+    """The model version that all files of the run are to be, instead of artifacts of their own."""
+    group: str | None = None
+    """The run's group, if it is not ``sys/name``."""
     job_type_attribute: str | None = None
     """Attribute whose value is the job type of runs that have it."""
 
@@ -111,7 +115,7 @@ class RunStage:
                     entity=place.entity,
                     project=place.project,
                     name=shorten(self._name(facts), MAX_NAME, source=self._run.run_id),
-                    group=shorten(str(facts.get("sys/name") or ""), MAX_NAME),
+                    group=shorten(self._group(facts), MAX_NAME),
                     job_type=shorten(self._job_type(values), MAX_NAME),
                     notes=str(facts.get("sys/description") or ""),
                     tags=tags,
@@ -174,6 +178,9 @@ class RunStage:
         custom = system.get("sys/custom_run_id") if self._place.exporter_names else None
         return str(custom or self._run.run_id)
 
+    def _group(self, system: Mapping[str, Any]) -> str:
+        return str(system.get("sys/name") or "") if self._place.group is None else self._place.group
+
     def _job_type(self, values: Parameters) -> str:
         """Return the value of the attribute that the job type is taken from, or what stands for a run without it."""
         return str(values.watched.get(self._place.job_type_attribute or "") or self._place.job_type)
@@ -193,8 +200,14 @@ class RunStage:
         """Write our own files, name the run files, and return the paths of both."""
         paths = self._gathering.files.finish()
         if self._place.artifacts_from is not None:
-            apart = {file.path for file in self._gathering.files.staged if file.attribute_type in artifacts.TYPES}
+            apart = {
+                file.path
+                for file in self._gathering.files.staged
+                if self._place.entry is not None or file.attribute_type in artifacts.TYPES
+            }
             paths = [path for path in paths if path not in apart]
+        if self._place.entry is not None:
+            (self._directory / "files" / model_entry.IDENTITY).write_bytes(self._place.entry.identity)
         if any(self._gathering.account.mapped[str(kind)] for kind in _EXACT_TYPES):
             self._write_exact()
             paths.append(EXACT)
@@ -222,6 +235,16 @@ class RunStage:
         if place.artifacts_from is None:
             return
         (self._directory / artifacts.STAGING).mkdir()
+        if place.entry is not None:
+            version = model_entry.artifact_of(place.entry, self._gathering.files.staged, self._directory / "files")
+            self._gathering.account.version = {"collection": version.name, "digest": version.digest}
+            self._append(
+                log,
+                model_entry.version_record(
+                    place.entry, version, entity=place.entity, project=place.project, directory=place.artifacts_from
+                ),
+            )
+            return
         for made in artifacts.made_of(self._gathering.files.staged, place.run, self._directory / "files"):
             self._gathering.account.artifacts[made.name] = made.digest
             directory = place.artifacts_from

@@ -100,6 +100,12 @@ def _upload(client: WandbClient, project: StagedProject, directory: Path, marker
     write_marker(directory, expected)
 
 
+def check_rows(client: WandbClient, directory: Path, marker: Marker) -> None:
+    """Raise TargetError if W&B holds rows of the run that an upload could neither change nor remove."""
+    hashes = row_hashes(directory / f"run-{marker.wandb_run}.wandb")
+    _refuse_other_rows(client.held(marker) or 0, hashes, directory, marker, client)
+
+
 def _refuse_other_rows(held: int, hashes: Hashes, directory: Path, marker: Marker, client: WandbClient) -> None:
     if not held:
         return

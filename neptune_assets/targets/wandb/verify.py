@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.schema import PARAMETER_TYPES, AttributeType
-from neptune_assets.targets.wandb import artifacts
+from neptune_assets.targets.wandb import artifacts, model_entry
 from neptune_assets.targets.wandb.account import EXACT
 from neptune_assets.targets.wandb.columns import codes, microsteps, milliseconds, plain, present
 from neptune_assets.targets.wandb.content import Content, ContentReader, text_number
@@ -30,6 +30,9 @@ from neptune_assets.targets.wandb.system import placeable
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
 
+Version = Callable[[list[StagedFile]], Any]
+"""Makes the request that logs staged files as a model version."""
+
 _MAX_SAID: Final = 20
 _COMPARED: Final = PARAMETER_TYPES | {
     AttributeType.FLOAT_SERIES,
@@ -38,8 +41,13 @@ _COMPARED: Final = PARAMETER_TYPES | {
 }
 
 
-def differences(run: LakeRun, layout: Layout, directory: Path, wandb_run: str) -> tuple[list[str], Content]:
-    """Return everything in which the staged run is not what the lake holds (at most 20 lines), and what was read."""
+def differences(
+    run: LakeRun, layout: Layout, directory: Path, wandb_run: str, version: Version | None = None
+) -> tuple[list[str], Content]:
+    """Return everything in which the staged run is not what the lake holds (at most 20 lines), and what was read.
+
+    ``version`` makes the request that must log the run's files as a model version; without it there must be none.
+    """
     content = ContentReader(layout).read(directory / f"run-{wandb_run}.wandb")
     said = list(content.problems)
     if not content.finished:
@@ -50,7 +58,7 @@ def differences(run: LakeRun, layout: Layout, directory: Path, wandb_run: str) -
         said.append("the summary does not name the digest that the lake has")
     lake = _Lake(run, layout, content, directory)
     said.extend(lake.differences())
-    said.extend(_files(run, content, directory))
+    said.extend(_files(run, content, directory, version))
     return said[:_MAX_SAID], content
 
 
@@ -201,7 +209,7 @@ def _sorted(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _files(run: LakeRun, content: Content, directory: Path) -> Iterator[str]:
+def _files(run: LakeRun, content: Content, directory: Path, version: Version | None) -> Iterator[str]:
     root = directory / "files"
     index = json.loads((root / INDEX).read_text(encoding="utf-8")) if (root / INDEX).is_file() else {"files": []}
     known = {(item.attribute_path, item.sha256) for item in run.record.files}
@@ -221,7 +229,16 @@ def _files(run: LakeRun, content: Content, directory: Path) -> Iterator[str]:
     if content.artifacts:
         files = [StagedFile(**file) for file in index["files"]]
         yield from artifacts.differences(content.artifacts, files, content.run, root)
-    announced = {*content.files, *in_artifacts}
+    if content.version is not None:
+        in_artifacts |= set(model_entry.local_files(content.version, directory))
+    if (content.version is None) != (version is None):
+        yield "a model version is logged where there is none, or the other way round"
+    elif content.version is not None and version is not None:
+        expected = version([StagedFile(**file) for file in index["files"]])
+        expected.num = content.version.num
+        if model_entry.compared(expected) != model_entry.compared(content.version):
+            yield "the model version is not logged as it is in the lake"
+    announced = {*content.files, *in_artifacts} - {model_entry.IDENTITY}
     for facts in content.media:
         if staged.get(facts["path"]) != facts["sha256"]:
             yield f"{facts['path']}: the history names a file that is not there"

@@ -1,0 +1,41 @@
+"""Which run of its project a model version comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from neptune_assets.errors import UnknownProjectError
+from neptune_assets.lake.reader import Lake
+from neptune_assets.schema import AttributeType
+from neptune_assets.settings import LakeSettings
+
+
+class Origins:
+    """Runs of the lake that model versions may come from; each project's ids are read once."""
+
+    def __init__(self, lake: LakeSettings) -> None:
+        self._lake = lake
+        self._ids: dict[str, frozenset[str]] = {}
+
+    def neptune_run(self, project_id: str, values: Mapping[tuple[str, str], Any]) -> str | None:
+        """Return the id of the run that a version says it comes from: Neptune has no field for it, people log one.
+
+        ``values`` are the version's parameters by path and type. A text that is the id of a run of the project counts,
+        one under a name with "run" in it first.
+        """
+        runs = self._ids_of_runs(project_id)
+        found = sorted(
+            ("run" not in path.lower(), path, value)
+            for (path, kind), value in values.items()
+            if kind == AttributeType.STRING and not path.startswith("sys/") and value in runs
+        )
+        return found[0][2] if found else None
+
+    def _ids_of_runs(self, project_id: str) -> frozenset[str]:
+        if project_id not in self._ids:
+            try:
+                self._ids[project_id] = frozenset(Lake(self._lake).project(project_id).records())
+            except UnknownProjectError:
+                self._ids[project_id] = frozenset()
+        return self._ids[project_id]
