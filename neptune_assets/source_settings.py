@@ -108,7 +108,13 @@ class LiveSource(Model):
         default=300, ge=0, description="Try a request that fails in passing again for this long, then give it up."
     )
     runs_per_page: int = Field(default=1_000, ge=1, le=10_000, description="Runs asked for at once.")
-    points_per_page: int = Field(default=1_000, ge=1, le=10_000, description="Points of one series asked for at once.")
+    points_per_page: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000,
+        description="Points of one float series asked for at once; 1,000 of other series, and where a server refuses "
+        "more.",
+    )
 
 
 class Neptune2Source(LiveSource):

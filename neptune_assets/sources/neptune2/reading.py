@@ -34,6 +34,10 @@ from neptune_assets.sources.neptune2.values import texts
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunChunk, RunEnd, RunRows
 
+_CLIENTS_PAGE: Final = 1_000
+"""Points that neptune-client asks for at once; one string may have 1,000 characters, so more are not asked for."""
+_TOO_MUCH: Final = frozenset({400, 413, 422})
+"""Statuses with which a server may refuse a page for its size."""
 _WAITING: Final = 2
 """Batches of one run that may wait for their turn."""
 
@@ -56,6 +60,7 @@ class RunReader:
         self._artifacts = artifacts
         self._project = project
         self._scope = scope
+        self._most_floats = settings.points_per_page
 
     def read(self, runs: Sequence[Listed]) -> Iterator[RunChunk]:
         """Read runs in the order given; each ends with a RunEnd.
@@ -222,7 +227,15 @@ class RunReader:
             yield from buffer.flush()
 
     def _page(self, key: str, path: str, kind: AttributeType, offset: int, limit: int) -> tuple[Page, bool]:
-        answer = self._calls.json(CALLS[kind], experimentId=key, attribute=path, limit=limit, offset=offset)
+        limit = min(limit, self._most_floats if kind is AttributeType.FLOAT_SERIES else _CLIENTS_PAGE)
+        try:
+            answer = self._calls.json(CALLS[kind], experimentId=key, attribute=path, limit=limit, offset=offset)
+        except CallError as error:
+            if limit <= _CLIENTS_PAGE or error.status not in _TOO_MUCH:
+                raise
+            limit = _CLIENTS_PAGE
+            answer = self._calls.json(CALLS[kind], experimentId=key, attribute=path, limit=limit, offset=offset)
+            self._most_floats = limit
         if kind is AttributeType.FILE_SERIES:
             return image_page(answer, offset, limit)
         return parse_page(answer, kind), True

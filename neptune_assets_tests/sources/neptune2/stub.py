@@ -102,6 +102,8 @@ class Stub:
     """What the table says it counts; None to tell the truth."""
     page: int = 10_000
     """Most points and lines it gives at once, whatever is asked for."""
+    refused: int | None = None
+    """Refuses to give more points than this at once."""
     image_points: bool = False
     """True to tell steps and times of images."""
     has_artifacts: bool = True
@@ -300,7 +302,10 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             query = parse_qs(parts.query)
             stub.requests.append((parts.path, query, body))
             answer = stub.answer(parts.path, query, body, f"http://{self.headers['Host']}")
-            if answer is None:
+            limit = int(query.get("limit", ["0"])[0])
+            if "/series/" in parts.path and stub.refused is not None and limit > stub.refused:
+                self._send(400, b'{"title": "The limit is too high"}', "application/json")
+            elif answer is None:
                 self._send(404, b'{"errorType": "NOT_FOUND"}', "application/json")
             elif isinstance(answer, bytes):
                 self._send(200, answer, "application/octet-stream")

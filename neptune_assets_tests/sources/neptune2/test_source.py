@@ -126,6 +126,32 @@ def test_a_server_that_gives_shorter_pages_than_asked_for_gives_all_the_same(stu
     assert [row["float_value"] for row in found["long"]] == [float(step) for step in range(1_000)]
 
 
+def test_a_server_that_refuses_large_pages_is_asked_for_those_of_the_client(stub: Stub, source: Make) -> None:
+    run = Container("P-1")
+    for name in ("a", "b"):
+        run.floats(name, *((step, step, float(step)) for step in range(2_500)))
+    run.strings("texts", *((step, 0, f"line {step}") for step in range(1_001)))
+    stub.containers.append(run)
+    stub.refused = 1_000
+    result = read(source(concurrency=1), PROJECT, ["P-1"])
+    found = rows(result)
+    for name in ("a", "b"):
+        assert [row["float_value"] for row in found[name]] == [float(step) for step in range(2_500)]
+    assert len(found["texts"]) == 1_001
+    assert not result.ends["P-1"].errors
+    # Refused once, then never asked for again.
+    assert stub.asked("/series/float") == 1 + 3 + 3
+
+
+def test_a_series_that_the_server_refuses_whatever_is_asked_for_is_told(stub: Stub, source: Make) -> None:
+    run = Container("P-1")
+    run.floats("a", *((step, step, float(step)) for step in range(10)))
+    stub.containers.append(run)
+    stub.refused = 0
+    result = read(source(), PROJECT, ["P-1"])
+    assert "HTTP 400" in result.ends["P-1"].errors[0].message
+
+
 @pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata", "Europe/Warsaw"])
 def test_times_are_right_in_every_zone_and_in_the_hour_that_comes_twice(
     stub: Stub, source: Make, zone: str, monkeypatch: pytest.MonkeyPatch, reset_zone: None
