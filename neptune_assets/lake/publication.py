@@ -164,7 +164,8 @@ class Publication:
         if not self._waiting:
             self._since = time.monotonic()
         self._waiting.append(change)
-        self._bytes += sum(part.bytes for part in change.record.parts)
+        if change.built is not None and change.record.in_place is None:
+            self._bytes += sum(part.bytes for part in change.record.parts)
         self._bytes += 0 if change.facts is None else change.facts.nbytes
         if len(self._waiting) >= GROUP_RUNS or self._bytes >= GROUP_BYTES:
             self.flush()
