@@ -236,8 +236,15 @@ def answer_of(errors: Sequence[str]) -> list[dict[str, str]]:
 
 
 def remember(writing: Writing, run: Run, digest: str, answer: list[dict[str, str]]) -> None:
-    """Keep the answer to a request that must not be applied twice, for an hour."""
-    writing.connection.execute("DELETE FROM requests WHERE run = ? AND at < ?", (run.id, writing.now - 3_600_000))
+    """Keep the answer to a request that must not be applied twice.
+
+    What is older than an hour before the one before it is forgotten: a client sends again what came last, however long
+    the server was away.
+    """
+    writing.connection.execute(
+        "DELETE FROM requests WHERE run = :run AND at < (SELECT max(at) FROM requests WHERE run = :run) - 3600000",
+        {"run": run.id},
+    )
     writing.connection.execute(
         "INSERT INTO requests (run, digest, at, answer) VALUES (?, ?, ?, ?)",
         (run.id, digest, writing.now, json.dumps(answer)),
@@ -245,9 +252,8 @@ def remember(writing: Writing, run: Run, digest: str, answer: list[dict[str, str
 
 
 def remembered(writing: Writing, run: Run, digest: str) -> list[dict[str, str]] | None:
-    """Return the answer that the same request was given within the hour, if it was."""
+    """Return the answer that the same request was given, if it is remembered."""
     row = writing.connection.execute(
-        "SELECT answer FROM requests WHERE run = ? AND digest = ? AND at >= ?",
-        (run.id, digest, writing.now - 3_600_000),
+        "SELECT answer FROM requests WHERE run = ? AND digest = ?", (run.id, digest)
     ).fetchone()
     return None if row is None else json.loads(row[0])

@@ -154,6 +154,28 @@ def test_a_request_that_is_sent_again_counts_once(http: Http) -> None:
     assert len(values(http, run, "m")) == 4
 
 
+def test_a_request_counts_once_however_long_the_server_was_away(http: Http, served: Served) -> None:
+    run = http.create()["id"]
+    assert served.service is not None
+    project = served.service.store.project(PROJECT)
+
+    def age() -> None:
+        with project.write() as writing:
+            writing.connection.execute("UPDATE requests SET at = at - 86400000")
+
+    last = ("m", "logFloats", points(2, time=2000))
+    assert http.apply(run, ("m", "logFloats", points(1))) == []
+    age()
+    assert http.apply(run, last) == []
+    age()
+    assert http.apply(run, last) == []
+    assert [value for _, _, value in values(http, run, "m")] == [1.0, 2.0]
+    # What came long before the last one is not kept for ever.
+    assert http.apply(run, ("m", "logFloats", points(3, time=3000))) == []
+    with project.read() as connection:
+        assert connection.execute("SELECT count(*) FROM requests").fetchone()[0] == 2
+
+
 def test_series_are_paged_in_any_order(http: Http) -> None:
     run = http.create()["id"]
     steps = [index * 0.25 for index in range(2500)]
