@@ -82,7 +82,8 @@ def soak(root: Path, plan: Soak, scripts: Scripts) -> dict[str, list[pa.Table]]:
         _wait_for_all(root, writers)
         chance = random.Random(7)
         begun = time.monotonic()
-        moments = sorted(chance.uniform(0.1, 0.9) * plan.seconds for _ in range(plan.kills))
+        # One in each of as many spans: there is work between two of them.
+        moments = [(0.1 + 0.8 * (kill + chance.random()) / plan.kills) * plan.seconds for kill in range(plan.kills)]
         next_export = plan.export_every
         while any(writer.poll() is None for writer in writers):
             now = time.monotonic() - begun

@@ -86,7 +86,12 @@ def synchronize(root: Path, environment: Mapping[str, str]) -> None:
     assert not list(root.glob(".neptune/async/*/data-*.log")), done.stdout + done.stderr
 
 
-SCRIPTS = Scripts(WRITER, {"neptune2": {"projects": [PROJECT]}}, synchronize, {"OAUTHLIB_INSECURE_TRANSPORT": "1"})
+ENVIRONMENT = {
+    "OAUTHLIB_INSECURE_TRANSPORT": "1",
+    # How long a client that begins waits for a server that is down; it gives up after a minute unless told otherwise.
+    "NEPTUNE_RETRIES_TIMEOUT": "600",
+}
+SCRIPTS = Scripts(WRITER, {"neptune2": {"projects": [PROJECT]}}, synchronize, ENVIRONMENT)
 
 
 def soak_and_look_at_numbers(root: Path, plan: Soak) -> None:
