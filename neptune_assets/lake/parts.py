@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.lake.layout import part_name
 from neptune_assets.lake.records import PartRecord
-from neptune_assets.lake.rows import Attributes, concat, unpack
+from neptune_assets.lake.rows import Attributes, concat, raw, unpack
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 
@@ -25,13 +26,15 @@ ROW_GROUP_ROWS: Final = 131_072
 ROW_GROUP_BYTES: Final = 32 << 20
 """A row group is closed at this many bytes in memory, for runs with large values."""
 
-# Nearly all bytes of a project are values of series: they get the level from which zstd chooses its blocks by cost,
-# which takes a tenth off them. The rest would only be written slower.
-_LEVELS: Final = dict.fromkeys(SCHEMA.names, 3) | {"float_value": 14}
+_LEVELS: Final = dict.fromkeys(SCHEMA.names, 3)
+_THOROUGH: Final = _LEVELS | {"float_value": 14}
+"""From level 14 on zstd chooses its blocks by cost: a twentieth off values of series, in four times as long."""
+_SAMPLE: Final = 8_192
+_COMPRESSIBLE: Final = 0.8
+"""Values whose sample does not become smaller than this are noise, which no level makes any smaller."""
 
 _OPTIONS: Final[dict[str, Any]] = {
     "compression": "zstd",
-    "compression_level": _LEVELS,
     "use_dictionary": ["project_id", "run_id", "attribute_path", "attribute_type", "string_value"],
     "store_decimal_as_integer": True,
     # What readers prune by. Bounds of list elements and of file names only take room.
@@ -111,18 +114,21 @@ class PartWriter:
         rows = concat(held) if held else _no_rows()
         batch = unpack(rows, self._attributes, self._project_id, self._run_id, encoded=True)
         if self._writer is None:
-            self._open(batch.schema)
+            self._open(batch)
         self._writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
         self._rows += batch.num_rows
         if self._sink.tell() >= self._limit:
             self._close_part()
 
-    def _open(self, schema: pa.Schema) -> None:
+    def _open(self, batch: pa.RecordBatch) -> None:
         path = self._directory / part_name(self._run_id, len(self.parts))
         self._sink = path.open("xb")
         # Names are written from their dictionaries, which is twice as fast; a stored Arrow schema would make readers
         # return them so. Parquet's own types give every reader the plain schema.
-        self._writer = pq.ParquetWriter(self._sink, schema, store_schema=False, **_OPTIONS)
+        levels = _levels(batch["float_value"])
+        self._writer = pq.ParquetWriter(
+            self._sink, batch.schema, store_schema=False, compression_level=levels, **_OPTIONS
+        )
         self._writer.add_key_value_metadata(
             {
                 GENERATION: self._generation,
@@ -141,6 +147,19 @@ class PartWriter:
         self.parts.append(PartRecord(name=name, rows=self._rows, bytes=size))
         self._writer = self._sink = None
         self._rows = 0
+
+
+def _levels(values: pa.Array) -> dict[str, int]:
+    """Return the compression levels that pay for a part which begins with these values of series."""
+    values = values.drop_null()
+    if len(values) < _SAMPLE:
+        return _LEVELS
+    start = (len(values) - _SAMPLE) // 2
+    sample = raw(values, np.float64)[start : start + _SAMPLE]
+    # As Parquet lays them out: all first bytes, then all second ones, and so on.
+    split = np.ascontiguousarray(sample).view(np.uint8).reshape(-1, 8).T.tobytes()
+    pressed = len(pa.Codec("zstd", compression_level=3).compress(split))
+    return _THOROUGH if pressed < _COMPRESSIBLE * len(split) else _LEVELS
 
 
 def part_generation(metadata: pq.FileMetaData) -> str | None:
