@@ -166,7 +166,7 @@ class _Buffer:
         if self._column == "float_value":
             self._values.append(value)
         else:
-            self._bytes += self._measure(value)
+            self._bytes += check_value(self._column, value)
             self._values.append(value)
         self.codes.append(code)
         # The lowest number marks a null: no step and no time that passed the checks comes near it.
@@ -196,21 +196,6 @@ class _Buffer:
         self._steps.extend(steps)
         self._times.extend(times)
         return len(self.codes) >= BATCH_ROWS
-
-    def _measure(self, value: Any) -> int:
-        """Bytes a value takes, roughly; raises ValueError if the column cannot hold it."""
-        if self._column in {"string_value", "file_value"}:
-            return _unicode(value)
-        if self._column == "histogram_value":
-            kind, edges, values = value
-            return 16 + 8 * (len(edges) + len(values)) + _unicode(kind)
-        if self._column == "string_set_value":
-            return 16 + sum(_unicode(item) + 8 for item in value)
-        if self._column == "int_value" and not _INT64_MIN <= value < 2**63:
-            raise ValueError(f"int {value} does not fit 64 bits")
-        if self._column == "datetime_value" and not -_TIME_LIMIT < value < _TIME_LIMIT:
-            raise ValueError(f"time {value} ms is out of range")
-        return 8
 
     def batch(self, project_id: str, run_id: str) -> pa.RecordBatch:
         """Turn the buffer into a batch and empty it."""
@@ -243,6 +228,22 @@ class _Buffer:
         if self._column == "datetime_value":
             return pa.array(self._values, pa.int64()).cast(field.type)
         return pa.array(self._values, field.type)
+
+
+def check_value(column: str, value: Any) -> int:
+    """Bytes a value takes, roughly; raises ValueError if the column (any but ``float_value``) cannot hold it."""
+    if column in {"string_value", "file_value"}:
+        return _unicode(value)
+    if column == "histogram_value":
+        kind, edges, values = value
+        return 16 + 8 * (len(edges) + len(values)) + _unicode(kind)
+    if column == "string_set_value":
+        return 16 + sum(_unicode(item) + 8 for item in value)
+    if column == "int_value" and not _INT64_MIN <= value < 2**63:
+        raise ValueError(f"int {value} does not fit 64 bits")
+    if column == "datetime_value" and not -_TIME_LIMIT < value < _TIME_LIMIT:
+        raise ValueError(f"time {value} ms is out of range")
+    return 8
 
 
 def _check(step: int, time: int | None) -> None:

@@ -17,7 +17,15 @@ from neptune_assets.sources.neptune3.model import (
     Request,
     RunAttributes,
 )
-from neptune_assets.sources.neptune3.rows import COMPLETION, PREVIEW, add_points, add_value, float_batches, micro_steps
+from neptune_assets.sources.neptune3.rows import (
+    COMPLETION,
+    PREVIEW,
+    add_points,
+    check_range,
+    float_batches,
+    micro_step,
+    value_cell,
+)
 from neptune_assets.sources.protocol import Issue, RunEnd
 from neptune_assets.sources.rows import RowBuilder
 
@@ -76,35 +84,48 @@ class Collector:
         """What to ask for: every series from its end."""
         return [Request(self.run, item.path, item.type) for item in self._kept if item.type in SERIES_TYPES]
 
+    def singles(self) -> Iterator[Attribute]:
+        """The attributes that are no series."""
+        return (item for item in self._kept if item.type not in SERIES_TYPES)
+
+    def refuse(self, item: Attribute, problem: Exception) -> None:
+        """Report a value that no row can hold."""
+        self._failed.add((item.path, item.type))
+        self.error(f"The value of {item.path!r} cannot be kept: {problem}.", item.path, str(item.type))
+
     def values(self) -> Iterator[pa.RecordBatch]:
         """Give the attributes that are no series."""
-        for item in self._kept:
-            if item.type in SERIES_TYPES:
-                continue
+        for item in self.singles():
             try:
-                add_value(self._builder, item.path, item.type, item.value)
+                self._builder.value(item.type, item.path, value_cell(item.type, item.value))
             except (ValueError, OverflowError, TypeError) as problem:
-                self._failed.add((item.path, item.type))
-                self.error(f"The value of {item.path!r} cannot be kept: {problem}.", item.path, str(item.type))
+                self.refuse(item, problem)
             yield from self._builder.drain()
 
     def take(self, parts: Sequence[FloatPart | ObjectPart]) -> Iterator[pa.RecordBatch]:
         """Give the points that arrived."""
-        floats = []
+        accepted = list(self.accepted(parts))
+        yield from self.points([part for part in accepted if isinstance(part, ObjectPart)])
+        floats = [part for part in accepted if isinstance(part, FloatPart)]
+        yield from float_batches(self._project_id, self.run.run_id, floats)
+
+    def accepted(self, parts: Sequence[FloatPart | ObjectPart]) -> Iterator[FloatPart | ObjectPart]:
+        """Remember what arrived, and leave out what no row can hold."""
         for part in parts:
             try:
                 self._reach(part)
             except ValueError as problem:
                 self.fail(part.request, f"its points cannot be kept: {problem}")
                 continue
-            if isinstance(part, FloatPart):
-                floats.append(part)
-                continue
+            yield part
+
+    def points(self, parts: Sequence[ObjectPart]) -> Iterator[pa.RecordBatch]:
+        """Give points of strings, histograms and files, as far as they fill batches."""
+        for part in parts:
             refused = add_points(self._builder, part)
             if refused:
                 self.fail(part.request, f"{refused} of its points cannot be kept")
             yield from self._builder.drain()
-        yield from float_batches(self._project_id, self.run.run_id, floats)
 
     def fail(self, request: Request, reason: str) -> None:
         """Mark a series as not read to its end."""
@@ -146,28 +167,28 @@ class Collector:
                 item.path,
                 str(item.type),
             )
-        elif item.last_step is not None and not item.previews:
-            (last,) = micro_steps(np.asarray([item.last_step]))
-            if reached < int(last):
-                self.error(
-                    f"The series {item.path!r} ends at step {reached / 1e6:g}; the server says {item.last_step:g}.",
-                    item.path,
-                    str(item.type),
-                )
+        elif item.last_step is not None and not item.previews and reached < micro_step(item.last_step):
+            self.error(
+                f"The series {item.path!r} ends at step {reached / 1e6:g}; the server says {item.last_step:g}.",
+                item.path,
+                str(item.type),
+            )
         return True
 
     def _reach(self, part: FloatPart | ObjectPart) -> None:
-        """Remember how far a series got; raises ValueError for a step that no row can hold."""
+        """Remember how far a series got; raises ValueError for a step or a time that no row can hold."""
         key = (part.request.path, part.request.type)
         if isinstance(part, FloatPart):
             steps = part.steps
+            check_range(steps, part.times)
             if part.preview is not None:
                 self._previews.update((part.request.path + PREVIEW, part.request.path + COMPLETION))
                 steps = steps[~part.preview]
         else:
             steps = np.asarray([point[0] for point in part.points], np.float64)
+            check_range(steps)
         if len(steps):
-            last = int(micro_steps(steps).max())
+            last = micro_step(float(steps.max()))
             self._reached[key] = max(last, self._reached.get(key, last))
 
     def _count(self, attributes: Sequence[Attribute]) -> None:

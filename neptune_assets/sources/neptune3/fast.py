@@ -200,8 +200,10 @@ class FastReader:
         for request_id, points in float_points(content):
             request = requests[int(request_id)]
             if len(points):
-                marks = (points.preview, points.completion) if previews and points.preview.any() else (None, None)
-                parts.append(FloatPart(request, points.step, points.time, points.value, *marks))
+                # Rising steps need no sorting later.
+                rising = points.reversed()
+                marks = (rising.preview, rising.completion) if previews and rising.preview.any() else (None, None)
+                parts.append(FloatPart(request, rising.step, rising.time, rising.value, *marks))
             if len(points) >= limit:
                 rest.append(Request(request.run, request.path, request.type, float(points.step[-1])))
         self._learn(parts, [request for request in requests if request.after is None])

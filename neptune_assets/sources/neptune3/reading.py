@@ -7,9 +7,10 @@ on. A server that answers nothing any more ends the reading.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 import pyarrow as pa
@@ -18,10 +19,13 @@ from neptune_assets.errors import SourceUnavailableError
 from neptune_assets.schema import CLASS_TYPES, AttributeClass, AttributeType
 from neptune_assets.settings import Filters, Neptune3Source
 from neptune_assets.sources.filters import Selection
+from neptune_assets.sources.neptune3.blocks import LARGE, Block, weight
 from neptune_assets.sources.neptune3.collector import Collector
 from neptune_assets.sources.neptune3.model import (
     Answer,
+    FloatPart,
     ListedRun,
+    ObjectPart,
     Page,
     Reader,
     RefusedError,
@@ -147,13 +151,41 @@ class Reading:
                 collector.note(f"Whether all attributes came could not be checked: {batch.unchecked}")
             collectors.append(collector)
         pages = Pages(collectors, pool, self._settings.concurrency, self._reader.groups, self._answer)
-        for position, collector in enumerate(collectors):
-            run_id = collector.run.run_id
-            for rows in _together(_rows(collector, pages, position)):
-                yield RunRows(run_id, rows)
-            failed = collector.run.sys_id in batch.failed
-            end = collector.end()
-            yield RunEnd(run_id, None, end.errors, end.notes) if failed else end
+        block = Block(self._project)
+        try:
+            for position, collector in enumerate(collectors):
+                points = pages.of_run(position)
+                came: list[FloatPart | ObjectPart] = []
+                for parts in points:
+                    came.extend(parts)
+                    if weight(came) > LARGE:
+                        yield from self._ended(block, batch)
+                        yield from self._large(collector, chain([came], points))
+                        break
+                else:
+                    block.add(collector, came)
+                    if block.full:
+                        yield from self._ended(block, batch)
+        except SourceUnavailableError:
+            # What arrived whole stays.
+            yield from self._ended(block, batch)
+            raise
+        yield from self._ended(block, batch)
+
+    def _large(
+        self, collector: Collector, points: Iterable[Sequence[FloatPart | ObjectPart]]
+    ) -> Iterator[RunRows | RunEnd]:
+        for rows in _together(_rows(collector, points)):
+            yield RunRows(collector.run.run_id, rows)
+        yield collector.end()
+
+    def _ended(self, block: Block, batch: _Batch) -> Iterator[RunRows | RunEnd]:
+        """Give the runs of a block; nothing was promised of those whose attributes could not be read."""
+        failed = {run.run.run_id for run in batch.found if run.run.sys_id in batch.failed}
+        for chunk in block.runs():
+            if isinstance(chunk, RunEnd) and chunk.run_id in failed:
+                chunk = replace(chunk, promised=None)
+            yield chunk
 
     def _answer(self, requests: Sequence[Request], *, again: bool = False) -> Answer:
         """Ask for points; where that fails for good, ask for less until only what fails is left."""
@@ -186,9 +218,9 @@ class Reading:
             ) from error
 
 
-def _rows(collector: Collector, pages: Pages, position: int) -> Iterator[pa.RecordBatch]:
+def _rows(collector: Collector, points: Iterable[Sequence[FloatPart | ObjectPart]]) -> Iterator[pa.RecordBatch]:
     yield from collector.values()
-    for parts in pages.of_run(position):
+    for parts in points:
         yield from collector.take(parts)
     yield from collector.finish()
 

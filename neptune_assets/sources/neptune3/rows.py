@@ -5,6 +5,7 @@ Float points come as columns and stay columns. Everything else goes through the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -29,11 +30,26 @@ def micro_steps(steps: Floats) -> Ints:
 
     Whole steps and fractions are turned apart: the product of a large step and 10^6 would not be exact.
     """
-    if not bool((np.abs(steps) < MAX_STEP).all()):
-        raise ValueError("a step is out of range")
+    check_range(steps)
     whole = np.floor(steps)
-    fraction = np.rint((steps - whole) * MICROSTEPS)
-    return whole.astype(np.int64) * MICROSTEPS + fraction.astype(np.int64)
+    micros = whole.astype(np.int64) * MICROSTEPS
+    if not np.array_equal(whole, steps):
+        micros += np.rint((steps - whole) * MICROSTEPS).astype(np.int64)
+    return micros
+
+
+def micro_step(step: float) -> int:
+    """Turn one step that is in range into micro-steps, as :func:`micro_steps` does."""
+    whole = math.floor(step)
+    return whole * MICROSTEPS + round((step - whole) * MICROSTEPS)
+
+
+def check_range(steps: Floats, times: Ints | None = None) -> None:
+    """Raise ValueError for a step or a time that no row can hold."""
+    if len(steps) and not (steps.min() > -MAX_STEP and steps.max() < MAX_STEP):
+        raise ValueError("a step is out of range")
+    if times is not None and len(times) and not (times.min() > -_TIME_LIMIT and times.max() < _TIME_LIMIT):
+        raise ValueError("a time is out of range")
 
 
 def float_batches(project_id: str, run_id: str, parts: Sequence[FloatPart]) -> Iterator[pa.RecordBatch]:
@@ -41,59 +57,78 @@ def float_batches(project_id: str, run_id: str, parts: Sequence[FloatPart]) -> I
 
     Raises ValueError if a step or a time is out of range.
     """
-    columns: list[tuple[str, Ints, Ints, Floats]] = []
-    for part in parts:
-        path = part.request.path
-        micros = micro_steps(part.steps)
-        if part.preview is None or part.completion is None:
-            columns.append((path, micros, part.times, part.values))
-            continue
-        final, waiting = ~part.preview, part.preview
-        columns.append((path, micros[final], part.times[final], part.values[final]))
-        times = part.times[waiting]
-        columns.append((path + PREVIEW, micros[waiting], times, part.values[waiting]))
-        columns.append((path + COMPLETION, micros[waiting], times, part.completion[waiting]))
-    columns = [column for column in columns if len(column[1])]
-    if not columns:
+    columns = _Columns([(0, part) for part in parts])
+    for start in range(0, len(columns), BATCH_ROWS):
+        arrays = columns.arrays(project_id, [run_id], slice(start, start + BATCH_ROWS))
+        yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def float_table(
+    project_id: str, run_ids: Sequence[str], parts: Sequence[tuple[int, FloatPart]]
+) -> tuple[pa.Table, Ints]:
+    """Turn points of several runs, which are known by their place in ``run_ids``, into rows and their runs' places.
+
+    Raises as :func:`float_batches` does.
+    """
+    columns = _Columns(parts)
+    arrays = columns.arrays(project_id, run_ids, slice(None))
+    return pa.Table.from_arrays(arrays, schema=SCHEMA), columns.runs[columns.series]
+
+
+class _Columns:
+    """Points of series one after the other: run and name of every series, and of every point its series."""
+
+    def __init__(self, parts: Sequence[tuple[int, FloatPart]]) -> None:
+        cut = [piece for run, part in parts for piece in _pieces(run, part) if len(piece[2])]
+        self.runs = np.array([piece[0] for piece in cut], np.int64)
+        self.names = pa.array([piece[1] for piece in cut], pa.string())
+        self.series = np.repeat(np.arange(len(cut)), [len(piece[2]) for piece in cut])
+        self.steps = micro_steps(np.concatenate([piece[2] for piece in cut] or [np.zeros(0)]))
+        self.times = np.concatenate([piece[3] for piece in cut] or [np.zeros(0, np.int64)])
+        self.values = np.concatenate([piece[4] for piece in cut] or [np.zeros(0)])
+        check_range(np.zeros(0), self.times)
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def arrays(self, project_id: str, run_ids: Sequence[str], rows: slice) -> list[pa.Array]:
+        """Return some of the points as columns of the schema."""
+        series = self.series[rows]
+        count = len(series)
+        columns: dict[str, pa.Array] = {
+            "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
+            "run_id": pa.repeat(pa.scalar(run_ids[0], pa.string()), count)
+            if len(run_ids) == 1
+            else pa.array(run_ids, pa.string()).take(pa.array(self.runs[series])),
+            "attribute_path": self.names.take(pa.array(series)),
+            "attribute_type": pa.repeat(pa.scalar(str(AttributeType.FLOAT_SERIES), pa.string()), count),
+            "step": decimal_steps(self.steps[rows]),
+            "timestamp": pa.array(self.times[rows], pa.int64()).cast(TIME_TYPE),
+            "float_value": pa.array(self.values[rows], pa.float64()),
+        }
+        return [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
+
+
+def _pieces(run: int, part: FloatPart) -> Iterator[tuple[int, str, Floats, Ints, Floats]]:
+    """Run, name, steps, times and values of the series that a part holds points of."""
+    path = part.request.path
+    if part.preview is None or part.completion is None:
+        yield run, path, part.steps, part.times, part.values
         return
-    names = pa.array([column[0] for column in columns], pa.string())
-    numbers = np.repeat(np.arange(len(columns), dtype=np.int32), [len(column[1]) for column in columns])
-    micros = np.concatenate([column[1] for column in columns])
-    times = np.concatenate([column[2] for column in columns])
-    values = np.concatenate([column[3] for column in columns])
-    if not bool((np.abs(times) < _TIME_LIMIT).all()):
-        raise ValueError("a time is out of range")
-    for start in range(0, len(numbers), BATCH_ROWS):
-        piece = slice(start, start + BATCH_ROWS)
-        yield _float_batch(
-            project_id, run_id, names.take(pa.array(numbers[piece])), micros[piece], times[piece], values[piece]
-        )
+    final, waiting = ~part.preview, part.preview
+    yield run, path, part.steps[final], part.times[final], part.values[final]
+    times = part.times[waiting]
+    yield run, path + PREVIEW, part.steps[waiting], times, part.values[waiting]
+    yield run, path + COMPLETION, part.steps[waiting], times, part.completion[waiting]
 
 
-def _float_batch(
-    project_id: str, run_id: str, paths: pa.Array, micros: Ints, times: Ints, values: Floats
-) -> pa.RecordBatch:
-    count = len(micros)
-    columns: dict[str, pa.Array] = {
-        "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
-        "run_id": pa.repeat(pa.scalar(run_id, pa.string()), count),
-        "attribute_path": paths,
-        "attribute_type": pa.repeat(pa.scalar(str(AttributeType.FLOAT_SERIES), pa.string()), count),
-        "step": decimal_steps(micros),
-        "timestamp": pa.array(times, pa.int64()).cast(TIME_TYPE),
-        "float_value": pa.array(values, pa.float64()),
-    }
-    arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
-
-
-def add_value(builder: RowBuilder, path: str, attribute_type: AttributeType, value: Any) -> None:
-    """Add a single value; raises ValueError if no row can hold it."""
+def value_cell(attribute_type: AttributeType, value: Any) -> Any:
+    """Return a single value as a row holds it."""
     if attribute_type is AttributeType.FILE:
-        value = reference_of(value, None)
-    elif attribute_type is AttributeType.STRING_SET:
-        value = sorted(set(value))
-    builder.value(attribute_type, path, value)
+        return reference_of(value, None)
+    if attribute_type is AttributeType.STRING_SET:
+        return sorted(set(value))
+    return value
 
 
 def add_points(builder: RowBuilder, part: ObjectPart) -> int:

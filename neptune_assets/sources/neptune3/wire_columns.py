@@ -53,6 +53,10 @@ class Points:
             self.completion[start:stop],
         )
 
+    def reversed(self) -> Points:
+        """The points in the opposite order; nothing is copied."""
+        return Points(self.time[::-1], self.step[::-1], self.value[::-1], self.preview[::-1], self.completion[::-1])
+
 
 def add_points(rows: Bytes, targets: Ints | None, points: Points) -> None:
     """Put points, one in each row of bytes, to their places; None for ``targets`` is everywhere, in order."""
