@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +21,19 @@ from neptune_assets.schema import AttributeType
 from neptune_assets.server.store.projects import Store
 from neptune_assets.server.store.runs import NewRun
 from neptune_assets.server.store.values import encode
-from neptune_assets_tests.benchmarks.neptune3_export import BASE_MS, Measured, measure, points_in
+from neptune_assets_tests.benchmarks.exporting import (
+    Measured,
+    compared,
+    measure,
+    ours,
+    peers,
+    points_in,
+    start_anew,
+    told,
+)
 from neptune_assets_tests.support.server import server_process
 
+BASE_MS = 1_740_830_400_000
 SCALE = 1_000_000
 """Micro-steps."""
 
@@ -70,44 +79,6 @@ def fill(store: Store, shape: Shape) -> None:
                 operations.append_floats(attribute, steps, times, random.normal(size=shape.points).tolist())
 
 
-def export_ours(project: str, root: Path, client: str) -> None:
-    """Bring one project from the server of NEPTUNE_API_TOKEN into a lake, as the asset does."""
-    from neptune_assets.lake.writer import LakeWriter
-    from neptune_assets.settings import Filters, LakeSettings, Neptune2Source
-    from neptune_assets.sources.neptune2.source import Neptune2
-
-    source = Neptune2(Neptune2Source.model_validate({"client": client}), Filters())
-    report = LakeWriter(LakeSettings(root=str(root)), source).write_project(project)
-    if report.failed or report.partial:
-        raise SystemExit(f"failed: {report.failed}, partial: {report.partial}")
-    print(f"new {len(report.new):,}, changed {len(report.changed):,}, skipped {len(report.skipped):,}, ", end="")
-    print(f"{source.requests:,} requests")
-
-
-def peer_command(python: str, project: str, work: Path) -> list[str]:
-    """The peer's own command line."""
-    main = "import sys; from neptune_exporter.main import main; sys.exit(main())"
-    places = ["-d", str(work / "data"), "-f", str(work / "files"), "--error-report-file", str(work / "errors.jsonl")]
-    places += ["--log-file", str(work / "log.txt")]
-    return [python, "-c", main, "export", "--exporter", "neptune2", "-p", project, "--no-progress", *places]
-
-
-def told(who: str, shape: Shape, measured: Measured, data: Path) -> str:
-    """One line of figures."""
-    found = points_in(data)
-    return (
-        f"  {who:18} {measured.wall:7.1f} s wall, {measured.cpu:6.1f} s CPU, {measured.megabytes:6.0f} MB, "
-        f"{found:,} points: {found / measured.wall:,.0f}/s, {shape.runs / measured.wall:,.1f} runs/s; "
-        f"the server used {measured.server_cpu:.1f} s CPU"
-    )
-
-
-def since(measured: Measured, idle: Measured) -> tuple[float, float, float]:
-    """Seconds by the wall, of CPU, and of CPU with the server's, without those that an empty project takes."""
-    cpu = max(measured.cpu - idle.cpu, 0.01)
-    return max(measured.wall - idle.wall, 0.01), cpu, cpu + max(measured.server_cpu - idle.server_cpu, 0.0)
-
-
 def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
     """Measure everything and tell it line by line."""
     shapes = {
@@ -122,62 +93,65 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
             fill(store, shape)
     store.close()
     with server_process(work / "store") as server:
-        environment = {"NEPTUNE_API_TOKEN": server.token, "OAUTHLIB_INSECURE_TRANSPORT": "1"}
-        module = [sys.executable, "-W", "ignore", "-m", "neptune_assets_tests.benchmarks.neptune2_export"]
+        environment = {
+            "NEPTUNE_API_TOKEN": server.token,
+            "OAUTHLIB_INSECURE_TRANSPORT": "1",
+            "PYTHONPYCACHEPREFIX": str(work / "compiled"),
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
 
-        def fresh() -> None:
-            """Start the server anew: what it remembers of one export must not help the next."""
-            server.stop()
-            server.start()
-
-        def ours(shape: Shape, client: str) -> tuple[Measured, Path]:
-            fresh()
+        def by_us(shape: Shape, client: str) -> tuple[Measured, int]:
+            start_anew(server, shape.project)
             root = work / f"ours-{client}-{shape.name}"
-            command = [*module, "--export", shape.project, "--root", str(root), "--client", client]
-            return measure(command, environment, server), root / "data"
+            measured = measure(ours("neptune2", shape.project, root, {"client": client}), environment, server)
+            return measured, points_in(root / "data")
 
-        def peers(shape: Shape) -> tuple[Measured, Path]:
-            fresh()
+        def by_peer(shape: Shape) -> tuple[Measured, int]:
+            start_anew(server, shape.project)
             place = work / f"peer-{shape.name}"
-            place.mkdir()
-            command = peer_command(options.peer_python, shape.project, place)
-            return measure(command, {**environment, "PYTHONPATH": options.peer_src}, server), place / "data"
+            place.mkdir(exist_ok=True)
+            command = peers("neptune2", options.peer_python, shape.project, place)
+            measured = measure(command, {**environment, "PYTHONPATH": options.peer_src}, server)
+            return measured, points_in(place / "data")
 
-        idle = {"ours": ours(shapes["empty"], "fast")[0]}
-        if options.peer_python:
-            idle["neptune-exporter"] = peers(shapes["empty"])[0]
+        idle = {}
+        # The first time fills the caches of compiled modules.
+        for _ in range(2):
+            idle["ours"] = by_us(shapes["empty"], "fast")[0]
+            if options.peer_python:
+                idle["neptune-exporter"] = by_peer(shapes["empty"])[0]
         for who, measured in idle.items():
             yield f"{who}, an empty project (imports, session): {measured.wall:.1f} s, {measured.cpu:.1f} s CPU"
         for name in options.only:
             shape = shapes[name]
             yield f"\n{name}: {shape.runs:,} runs, {shape.series} series of {shape.points:,} points = {shape.total:,}"
-            rates = {}
+            results = []
             for client in options.clients:
-                measured, data = ours(shape, client)
-                yield told(f"ours, {client}", shape, measured, data)
-                yield f"    {measured.output.splitlines()[-1]}"
-                rates[f"ours, {client}"] = since(measured, idle["ours"])
+                measured, found = by_us(shape, client)
+                yield told(f"ours, {client}", shape.runs, _complete(shape, found), measured)
+                yield f"    {', '.join(measured.output.splitlines()[-2:])}"
+                results.append(measured)
             if name == "many":
-                again, _ = ours(shape, options.clients[0])
-                yield f"  again: {again.wall:.1f} s, {again.output.splitlines()[-1]}"
+                again, _ = by_us(shape, options.clients[0])
+                yield f"  again: {again.wall:.1f} s, {', '.join(again.output.splitlines()[-2:])}"
             elif options.peer_python:
-                measured, data = peers(shape)
-                yield told("neptune-exporter", shape, measured, data)
-                theirs = since(measured, idle["neptune-exporter"])
-                for who, own in rates.items():
-                    wall, client_cpu, all_cpu = (their / mine for their, mine in zip(theirs, own, strict=True))
-                    yield (
-                        f"  {who}: {wall:.1f} times as fast by the wall, {client_cpu:.1f} by CPU of the exporter, "
-                        f"{all_cpu:.1f} by CPU of exporter and server, all without imports and session"
-                    )
+                theirs, found = by_peer(shape)
+                yield told("neptune-exporter", shape.runs, _complete(shape, found), theirs)
+                for mine in results:
+                    yield compared(theirs, mine)
+                    without = theirs.less(idle["neptune-exporter"]), mine.less(idle["ours"])
+                    yield compared(*without, note=", without imports and session")
+
+
+def _complete(shape: Shape, found: int) -> int:
+    if found != shape.total:
+        raise SystemExit(f"exported {found:,} points of {shape.total:,}")
+    return found
 
 
 def main() -> None:
-    """Command line; the first three options are for processes that this one starts."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--export", help=argparse.SUPPRESS)
-    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--client", default="fast", help=argparse.SUPPRESS)
     parser.add_argument("--peer-python", help="a Python that has neptune-exporter's dependencies")
     parser.add_argument("--peer-src", help="the src folder of neptune-exporter's checkout")
     names = ["small", "long", "many"]
@@ -188,9 +162,6 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=25_000, help="runs of the project of runs of one moment")
     parser.add_argument("--clients", nargs="*", default=["fast"], choices=["fast", "public"], help="ways to read")
     options = parser.parse_args()
-    if options.export:
-        export_ours(options.export, options.root, options.client)
-        return
     work = Path(tempfile.mkdtemp(prefix="neptune_assets-bench-"))
     try:
         for line in report(options, work):

@@ -20,8 +20,8 @@ import neptune_query as nq
 from neptune_query import filters
 from neptune_query import runs as nq_runs
 
+from neptune_assets_tests.benchmarks.exporting import cpu_of
 from neptune_assets_tests.benchmarks.made_runs import POINTS, TABLE, Made, write_made_lake
-from neptune_assets_tests.benchmarks.neptune3_export import cpu_of
 from neptune_assets_tests.support.server import ServerProcess, server_process
 
 Question = tuple[str, Callable[[], Any]]
