@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from neptune_assets.server.access_log import AccessLog
+from neptune_assets.server.cleaning import Cleaning
 from neptune_assets.server.endpoints import Call, Endpoint
 from neptune_assets.server.neptune2.routes import routes as neptune2_routes
 from neptune_assets.server.neptune3.routes import routes as neptune3_routes
@@ -23,9 +24,12 @@ def build_app(service: Service) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = service.settings.threads
+        cleaning = Cleaning(service.store, service.settings.unused_days)
+        cleaning.start()
         try:
             yield
         finally:
+            cleaning.stop()
             service.close()
 
     routes = [

@@ -38,6 +38,9 @@ class ServerSettings(Model):
         default="resumable",
         description="How: neptune-scale holds one chunk in memory for resumable, the whole file for multipart.",
     )
+    unused_days: int = Field(
+        default=30, ge=8, description="Days from their upload that bytes are kept which no attribute names (any more)."
+    )
     url_seconds: int = Field(default=3600, ge=10, description="How long signed URLs of files are good for.")
     token_seconds: int = Field(default=3600, ge=60, description="How long access tokens are good for.")
     threads: int = Field(default=40, ge=2, description="Requests that are worked on at the same time.")

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -145,9 +145,34 @@ class ObjectStore:
         # The store is ours alone: whatever is here was cut short.
         for left in self._incoming.iterdir():
             left.unlink()
+        self.remove_abandoned()
+
+    def remove_abandoned(self) -> None:
+        """Remove uploads in several steps that no client has come back to for a week."""
         for upload in self._uploads.iterdir():
-            if upload.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            # A file that grows does not touch its directory.
+            newest = max((path.stat().st_mtime for path in (upload, *upload.iterdir())), default=0.0)
+            if newest < time.time() - _KEPT_SECONDS:
                 shutil.rmtree(upload)
+
+    def older_than(self, moment: float) -> Iterator[str]:
+        """Yield the hashes of bytes that came in before a moment (seconds since 1970)."""
+        for directory in sorted(self._objects.iterdir()):
+            for path in directory.iterdir():
+                if _HEX.fullmatch(path.name) and path.stat().st_mtime < moment:
+                    yield path.name
+
+    def remove(self, digest: str, older_than: float) -> int:
+        """Remove bytes unless they came in again since a moment; return how many. The caller knows them unused."""
+        path = self.path(digest)
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            return 0
+        if state.st_mtime >= older_than:
+            return 0
+        path.unlink()
+        return state.st_size
 
     def receive(self) -> Incoming:
         """Begin a file."""
