@@ -234,6 +234,7 @@ def test_what_is_changed_in_w_and_b_is_found(tmp_path: Path, stub: WandbStub) ->
     assert [item.commits for item in stub.collections.versions("PRO-CLS")] == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     "dotted",
@@ -264,6 +265,38 @@ def test_dying_anywhere_is_finished_and_not_doubled(models: Models, stub: WandbS
     assert [sent_files(item) for item in held] == [{}, {"weights.pt": b"2"}, {"weights.pt": b"3"}]
     found = aliases(held)
     assert (found["staging"], found["latest"]) == ("PRO-CLS-3", "PRO-CLS-3")
+    assert not models.wrong()
+    assert models.versions(things).loaded == []
+
+
+def test_what_was_staged_without_a_key_is_uploaded_with_one(tmp_path: Path, stub: WandbStub) -> None:
+    things = {"PRO-CLS-1": version(1, "staging")}
+    alone = Models(tmp_path)
+    alone.versions(things)
+    assert list(alone.logged("PRO-CLS-1").aliases) == ["latest", "staging", "PRO-CLS-1"]
+    models = Models(tmp_path, stub)
+    assert models.versions(things).loaded == ["PRO-CLS-1"]
+    held = stub.collections.versions("PRO-CLS")
+    assert aliases(held) == dict.fromkeys(("latest", "staging", "PRO-CLS-1"), "PRO-CLS-1")
+    assert not models.wrong()
+
+
+def test_a_load_that_died_is_finished_and_not_doubled(models: Models, stub: WandbStub) -> None:
+    def die() -> None:
+        raise Died
+
+    things = {"PRO-CLS-1": version(1, "staging", weights(b"1"))}
+    for dotted in ("client:WandbClient.sync", "model_registry:ModelRegistry._settle_aliases"):
+        undo = die_at(f"neptune_assets.targets.wandb.{dotted}", "after", die)
+        try:
+            with pytest.raises(Died):
+                models.versions(things)
+        finally:
+            undo()
+    models.versions(things)
+    held = stub.collections.versions("PRO-CLS")
+    assert aliases(held) == dict.fromkeys(("latest", "staging", "PRO-CLS-1"), "PRO-CLS-1")
+    assert [item.commits for item in held] == [1]
     assert not models.wrong()
     assert models.versions(things).loaded == []
 

@@ -227,7 +227,7 @@ class WandbTarget:
     def _stage(self, run: LakeRun, plan: Plan) -> tuple[Path, Marker]:
         project = StagedProject(self._root, run.project_id)
         wandb_run = run_key(run.project_id, run.run_id)
-        name = directory_name(wandb_run, start_of(run, {}))
+        name = directory_name(wandb_run, self._named_after(run))
         place = self._place(run, project.path / name)
         with self._lock:
             self._names.keep(run.project_id)
@@ -287,6 +287,10 @@ class WandbTarget:
             job_type=self._settings.job_type,
             job_type_attribute=self._settings.job_type_attribute,
         )
+
+    def _named_after(self, run: LakeRun) -> int | None:
+        """Return the moment, in milliseconds, that a staged run's directory is named after."""
+        return start_of(run, {})
 
     def _version_facts(self, place: Place) -> dict[str, str]:
         """Return what the marker keeps of a model version; runs are none."""

@@ -65,12 +65,14 @@ class ModelEntry:
     tags: tuple[str, ...]
     description: str
     metadata: Mapping[str, Any]
+    settled: bool = False
+    """True if a load gives it its aliases once it is logged: logging takes an alias away from whoever has it."""
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Aliases that it is logged with, in their order; a later version may take those of stages away."""
-        own = alias_of(self.version_id)
-        return tuple(dict.fromkeys(alias for alias in ("latest", self.stage, own) if alias is not None))
+        wanted = ("latest", *(() if self.settled else (self.stage, alias_of(self.version_id))))
+        return tuple(dict.fromkeys(alias for alias in wanted if alias is not None))
 
     @property
     def identity(self) -> bytes:
@@ -114,7 +116,9 @@ def model_of(version_id: str, values: Mapping[tuple[str, str], Any]) -> str:
     return str(named or version_id.rpartition("-")[0] or version_id)
 
 
-def entry_of(run: LakeRun, project_id: str, own_run: str, neptune_run: str | None, linked: str) -> ModelEntry:
+def entry_of(
+    run: LakeRun, project_id: str, own_run: str, neptune_run: str | None, linked: str, *, settled: bool
+) -> ModelEntry:
     """Return what W&B must hold of a model version.
 
     ``own_run`` is the W&B run that holds everything of it, ``linked`` the one of ``neptune_run``, "" if not loaded.
@@ -145,6 +149,7 @@ def entry_of(run: LakeRun, project_id: str, own_run: str, neptune_run: str | Non
         tags=tags,
         description=_text(str(sys.get("sys/description") or "")),
         metadata={**{key: value for key, value in facts.items() if value is not None}, "fields": fields},
+        settled=settled,
     )
 
 

@@ -16,6 +16,7 @@ the same guarantees as any other run, and that run's log has the version, too: `
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ from neptune_assets.targets.wandb.staging import Place
 from neptune_assets.targets.wandb.upload import check_rows, upload
 from neptune_assets.targets.wandb.verify import differences
 
+_NUMBER: Final = re.compile(r"(?<=-)[0-9]{1,9}$")
 NO_ENTITY: Final = (
     "It is a run only, and no version of a W&B model, because targets.wandb.entity is not set: "
     "wandb names the entity in every version that it logs offline."
@@ -207,12 +209,20 @@ class _ModelRuns(WandbTarget):
         project_id = _project_of(run.project_id)
         neptune_run = self._origins.neptune_run(project_id, parameters_of(run))
         own = run_key(run.project_id, run.run_id)
-        return entry_of(run, project_id, own, neptune_run, self._linked(project_id, neptune_run or ""))
+        linked = self._linked(project_id, neptune_run or "")
+        return entry_of(run, project_id, own, neptune_run, linked, settled=self._client is not None)
 
     def _linked(self, project_id: str, neptune_run: str) -> str:
         """Return the W&B id of a run of the project, "" if it was not loaded."""
         held = self._loaded.find(project_id, neptune_run) if neptune_run else None
         return held.target_id if held is not None and held.digest is not None else ""
+
+    def _named_after(self, run: LakeRun) -> int | None:
+        """Let the directories of a model's versions be in Neptune's order by name, which people sync them in."""
+        number = _NUMBER.search(run.run_id)
+        if self._scope is Scope.MODELS or number is None:
+            return super()._named_after(run)
+        return int(number[0]) * 1_000
 
     def _version_facts(self, place: Place) -> dict[str, str]:
         if place.entry is None:
@@ -221,12 +231,20 @@ class _ModelRuns(WandbTarget):
         return {
             "neptune_run": metadata.get("neptune_run") or "",
             "linked": metadata.get("wandb_run_of_origin") or "",
+            "aliases": self._aliases,
         }
+
+    @property
+    def _aliases(self) -> str:
+        """Say who gives versions their aliases; runs that were staged to do it otherwise are staged anew."""
+        return "logged" if self._client is None else "settled"
 
     def _current(self, marker: Marker | None) -> bool:
         if marker is None or not super()._current(marker):
             return False
         version = marker.version
+        if version and version.get("aliases") != self._aliases:
+            return False
         wanted = self._linked(_project_of(marker.project_id), version.get("neptune_run", ""))
         return version.get("linked", "") == wanted
 

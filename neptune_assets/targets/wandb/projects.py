@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.config import PROJECT, StagedProject, write_json
@@ -29,7 +30,9 @@ class ProjectNames:
             else:
                 from neptune_assets.lake.reader import Lake
 
-                others = Lake(self._lake).projects()
+                lake = Lake(self._lake)
+                # A project may have models and no runs.
+                others = {other for scope in Scope for other in lake.projects(scope)}
                 naming, prefix = self._settings.naming, self._settings.project_prefix
                 self._names[project_id] = project_name(project_id, others, naming, prefix)
         return self._names[project_id]
