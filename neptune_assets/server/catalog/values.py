@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import duckdb
+import pyarrow as pa
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.filling import fill
@@ -100,6 +101,24 @@ def values(
     found = [Value(runs[place], path, AttributeType(kind), *rest) for place, path, kind, *rest in rows]
     more = limit is not None and len(rows) == limit and bool(rows)
     return found, Place(*rows[-1][:3]) if more else None
+
+
+def ends(catalog: Catalog, series: Collection[tuple[int, str]]) -> dict[tuple[int, str], tuple[int, int]]:
+    """Return the first and the last micro-step of float series, given by run's number and path, as far as known."""
+    asked = pa.table(
+        {
+            "run": pa.array([run for run, _ in series], pa.int32()),
+            "path": pa.array([path for _, path in series], pa.string()),
+        }
+    )
+    with catalog.reading() as con:
+        con.register("asked", asked)
+        rows = con.execute(
+            "SELECT run, path, first_step, last_step FROM attributes JOIN names n USING (name) "
+            "JOIN asked USING (run, path) WHERE n.type = ? AND first_step IS NOT NULL AND last_step IS NOT NULL",
+            [AttributeType.FLOAT_SERIES.value],
+        ).fetchall()
+    return {(run, path): (first, last) for run, path, first, last in rows}
 
 
 def _complete(

@@ -9,6 +9,8 @@ from neptune_assets.lake.runs import LakeRun
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.series import store_points
+from neptune_assets.server.series.buckets import Bucket, edges, gather
+from neptune_assets.server.series.cache import Cache
 from neptune_assets.server.series.lake_points import LakePoints
 from neptune_assets.server.series.lineage import Lineage, segments
 from neptune_assets.server.series.points import FloatPoints, ObjectPoint, Window, join
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _EVERYTHING: Final = Window()
 _ASCENDING: Final = Window(last=False)
+_BUCKETS_KEPT: Final = 200_000
 
 
 class SeriesReader:
@@ -26,6 +29,7 @@ class SeriesReader:
     def __init__(self, catalog: Catalog, cache_mb: int = 192) -> None:
         self._catalog = catalog
         self._lake = LakePoints(cache_mb)
+        self._buckets: Cache[list[Bucket]] = Cache(_BUCKETS_KEPT, len)
 
     def floats(
         self,
@@ -102,6 +106,23 @@ class SeriesReader:
                 window = window.fewer(len(piece))
         points = [point for piece in reversed(found) for point in piece]
         return points if window.last else points[: window.limit]
+
+    def buckets(
+        self, run: Run, path: str, low: float, high: float, count: int, lineage: Lineage, *, previews: bool
+    ) -> list[Bucket]:
+        """Return a float series gathered into buckets; kept for a while, as charts ask for the same again and again.
+
+        A client that gave up waiting finds, when it asks again, what was gathered meanwhile.
+        """
+
+        def gathered() -> list[Bucket]:
+            pieces = self.float_pieces(run, path, lineage=lineage, previews=previews)
+            return gather(pieces, low, edges(low, high, count))
+
+        if run.origin == "store" or run.parent is not None:
+            return gathered()
+        key = (run.number, run.version, path, low, high, count)
+        return self._buckets.get(key, gathered)
 
     def lake_run(self, run: Run) -> LakeRun:
         """Return a run of the lake as the lake's reader has it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -22,11 +24,13 @@ from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import (
 from starlette.responses import Response
 
 from neptune_assets.schema import MICROSTEPS
+from neptune_assets.server.catalog.catalog import Catalog
 from neptune_assets.server.catalog.runs import Run
+from neptune_assets.server.catalog.values import ends as catalog_ends
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import find_runs, reading
 from neptune_assets.server.neptune3.reading.series_requests import lineage_of
-from neptune_assets.server.series.buckets import Bucket, edges, gather
+from neptune_assets.server.series.buckets import Bucket
 from neptune_assets.server.series.lineage import Lineage
 from neptune_assets.server.series.points import Window
 from neptune_assets.server.series.reader import SeriesReader
@@ -35,6 +39,17 @@ _MAX_SERIES: Final = 1_000
 _MAX_BUCKETS: Final = 10_000
 _FORMULA: Final = re.compile(r"\$\{((?:[^\\${}]|\\.)*)\}", re.DOTALL)
 _ENDS: Final = (Window(limit=1, last=False), Window(limit=1, last=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One series of a request."""
+
+    run: Run
+    path: str
+    lineage: Lineage
+    previews: bool
+    request: str
 
 
 @reading
@@ -47,26 +62,27 @@ def bucket_series(call: Call) -> Response:
     if not 1 <= view.maxBuckets <= _MAX_BUCKETS or len(asked.expressions) > _MAX_SERIES:
         raise ApiError(400, "BAD_REQUEST", f"At most {_MAX_SERIES} series in at most {_MAX_BUCKETS} buckets.")
     runs = find_runs(call.service.catalog, [item.runId for item in asked.expressions]) if asked.expressions else {}
+    # The lake holds the series of a run together: asked one after the other, they are decoded once.
+    series = sorted(
+        (Asked(run, _path(item), _lineage(item), item.includePreview, item.requestId) for item in asked.expressions
+         if (run := runs.get(item.runId)) is not None),
+        key=lambda item: (item.run.number, item.path),
+    )  # fmt: skip
     # Ranges first: they are the same for all series, wherever each of them begins and ends.
     low = getattr(view, "from") if view.HasField("from") else None
     high = view.to if view.HasField("to") else None
     if low is None or high is None:
-        ends = [
-            step
-            for item in asked.expressions
-            if (run := runs.get(item.runId)) is not None
-            for step in _ends(reader, item, run)
-        ]
+        ends = all_ends(call.service.catalog, reader, series)
         low = min(ends, default=None) if low is None else low
         high = max(ends, default=None) if high is None else high
-    answer = ProtoTimeseriesBucketsDTO()
-    for item in asked.expressions:
-        run = runs.get(item.runId)
-        entry = TimeseriesBuckets(requestId=item.requestId)
-        if run is not None and low is not None and high is not None:
-            points = reader.float_pieces(run, _path(item), lineage=_lineage(item), previews=item.includePreview)
-            entry.bucket.extend(_message(bucket) for bucket in gather(points, low, edges(low, high, view.maxBuckets)))
-        answer.entries.append(entry)
+    entries = {item.requestId: TimeseriesBuckets(requestId=item.requestId) for item in asked.expressions}
+    if low is not None and high is not None:
+        for wanted in series:
+            found = reader.buckets(
+                wanted.run, wanted.path, low, high, view.maxBuckets, wanted.lineage, previews=wanted.previews
+            )
+            entries[wanted.request].bucket.extend(map(_message, found))
+    answer = ProtoTimeseriesBucketsDTO(entries=entries.values())
     return Response(answer.SerializeToString(), media_type=PROTOBUF)
 
 
@@ -77,12 +93,23 @@ def _parsed(body: bytes) -> ProtoGetTimeseriesBucketsRequest:
         raise ApiError(400, "BAD_REQUEST", "The body is not the message of this call.") from error
 
 
-def _ends(reader: SeriesReader, item: ProtoCustomExpression, run: Run) -> list[float]:
-    return [
-        float(step) / MICROSTEPS
-        for window in _ENDS
-        for step in reader.floats(run, _path(item), window, _lineage(item), previews=item.includePreview).steps
-    ]
+def all_ends(catalog: Catalog, reader: SeriesReader, series: Sequence[Asked]) -> list[float]:
+    """Return the first and the last steps of all series that have points, as far as they are asked for."""
+    known = catalog_ends(catalog, [(item.run.number, item.path) for item in series if is_alone(item)])
+    steps: list[int] = []
+    for item in series:
+        if is_alone(item):
+            steps.extend(known.get((item.run.number, item.path), ()))
+            continue
+        for window in _ENDS:
+            points = reader.floats(item.run, item.path, window, item.lineage, previews=item.previews)
+            steps.extend(points.steps.tolist())
+    return [step / MICROSTEPS for step in steps]
+
+
+def is_alone(item: Asked) -> bool:
+    """True for a series of the lake in a run that continues no other: the catalog knows where it begins and ends."""
+    return item.run.origin == "lake" and item.run.parent is None
 
 
 def _lineage(item: ProtoCustomExpression) -> Lineage:
