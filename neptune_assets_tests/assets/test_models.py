@@ -1,4 +1,4 @@
-"""The asset of MLflow's Model Registry, materialized by Dagster itself from an export with a model registry."""
+"""The assets of model registries, materialized by Dagster itself from an export with a model registry."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from neptune_assets.plan import print_plans
 from neptune_assets_tests.assets.test_stages import ONE, TWO, Migration
 from neptune_assets_tests.support.export_factory import parameter, run_v2, system_rows_v2
 from neptune_assets_tests.support.mlflow_server import migrated_database
+from neptune_assets_tests.support.wandb_files import read_wandb
 
 KEYS = ("lake/runs", "lake/models", "lake/model_versions", "targets/mlflow", "targets/mlflow_models")
 LOAD = "targets/mlflow_models"
 RECONCILED = "targets/mlflow_models_reconciled"
+WANDB = "targets/wandb_models"
 
 
 def version(number: int, stage: str) -> list[Any]:
@@ -179,9 +181,33 @@ def test_it_is_there_only_where_models_and_mlflow_are(tmp_path: Path) -> None:
         return {"/".join(key.path[1:]) for key in graph.get_all_asset_keys()}
 
     assert LOAD in keys()
+    assert keys(targets={"wandb": {}}) & {LOAD, "targets/wandb_models"} == {"targets/wandb_models"}
     assert LOAD not in keys(source={"export": export})
     assert LOAD not in keys(targets={})
     assert LOAD not in keys(filters={"model_registry": False})
     graph = made(tmp_path).defs().resolve_asset_graph()
     parents = {"/".join(key.path[1:]) for key in graph.get(dg.AssetKey(["m", *LOAD.split("/")])).parent_keys}
     assert parents == {"lake/models", "lake/model_versions", "targets/mlflow"}
+
+
+def test_models_are_loaded_into_wandb_after_the_runs_they_link_to(migration: Migration) -> None:
+    wandb = made(migration.lake.parent, targets={"wandb": {"entity": "team"}})
+    outcome = wandb.materialize("lake/runs", "lake/models", "lake/model_versions", "targets/wandb", WANDB)
+    assert outcome.success, outcome.errors
+    for check in ("plan", "load_verified", "rows_accounted_for"):
+        assert outcome.checks[f"{WANDB}:{check}"].passed
+    metadata = outcome.metadata[WANDB]
+    assert (metadata["models_loaded"], metadata["model_versions_loaded"]) == (1, 3)
+    staged = {}
+    for log in (migration.lake / "wandb").rglob("*.wandb"):
+        found = read_wandb(log)
+        staged[found.config["neptune_assets"]["run_id"]] = found
+    assert set(staged) == {"ONE-1", "ONE-MOD", "ONE-MOD-1", "ONE-MOD-2", "ONE-MOD-10"}
+    (request,) = staged["ONE-MOD-2"].artifacts
+    assert request.artifact.run_id == staged["ONE-1"].run.run_id
+    assert list(request.artifact.aliases) == ["latest", "production", "ONE-MOD-2"]
+    again = wandb.materialize(WANDB)
+    assert (again.metadata[WANDB]["models_skipped"], again.metadata[WANDB]["model_versions_skipped"]) == (1, 3)
+    reconciled = wandb.materialize(f"{WANDB}_reconciled")
+    assert reconciled.checks[f"{WANDB}_reconciled:reconciled"].passed
+    wandb.instance.dispose()

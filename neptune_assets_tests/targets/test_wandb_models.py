@@ -15,6 +15,7 @@ from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.model_entry import alias_of, collection_name, registry_name
 from neptune_assets_tests.conformance.targets import Died, born, die_at, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, file_set, make_lake
+from neptune_assets_tests.support.wandb_files import read_wandb
 from neptune_assets_tests.support.wandb_models import MODEL, PROJECT, Models, files_of, version, weights
 
 
@@ -75,6 +76,9 @@ def test_a_version_is_a_run_and_a_version_of_its_model(models: Models) -> None:
     # Each file has one way to W&B.
     ways = {Path(item.local_path).name for item in logged.manifest.contents} - {"version.json"}
     assert not ways & {Path(path).name for path in second.files}
+    # People sync directories in the order of their names.
+    logs = sorted(log for log in (models.root / "lake/wandb").rglob("*.wandb") if "model_versions" in str(log))
+    assert [read_wandb(log).config["neptune_assets"]["run_id"] for log in logs] == report.loaded
     # Without a run that was loaded, a version is made by its own.
     first = models.logged("PRO-CLS-1")
     assert first.run_id == staged["PRO-CLS-1"].run.run_id

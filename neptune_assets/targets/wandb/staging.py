@@ -10,14 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from neptune_assets.errors import TargetError
-from neptune_assets.schema import SCHEMA, AttributeType
+from neptune_assets.schema import AttributeType
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.wandb import artifacts, model_entry, records
 from neptune_assets.targets.wandb.account import EXACT, Account
+from neptune_assets.targets.wandb.exact import EXACT_TYPES, write_exact
 from neptune_assets.targets.wandb.gathering import Gathering
 from neptune_assets.targets.wandb.history import HistoryEncoder
 from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout
@@ -35,7 +33,6 @@ OURS: Final = "neptune_assets"
 STITCHED: Final = "stitched fork"
 """Tag of runs whose history begins with that of the runs they are forked from."""
 INDEX: Final = f"{OURS}/index.json"
-_EXACT_TYPES: Final = {AttributeType.FLOAT_SERIES, AttributeType.HISTOGRAM_SERIES, AttributeType.FILE_SERIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +205,8 @@ class RunStage:
             paths = [path for path in paths if path not in apart]
         if self._place.entry is not None:
             (self._directory / "files" / model_entry.IDENTITY).write_bytes(self._place.entry.identity)
-        if any(self._gathering.account.mapped[str(kind)] for kind in _EXACT_TYPES):
-            self._write_exact()
+        if any(self._gathering.account.mapped[str(kind)] for kind in EXACT_TYPES):
+            write_exact(self._run, self._directory / "files" / EXACT)
             paths.append(EXACT)
         index = {
             "project_id": self._run.project_id,
@@ -254,35 +251,6 @@ class RunStage:
                     made, entity=place.entity, project=place.project, wandb_run=place.run, directory=directory
                 ),
             )
-
-    def _write_exact(self) -> None:
-        """Keep metrics, histograms and file series once more, with every step, time and value as they were."""
-        columns = [
-            "attribute_path",
-            "attribute_type",
-            "step",
-            "timestamp",
-            "float_value",
-            "histogram_value",
-            "file_value",
-        ]
-        schema = pa.schema([SCHEMA.field(name) for name in columns])
-        encoding = {
-            "step": "DELTA_BINARY_PACKED",
-            "timestamp": "DELTA_BINARY_PACKED",
-            "float_value": "BYTE_STREAM_SPLIT",
-        }
-        with pq.ParquetWriter(
-            self._directory / "files" / EXACT,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=["attribute_path", "attribute_type"],
-            column_encoding=encoding,
-            store_decimal_as_integer=True,
-        ) as writer:
-            for batch in self._run.batches(types=_EXACT_TYPES, columns=columns):
-                writer.write_batch(batch.cast(schema))
 
     def _last_line(self, step: int, time: int | None, start: int | None) -> dict[str, str]:
         """Return the summary: the last value of every key, and the digest that says the run is whole."""
