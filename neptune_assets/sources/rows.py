@@ -7,7 +7,7 @@ conversions only. Batches hold rows of one attribute type each.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -228,6 +228,31 @@ class _Buffer:
         if self._column == "datetime_value":
             return pa.array(self._values, pa.int64()).cast(field.type)
         return pa.array(self._values, field.type)
+
+
+def together(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Join small batches: every batch costs its reader the same, however small it is. Large ones are passed on."""
+    waiting: list[pa.RecordBatch] = []
+    count = size = 0
+    for batch in batches:
+        large = 2 * batch.num_rows >= BATCH_ROWS or 2 * batch.nbytes >= BATCH_BYTES
+        if waiting and (large or count + batch.num_rows > BATCH_ROWS or size + batch.nbytes > BATCH_BYTES):
+            yield _joined(waiting)
+            waiting, count, size = [], 0, 0
+        if large:
+            yield batch
+            continue
+        waiting.append(batch)
+        count += batch.num_rows
+        size += batch.nbytes
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 def check_value(column: str, value: Any) -> int:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, Protocol
 
 import requests
-from neptune.common.exceptions import NeptuneConnectionLostException
 
 from neptune_assets.settings import LiveSource
 from neptune_assets.sources.neptune2.connection import Connection, refused
@@ -96,7 +95,7 @@ class FastCalls:
             try:
                 with self._connection.send(operation, headers, parameters, url, self._timeout) as response:
                     yield response
-            except (requests.RequestException, NeptuneConnectionLostException, TimeoutError) as error:
+            except self._connection.broken as error:
                 raise PassingError(reason(error)) from error
 
     def _json(self, operation: str, headers: Mapping[str, str], parameters: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from neptune_assets.errors import SettingsError, SourceError, SourceUnavailableError
 from neptune_assets.settings import LiveSource
 from neptune_assets.sources.neptune2.errors import CallError
+from neptune_assets.sources.neptune2.lazy_grammar import import_jsonschema
 from neptune_assets.sources.neptune2.token import ApiToken
 
 _RETRIES_VARIABLE: Final = "NEPTUNE_RETRIES_TIMEOUT"
@@ -40,9 +41,13 @@ class Connection:
     def __init__(self, backend: Any, url: str, connections: int) -> None:
         """Take the client's backend; raises UnfamiliarClientError if it lacks anything that is needed."""
         self.url = url
+        self.broken: tuple[type[Exception], ...]
+        """What is raised where an answer does not come."""
         try:
             from bravado.client import construct_request
+            from neptune.common.exceptions import NeptuneConnectionLostException
 
+            self.broken = (requests.RequestException, NeptuneConnectionLostException, TimeoutError)
             self._construct: Callable[..., dict[str, Any]] = construct_request
             self._clients = [backend.backend_client, backend.leaderboard_client]
             if backend.artifacts_client.__class__.__name__ != _NO_ARTIFACTS:
@@ -57,6 +62,7 @@ class Connection:
             raise UnfamiliarClientError(str(error)) from error
         # Found out once for each server: the whole environment is searched for it.
         self._environment = lru_cache(maxsize=64)(self._from_environment)
+        self._known: dict[tuple[Any, ...], requests.PreparedRequest] = {}
         adapter = HTTPAdapter(pool_maxsize=connections)
         self._session.mount(f"{url.rstrip('/')}/", adapter)
 
@@ -79,16 +85,36 @@ class Connection:
     ) -> requests.Response:
         """Send one request and return the answer, its body not yet read; statuses are the caller's to judge."""
         if url is None:
-            arguments = self._construct(self.operation(name), {"headers": {**_HEADERS, **headers}}, **parameters)
-            request = requests.Request(**arguments)
-            request = self._authorised(request)
+            prepared = self._repeated(name, headers, parameters) or self._prepared(name, headers, parameters)
         else:
             request = requests.Request("GET", url, headers={**_HEADERS, **headers})
             if _origin(url) == _origin(self.url):
                 # The token is nobody else's business, even if the server sends us there.
                 request = self._authorised(request)
-        prepared = self._session.prepare_request(request)
+            prepared = self._session.prepare_request(request)
         return self._session.send(prepared, timeout=timeout, **self._environment(_origin(prepared.url or self.url)))
+
+    def _prepared(
+        self, name: str, headers: Mapping[str, str], parameters: Mapping[str, Any]
+    ) -> requests.PreparedRequest:
+        """A request as the client makes it; what only differs in its query from another is kept for the next."""
+        arguments = self._construct(self.operation(name), {"headers": {**_HEADERS, **headers}}, **parameters)
+        if _plain(parameters) and arguments.get("params") == dict(parameters) and arguments["method"] == "GET":
+            bare = requests.Request("GET", arguments["url"], headers=arguments["headers"])
+            self._known[name, *headers.items(), *parameters] = self._session.prepare_request(bare)
+        return self._session.prepare_request(self._authorised(requests.Request(**arguments)))
+
+    def _repeated(
+        self, name: str, headers: Mapping[str, str], parameters: Mapping[str, Any]
+    ) -> requests.PreparedRequest | None:
+        """A request like an earlier one with another query, in a fraction of the time; None for the first one."""
+        known = self._known.get((name, *headers.items(), *parameters))
+        if known is None or not _plain(parameters) or len(self._session.cookies):
+            return None
+        prepared = known.copy()
+        prepared.url = f"{known.url}?{urlencode(parameters)}"
+        prepared.prepare_auth(self._authorised(requests.Request()).auth)
+        return prepared
 
     def refresh(self) -> None:
         """Have the next request fetch a new access token first."""
@@ -106,6 +132,10 @@ class Connection:
             return self._apply(request)
         except (NeptuneInvalidApiTokenException, Unauthorized) as error:
             raise refused(self.url) from error
+
+
+def _plain(parameters: Mapping[str, Any]) -> bool:
+    return all(type(value) in (str, int) for value in parameters.values())
 
 
 def _origin(url: str) -> tuple[str, str]:
@@ -172,6 +202,7 @@ def import_client(settings: LiveSource) -> None:
     """
     if "neptune" not in sys.modules:
         os.environ.setdefault(_RETRIES_VARIABLE, str(int(min(settings.retry_seconds, _FIRST_CONTACT))))
+    import_jsonschema()
     try:
         import neptune  # noqa: F401
     except ImportError as error:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ from neptune_assets.sources.neptune2.series import CALLS, Page, PointBuffer, Ser
 from neptune_assets.sources.neptune2.values import texts
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunChunk, RunEnd, RunRows
+from neptune_assets.sources.rows import together
 
 _CLIENTS_PAGE: Final = 1_000
 """Points that neptune-client asks for at once; one string may have 1,000 characters, so more are not asked for."""
@@ -119,10 +120,10 @@ class RunReader:
         del attributes
         self._fetch_sets(state, listed, reader.contents.sets)
         self._note_artifacts(state, reader.contents.artifacts)
-        for batch in state.finish():
-            yield RunRows(run_id, batch)
+        values = list(state.finish())
         promised = state.rows.attributes()
-        for batch in self._series(state, listed, reader.contents.series, pages, promised):
+        points = self._series(state, listed, reader.contents.series, pages, promised)
+        for batch in together(chain(values, points)):
             yield RunRows(run_id, batch)
         yield replace(state.end(), promised=promised)
 

@@ -34,7 +34,7 @@ from neptune_assets.sources.neptune3.model import (
 )
 from neptune_assets.sources.neptune3.pages import Pages
 from neptune_assets.sources.protocol import RunEnd, RunRows
-from neptune_assets.sources.rows import BATCH_BYTES, BATCH_ROWS
+from neptune_assets.sources.rows import together
 
 _ATTRIBUTES_TOGETHER: Final = 20_000
 """Attributes of a batch of runs, as far as their number is known beforehand."""
@@ -175,7 +175,7 @@ class Reading:
     def _large(
         self, collector: Collector, points: Iterable[Sequence[FloatPart | ObjectPart]]
     ) -> Iterator[RunRows | RunEnd]:
-        for rows in _together(_rows(collector, points)):
+        for rows in together(_rows(collector, points)):
             yield RunRows(collector.run.run_id, rows)
         yield collector.end()
 
@@ -223,24 +223,3 @@ def _rows(collector: Collector, points: Iterable[Sequence[FloatPart | ObjectPart
     for parts in points:
         yield from collector.take(parts)
     yield from collector.finish()
-
-
-def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Join small batches: every batch costs its reader the same, however small it is."""
-    waiting: list[pa.RecordBatch] = []
-    count = size = 0
-    for batch in batches:
-        if waiting and (count + batch.num_rows > BATCH_ROWS or size + batch.nbytes > BATCH_BYTES):
-            yield _joined(waiting)
-            waiting, count, size = [], 0, 0
-        waiting.append(batch)
-        count += batch.num_rows
-        size += batch.nbytes
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
