@@ -175,7 +175,8 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
         module = [sys.executable, "-m", __spec__.name if __spec__ else "neptune3_export"]
         yield f"ingested, one client: {ingest_only(work / 'store', server.url, server.token, 100_000):,.0f} points/s"
         list(exports(TINY, options, work, server, environment))
-        for who, measured, _ in exports(TINY, options, work, server, environment):
+        idle = {who: measured for who, measured, _ in exports(TINY, options, work, server, environment)}
+        for who, measured in idle.items():
             yield f"{who}, one run of next to nothing: {measured.wall:.1f} s wall, {measured.cpu:.1f} s CPU"
         for name, shape in shapes.items():
             yield f"\n{name}: {shape.runs:,} runs, {shape.series} series of {shape.points:,} points = {shape.total:,}"
@@ -186,15 +187,18 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
                 f"  served to a client that keeps nothing: {points / seconds:,.0f} points/s, "
                 f"{points / max(served.server_cpu, 0.01):,.0f} points per CPU second of the server"
             )
-            results = []
+            results = {}
             for who, measured, found in exports(shape, options, work, server, environment):
                 yield told(who, shape.runs, found, measured)
-                results.append(measured)
+                results[who] = measured
                 if found != shape.total:
                     raise SystemExit(f"{who} exported {found:,} points of {shape.total:,}")
             if options.peer_python:
-                for mine in results[:-1]:
-                    yield compared(results[-1], mine)
+                theirs = results.pop("neptune-exporter")
+                for who, mine in results.items():
+                    yield compared(theirs, mine)
+                    without = theirs.less(idle["neptune-exporter"]), mine.less(idle[who])
+                    yield compared(*without, note=", without imports and session")
 
 
 def main() -> None:
