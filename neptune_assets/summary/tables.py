@@ -140,8 +140,9 @@ class Summary:
         records = self._project.records()
         known = {run_id for run_id, rows in self._counted().items() if rows == records[run_id].total_rows}
         # A run that is not there as a whole is scanned as a whole.
+        self._con.execute("CREATE OR REPLACE TEMP TABLE intact AS SELECT unnest($1) AS run_id", [sorted(known)])
         for table in paths:
-            self._con.execute(f"DELETE FROM {table} WHERE NOT list_contains($1, run_id)", [sorted(known)])  # noqa: S608
+            self._con.execute(f"DELETE FROM {table} WHERE run_id NOT IN (SELECT run_id FROM intact)")  # noqa: S608
         return known
 
     def _scan_rows(self, rows: Rows, scans: dict[str, str], generations: set[str]) -> None:
