@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,9 @@ METRICS = 8
 BIG = 40 << 20
 
 WRITER = f"""
-import hashlib, sys
+import random, sys
 from neptune_scale import Run
 from neptune_scale.types import Histogram
-
-def big():
-    return b"".join(hashlib.sha256(str(i).encode()).digest() for i in range({BIG} // 32))
 
 def main():
     folder, errors = sys.argv[1], []
@@ -30,7 +28,7 @@ def main():
              enable_console_log_capture=False, source_tracking_config=None,
              on_error_callback=lambda error, at: errors.append(repr(error))) as run:
         run.log_configs({{"lr": 0.1, "big": 2**62}})
-        run.assign_files({{"small": b"hello", "large": big()}})
+        run.assign_files({{"small": b"hello", "large": random.Random(1).randbytes({BIG})}})
         for step in range({STEPS}):
             run.log_metrics({{f"m{{i}}": step + i / 10 for i in range({METRICS})}}, step=step / 4)
             run.log_string_series({{"text": f"line {{step}}"}}, step=step)
@@ -87,6 +85,5 @@ def test_a_killed_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
     assert lines == [(step * 1_000_000, f"line {step}") for step in range(STEPS)]
     assert values["big"] == 2**62
     assert values["sys/tags"] == '["a","b"]'
-    large = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(BIG // 32))
-    assert files[json.loads(values["large"])["path"]] == hashlib.sha256(large).hexdigest()
+    assert files[json.loads(values["large"])["path"]] == hashlib.sha256(random.Random(1).randbytes(BIG)).hexdigest()
     assert files[json.loads(values["small"])["path"]] == hashlib.sha256(b"hello").hexdigest()
