@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _EVERYTHING: Final = Window()
 _ASCENDING: Final = Window(last=False)
-_BUCKETS_KEPT: Final = 200_000
+_BUCKETS_KEPT: Final = 100_000
 
 
 class SeriesReader:
