@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 
 import httpx
 import jwt
@@ -105,7 +106,10 @@ def test_the_access_log_tells_no_secret(served: Served, http: httpx.Client) -> N
     http.get("/api/backend/v1/projects/get", params={"projectIdentifier": "hidden/name"})
     httpx.get(f"{served.url}/storage/v1/signed.token")
     httpx.get(f"{served.url}/no/such/path?secret=1")
-    text = (served.store.parent / f"{served.store.name}.log").read_text()
+    log, deadline = served.store.parent / f"{served.store.name}.log", time.monotonic() + 60
+    # A line follows its answer.
+    while "(none)" not in (text := log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
     lines = [json.loads(line) for line in text.splitlines()]
     assert {"/storage/v1/{token}", "/api/backend/v1/projects/get", "(none)"} <= {line["route"] for line in lines}
     assert {line["status"] for line in lines if line["route"] == "(none)"} == {404}
