@@ -34,13 +34,17 @@ class Moments:
     def add(self, values: npt.NDArray[np.float64], mean: float) -> None:
         """Add values, at least one, whose mean is known (to rounding)."""
         count = len(values)
-        if not self._count:
-            self._origin = mean
         with np.errstate(over="ignore", invalid="ignore"):
             deviations = values - mean
             rest = float(deviations.sum()) / count
             # What the mean was rounded by is taken off again.
             squares = float(deviations @ deviations) - rest * rest * count
+        self.join(count, mean, rest, squares)
+
+    def join(self, count: int, mean: float, rest: float, squares: float) -> None:
+        """Add values by their number, their mean, what it was rounded by, and their squared deviations."""
+        if not self._count:
+            self._origin = mean
         together = self._count + count
         apart = (mean - self._origin) + rest - self._offset
         self._squares += squares + apart * apart * (self._count / together) * count

@@ -57,6 +57,8 @@ PARAMETER_BYTES: Final = 64 << 20
 """A run whose parameters take more memory is left to the summary, which reads it within its own bounds."""
 
 _PARAMETERS: Final = frozenset(str(kind) for kind in PARAMETER_TYPES)
+_SHORT: Final = 256
+"""Points of a series up to which plain sums are as good as pairwise ones."""
 _SCALE: Final = 2.0**-64
 """A plain sum of finite values can overflow though their mean cannot; this factor is exact and leaves room."""
 
@@ -144,14 +146,26 @@ class RunStatistics:
         steps, times = rows["step"].to_numpy(), rows["time"].to_numpy()
         place = rows.schema.get_field_index("float_value")
         values = known = None
+        entries: dict[int, list[Any]] = {}
         if place >= 0:
             column = rows.column(place)
             values = raw(column, np.float64)
             if column.null_count:
                 known = validity(column)
+        if values is not None:
+            short = _short_segments(starts, ends, chosen, values, known, steps, times)
+            if len(short):
+                # An attribute that goes on from the batch before is the first segment.
+                if int(of_segment[short[0]]) == self._last_id:
+                    short = short[1:]
+                entries = _short_entries(starts[short], ends[short], of_segment[short], values, steps, times)
         for number in chosen.tolist():
-            start, end = int(starts[number]), int(ends[number])
             current = int(of_segment[number])
+            if current in entries:
+                self._series.append(entries[current])
+                self._last_id = current
+                continue
+            start, end = int(starts[number]), int(ends[number])
             if current != self._last_id:
                 self._series.append(
                     [current, 0, 0, 0, 0, None, None, None, None, 0.0, 0, NONE, NONE, NONE, NONE, Moments()]
@@ -203,6 +217,74 @@ def parameter_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
         place = rows.schema.get_field_index(field.name)
         arrays.append(rows.column(place) if place >= 0 else pa.nulls(rows.num_rows, field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=PARAMS)
+
+
+def _short_segments(
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float64],
+    known: npt.NDArray[np.bool_] | None,
+    steps: npt.NDArray[np.int64],
+    times: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return the chosen segments of few points that all have a finite value, a step and a time."""
+    chosen = chosen[ends[chosen] - starts[chosen] <= _SHORT]
+    if not len(chosen):
+        return chosen
+    plain = np.isfinite(values) & (steps != NONE) & (times != NONE)
+    if known is not None:
+        plain &= known
+    return chosen[np.logical_and.reduceat(plain, starts)[chosen]]
+
+
+def _short_entries(
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    of_segment: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float64],
+    steps: npt.NDArray[np.int64],
+    times: npt.NDArray[np.int64],
+) -> dict[int, list[Any]]:
+    """Return entries of whole segments, made together: series of few points cost numpy's calls, not their points."""
+    if not len(starts):
+        return {}
+    counts = ends - starts
+    places = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(int(counts.sum()))
+    edges = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    values, times = values[places], times[places]
+    totals = np.add.reduceat(values * _SCALE, edges)
+    means = totals / counts / _SCALE
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviations = values - np.repeat(means, counts)
+        rests = np.add.reduceat(deviations, edges) / counts
+        squares = np.add.reduceat(deviations * deviations, edges) - rests * rests * counts
+    columns = (
+        of_segment,
+        counts,
+        values[edges],
+        values[edges + counts - 1],
+        np.minimum.reduceat(values, edges),
+        np.maximum.reduceat(values, edges),
+        totals,
+        steps[starts],
+        steps[ends - 1],
+        np.minimum.reduceat(times, edges),
+        np.maximum.reduceat(times, edges),
+        means,
+        rests,
+        squares,
+    )
+    entries = {}
+    for place, count, first, last, low, high, total, begin, end, early, late, mean, rest, square in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        moments = Moments()
+        moments.join(count, mean, rest, square)
+        entries[place] = [
+            place, count, 0, 0, 0, first, last, low, high, total, count, begin, end, early, late, moments,
+        ]  # fmt: skip
+    return entries
 
 
 def _bounds(entry: list[Any], place: int, values: npt.NDArray[np.int64], *, ordered: bool) -> None:
