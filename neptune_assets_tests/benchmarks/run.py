@@ -123,6 +123,8 @@ def report(arguments: argparse.Namespace, work: Path) -> None:
         "mlflow_load": ["--lake", lake, "--slow-runs", slow],
         "mlflow_http_load": ["--lake", lake, "--runs", slow, "--slow-runs", slow],
         "wandb_load": ["--lake", lake, "--steps", steps, "--peer-runs", slow],
+        "neptune3_export": [],
+        "neptune2_export": ["--only", "small", "long"],
     }.items():
         command = [sys.executable, "-m", f"neptune_assets_tests.benchmarks.{module}", *options, *peer_options]
         _, _, text = measure(command)
