@@ -18,5 +18,6 @@ def test_local_times_become_utc_as_arrow_says(zone: str) -> None:
     local = pa.array([start + timedelta(minutes=15 * i) for i in range(4 * 24 * 365 * 9)], pa.timestamp("us"))
     expected = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="latest").cast(pa.int64())
     table = pa.table({"t": local.cast(pa.int64()), "expected": expected})
-    wrong = duckdb.from_arrow(table).filter(f"{local_to_utc('t', zone)} <> expected")
-    assert wrong.limit(5).fetchall() == []
+    with duckdb.connect() as con:
+        wrong = con.from_arrow(table).filter(f"{local_to_utc('t', zone)} <> expected")
+        assert wrong.limit(5).fetchall() == []

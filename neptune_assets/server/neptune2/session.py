@@ -14,8 +14,10 @@ from neptune_assets.server.neptune2.swagger import document
 def swagger(service: str) -> Handler:
     """Return the handler of a service's swagger document."""
 
+    written = bytes(Json(document(service)).body)
+
     def handler(_: Call) -> Response:
-        return Json(document(service))
+        return Response(written, media_type=Json.media_type)
 
     return handler
 

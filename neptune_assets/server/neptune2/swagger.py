@@ -8,7 +8,6 @@ operations carry no tags, and takes the address that the document came from wher
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -54,9 +53,8 @@ def _definition(text: str) -> dict[str, Any]:
     return {"type": "object", "properties": {name: _schema(kind or "string") for name, _, kind in fields}}
 
 
-@cache
-def document(service: str) -> Mapping[str, Any]:
-    """Return the swagger document of one service (``backend``, ``leaderboard``, ``artifacts``).
+def document(service: str) -> dict[str, Any]:
+    """Return the swagger document of one service (``backend``, ``leaderboard``, ``artifacts``), made anew.
 
     Raises KeyError where there is no such service.
     """

@@ -112,7 +112,7 @@ def test_a_lost_deletion_counts_as_done(proxy: FaultyProxy, tmp_path: Path) -> N
 
 def test_a_creation_that_arrives_twice_leaves_one_run(proxy: FaultyProxy, tmp_path: Path) -> None:
     # The first request is carried out, but only after it was looked for and not found.
-    proxy.faults = [Fault("runs/create", "late", seconds=0.5)]
+    proxy.faults = [Fault("runs/create", "late", seconds=0.2)]
     report = load(tmp_path, proxy)
     assert not report.failed, report.failed
     assert ServerPlace(tmp_path).query("SELECT count(*) FROM runs") == [(2,)]
