@@ -22,8 +22,8 @@ from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import RunIssue, WriteReport
 from neptune_assets.lake.staging import Staging, parts_by_run
-from neptune_assets.lake.statistics import RunFacts
 from neptune_assets.lake.statistics_files import StatisticsFiles
+from neptune_assets.lake.statistics_tables import RunFacts
 from neptune_assets.settings import LakeSettings
 
 GROUP_RUNS: Final = 128

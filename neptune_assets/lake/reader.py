@@ -119,7 +119,8 @@ class LakeProject:
     def statistics(self) -> dict[str, str] | None:
         """Return where the writer's statistics of series and parameters lie, as the summary's tables; None if nowhere.
 
-        See :mod:`neptune_assets.lake.statistics`: they may lack runs, and say for which digest of a run they hold.
+        See :mod:`neptune_assets.lake.statistics_tables`: they may lack runs, and say for which digest of
+        a run they hold.
         """
         if self.scope is not Scope.RUNS:
             return None

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.parts import open_parquet
 from neptune_assets.lake.records import RunRecord
-from neptune_assets.lake.statistics import PARAMS, SERIES, RunFacts, parameter_table, series_table
+from neptune_assets.lake.statistics_tables import PARAMS, SERIES, RunFacts, parameter_table, series_table
 from neptune_assets.lake.storage import Storage
 from neptune_assets.scratch import ScratchDirectory
 

@@ -13,12 +13,15 @@ import resource
 import signal
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
+
+import pytest
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
@@ -182,6 +185,21 @@ def die_at(dotted: str, when: str, act: Callable[[], None]) -> Callable[[], None
 
     setattr(owner, name, dying)
     return lambda: setattr(owner, name, original)
+
+
+@contextmanager
+def dying(dotted: str, when: str) -> Iterator[None]:
+    """What is called within dies, as an exception that nobody catches, ``when`` ("before" or "after") of ``dotted``."""
+
+    def die() -> None:
+        raise Died
+
+    undo = die_at(dotted, when, die)
+    try:
+        with pytest.raises(Died):
+            yield
+    finally:
+        undo()
 
 
 def run_and_die(place_class: str, deaths: list[tuple[str, str, str]]) -> None:

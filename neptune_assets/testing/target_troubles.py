@@ -20,10 +20,9 @@ from neptune_assets.targets.protocol import Plan, Receipt, Target
 from neptune_assets.targets.report import LoadReport
 from neptune_assets.testing.places import (
     PROJECT,
-    Died,
     Place,
     born,
-    die_at,
+    dying,
     load,
     point,
     text,
@@ -57,16 +56,8 @@ class TroubleTests(TargetCase):
             self.lake(tmp_path, old)
             self.good(load(place, tmp_path, full_refresh=True))
             self.lake(tmp_path, new)
-
-            def die() -> None:
-                raise Died
-
-            undo = die_at(crash_point, when, die)
-            try:
-                with pytest.raises(Died):
-                    load(place, tmp_path)
-            finally:
-                undo()
+            with dying(crash_point, when):
+                load(place, tmp_path)
             for run_id, rows in {"R-1": (old["R-1"], new["R-1"]), "R-2": (old["R-2"],)}.items():
                 finished = [held for held in place.held(PROJECT).get(run_id, []) if held.digest]
                 assert len(finished) <= 1, f"{run_id} is doubled after dying {when} {crash_point}"

@@ -19,6 +19,28 @@ if TYPE_CHECKING:
     from neptune_assets_tests.support.server import ServerProcess
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A project: so many runs, float series of so many points, parameters. ``disjoint``: no two series share a step."""
+
+    name: str
+    runs: int
+    series: int
+    points: int
+    parameters: int
+    disjoint: bool = False
+
+    @property
+    def project(self) -> str:
+        """Name of the project."""
+        return f"bench/{self.name}"
+
+    @property
+    def total(self) -> int:
+        """Float points of all runs."""
+        return self.runs * self.series * self.points
+
+
 @dataclass
 class Measured:
     """One process: wall seconds, CPU seconds of it, peak memory in MB, CPU seconds of the server meanwhile."""

@@ -12,7 +12,6 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from neptune_assets.server.store.runs import NewRun
 from neptune_assets.server.store.values import encode
 from neptune_assets_tests.benchmarks.exporting import (
     Measured,
+    Shape,
     compared,
     measure,
     ours,
@@ -36,27 +36,6 @@ from neptune_assets_tests.support.server import server_process
 BASE_MS = 1_740_830_400_000
 SCALE = 1_000_000
 """Micro-steps."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A project: so many runs, float series of so many points each, parameters; all runs created at one moment."""
-
-    name: str
-    runs: int
-    series: int
-    points: int
-    parameters: int
-
-    @property
-    def project(self) -> str:
-        """Name of the project."""
-        return f"bench/{self.name}"
-
-    @property
-    def total(self) -> int:
-        """Float points of all runs."""
-        return self.runs * self.series * self.points
 
 
 def fill(store: Store, shape: Shape) -> None:

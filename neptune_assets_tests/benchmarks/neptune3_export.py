@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from neptune_assets.testing.lakes import params, write_lake
 from neptune_assets.testing.tables import TableRun, TableSource, as_table
 from neptune_assets_tests.benchmarks.exporting import (
     Measured,
+    Shape,
     compared,
     measure,
     ours,
@@ -40,28 +40,6 @@ from neptune_assets_tests.benchmarks.exporting import (
 from neptune_assets_tests.support.server import ServerProcess, server_process
 
 BASE_MS = 1_740_830_400_000
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A project: so many runs, float series of so many points, parameters. ``disjoint``: no two series share a step."""
-
-    name: str
-    runs: int
-    series: int
-    points: int
-    parameters: int
-    disjoint: bool = False
-
-    @property
-    def project(self) -> str:
-        """Name of the project."""
-        return f"bench/{self.name}"
-
-    @property
-    def total(self) -> int:
-        """Float points of all runs."""
-        return self.runs * self.series * self.points
 
 
 TINY = Shape("tiny", runs=1, series=2, points=5, parameters=2)

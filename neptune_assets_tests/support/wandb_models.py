@@ -15,30 +15,14 @@ from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.reconcile import Comparison, reconcile
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.models import ModelsTarget
-from neptune_assets_tests.conformance.targets import Rows, born, param
+from neptune_assets_tests.conformance.targets import Rows
 from neptune_assets_tests.support.lake_factory import file, make_lake
+from neptune_assets_tests.support.model_rows import MODEL
 from neptune_assets_tests.support.wandb_files import WandbFile, read_wandb
 from neptune_assets_tests.support.wandb_stub import WandbStub
 
 PROJECT = "ws/proj"
 KEY = "k3y" + "0123456789abcdef" * 4
-MODEL = born(
-    param("sys/id", "string", "PRO-CLS"),
-    param("sys/name", "string", "Classifier of it's"),
-    param("sys/description", "string", "tells cats from dogs"),
-    param("threshold", "float", 0.5),
-    file("card", b"# card", "card.md"),
-)
-
-
-def version(number: int, stage: str = "none", *more: Any) -> Rows:
-    return born(
-        param("sys/id", "string", f"PRO-CLS-{number}"),
-        param("sys/model_id", "string", "PRO-CLS"),
-        param("sys/stage", "string", stage),
-        param("number", "int", number),
-        *more,
-    )
 
 
 def weights(content: bytes) -> Any:

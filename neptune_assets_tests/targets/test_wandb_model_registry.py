@@ -12,9 +12,10 @@ import pytest
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import Scope
-from neptune_assets_tests.conformance.targets import Died, born, die_at, param, point
+from neptune_assets_tests.conformance.targets import born, dying, param, point
 from neptune_assets_tests.support.lake_factory import make_lake
-from neptune_assets_tests.support.wandb_models import KEY, MODEL, PROJECT, Models, version, weights
+from neptune_assets_tests.support.model_rows import MODEL, version
+from neptune_assets_tests.support.wandb_models import KEY, PROJECT, Models, weights
 from neptune_assets_tests.support.wandb_stub import StubArtifact, WandbStub
 
 LINKED = ("org-entity", "wandb-registry-model", "proj-PRO-CLS")
@@ -247,18 +248,11 @@ def test_what_is_changed_in_w_and_b_is_found(tmp_path: Path, stub: WandbStub) ->
     ],
 )
 def test_dying_anywhere_is_finished_and_not_doubled(models: Models, stub: WandbStub, dotted: str, when: str) -> None:
-    def die() -> None:
-        raise Died
-
     things = {"PRO-CLS-1": version(1), "PRO-CLS-3": version(3, "staging", weights(b"3"))}
     models.versions(things)
     things["PRO-CLS-2"] = version(2, "staging", weights(b"2"))
-    undo = die_at(f"neptune_assets.targets.wandb.{dotted}", when, die)
-    try:
-        with pytest.raises(Died):
-            models.versions(things)
-    finally:
-        undo()
+    with dying(f"neptune_assets.targets.wandb.{dotted}", when):
+        models.versions(things)
     models.versions(things)
     held = stub.collections.versions("PRO-CLS")
     assert ids(held) == ["PRO-CLS-1", "PRO-CLS-2", "PRO-CLS-3"]
@@ -282,17 +276,10 @@ def test_what_was_staged_without_a_key_is_uploaded_with_one(tmp_path: Path, stub
 
 
 def test_a_load_that_died_is_finished_and_not_doubled(models: Models, stub: WandbStub) -> None:
-    def die() -> None:
-        raise Died
-
     things = {"PRO-CLS-1": version(1, "staging", weights(b"1"))}
     for dotted in ("client:WandbClient.sync", "model_registry:ModelRegistry._settle_aliases"):
-        undo = die_at(f"neptune_assets.targets.wandb.{dotted}", "after", die)
-        try:
-            with pytest.raises(Died):
-                models.versions(things)
-        finally:
-            undo()
+        with dying(f"neptune_assets.targets.wandb.{dotted}", "after"):
+            models.versions(things)
     models.versions(things)
     held = stub.collections.versions("PRO-CLS")
     assert aliases(held) == dict.fromkeys(("latest", "staging", "PRO-CLS-1"), "PRO-CLS-1")

@@ -13,10 +13,11 @@ import pytest
 from neptune_assets.schema import Scope
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.model_entry import alias_of, collection_name, registry_name
-from neptune_assets_tests.conformance.targets import Died, born, die_at, ms, param, point, text
+from neptune_assets_tests.conformance.targets import born, dying, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, file_set, make_lake
+from neptune_assets_tests.support.model_rows import MODEL, version
 from neptune_assets_tests.support.wandb_files import read_wandb
-from neptune_assets_tests.support.wandb_models import MODEL, PROJECT, Models, files_of, version, weights
+from neptune_assets_tests.support.wandb_models import PROJECT, Models, files_of, weights
 
 
 @pytest.fixture
@@ -242,16 +243,9 @@ def test_what_is_changed_in_a_staged_version_is_found(models: Models) -> None:
     "dotted", ["wandb.staging:RunStage.build", "wandb.load:WandbTarget._stage", "wandb.config:StagedProject.publish"]
 )
 def test_dying_anywhere_is_repaired(models: Models, dotted: str, when: str) -> None:
-    def die() -> None:
-        raise Died
-
     things = {"PRO-CLS-1": version(1, "staging"), "PRO-CLS-2": version(2, "staging", weights(b"w"))}
-    undo = die_at(f"neptune_assets.targets.{dotted}", when, die)
-    try:
-        with pytest.raises(Died):
-            models.versions(things)
-    finally:
-        undo()
+    with dying(f"neptune_assets.targets.{dotted}", when):
+        models.versions(things)
     models.versions(things)
     assert sorted(models.staged()) == ["PRO-CLS-1", "PRO-CLS-2"]
     assert not models.wrong()

@@ -16,7 +16,6 @@ as any other run; the entry's source is that run, and its tags repeat the parame
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +26,7 @@ from mlflow.entities.model_registry import RegisteredModel
 from neptune_assets import settings
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
+from neptune_assets.targets.filing import filed, place_of
 from neptune_assets.targets.mlflow import mapping, names, texts
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
 from neptune_assets.targets.mlflow.config import connection
@@ -35,8 +35,6 @@ from neptune_assets.targets.mlflow.model_checks import compare_entry, compare_ve
 from neptune_assets.targets.mlflow.model_links import ModelLinks
 from neptune_assets.targets.mlflow.model_registry import STAGE, VERSION_ID, Entry, ModelRegistry
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
-from neptune_assets.targets.ruled import RuledRun
-from neptune_assets.targets.rules import Rules
 from neptune_assets.targets.survey import ValueCounts
 
 MODEL_ID = "neptune.model_id"
@@ -94,7 +92,7 @@ class ModelsTarget:
 
     def plan(self, run: LakeRun) -> Plan:
         """Say what loading the model or version will do. Writes nothing."""
-        return self._runs.plan(self._filed(run))
+        return self._runs.plan(filed(run, self.scope))
 
     def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
         """Say which values MLflow cannot hold, and what becomes of them."""
@@ -102,14 +100,14 @@ class ModelsTarget:
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a model or version: it is finished if both its run and its entry are, and its link is up to date."""
-        held = self._runs.find(self._place(project_id), run_id)
+        held = self._runs.find(place_of(project_id, self.scope), run_id)
         if held is None:
             return None
         return TargetRun(project_id, run_id, held.target_id, self._finished(project_id, run_id, held.digest))
 
     def replace(self, run: LakeRun, plan: Plan) -> Receipt:
         """Make MLflow hold exactly this model or version: first its run, then its entry."""
-        receipt = self._runs.replace(self._filed(run), plan)
+        receipt = self._runs.replace(filed(run, self.scope), plan)
         self._held = None
         with mlflow_errors(f"registering {run.run_id!r}", self._connection.shown):
             note = self._register(run, receipt.target_id)
@@ -117,7 +115,7 @@ class ModelsTarget:
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back the run and the entry and compare them with the lake."""
-        verdict = self._runs.verify(self._filed(run), receipt)
+        verdict = self._runs.verify(filed(run, self.scope), receipt)
         with mlflow_errors(f"reading back {run.run_id!r} from the registry", self._connection.shown):
             differences = self._differences(run, receipt.target_id)
         return Verdict(run.run_id, (*verdict.differences, *differences))
@@ -134,13 +132,13 @@ class ModelsTarget:
                 for model in self._models_of(project_id):
                     self._registry.remove_version(str(model.name), key)
         self._held = None
-        self._runs.remove(self._place(project_id), run_id)
+        self._runs.remove(place_of(project_id, self.scope), run_id)
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
         """Everything of this project and kind that loads left in MLflow, entries whose run is gone among them."""
         self._held = None
         with_run: set[str] = set()
-        for held in self._runs.runs(self._place(project_id)):
+        for held in self._runs.runs(place_of(project_id, self.scope)):
             digest = self._finished(project_id, held.run_id, held.digest)
             with_run.add(self._key(project_id, held.run_id))
             yield TargetRun(project_id, held.run_id, held.target_id, digest)
@@ -159,18 +157,8 @@ class ModelsTarget:
     def _registry(self) -> ModelRegistry:
         return ModelRegistry(Client(self._connection).api)
 
-    def _place(self, project_id: str) -> str:
-        """Return what stands for the project where runs of this kind are filed; no project is named like this."""
-        return f"{project_id}/{self.scope.value}"
-
-    def _filed(self, run: LakeRun) -> LakeRun:
-        # It reads its rows through the run it was made of, so another name for the project does no harm.
-        filed = copy.copy(run) if isinstance(run, RuledRun) else RuledRun(run, Rules(settings.NameRules()))
-        filed.project_id = self._place(run.project_id)
-        return filed
-
     def _key(self, project_id: str, run_id: str) -> str:
-        return mapping.external_key(self._place(project_id), run_id)
+        return mapping.external_key(place_of(project_id, self.scope), run_id)
 
     def _models_of(self, project_id: str) -> list[RegisteredModel]:
         return self._registry.models(mapping.project_key(f"{project_id}/{Scope.MODELS.value}"))

@@ -15,16 +15,14 @@ the same guarantees as any other run, and that run's log has the version, too: `
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from neptune_assets import settings
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
+from neptune_assets.targets.filing import filed, place_of
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
-from neptune_assets.targets.ruled import RuledRun
-from neptune_assets.targets.rules import Rules
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.model_runs import NO_ENTITY, ModelRuns
 
@@ -51,7 +49,7 @@ class ModelsTarget:
 
     def plan(self, run: LakeRun) -> Plan:
         """Say what loading the model or version will do. Writes nothing."""
-        plan = self._runs.plan(self._filed(run))
+        plan = self._runs.plan(filed(run, self.scope))
         if self.scope is Scope.MODELS or self._runs.has_entity:
             return plan
         return replace(plan, notes=(*plan.notes, NO_ENTITY))
@@ -62,42 +60,32 @@ class ModelsTarget:
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a model or version: it is finished if its run is, and its entry in W&B too, and its link up to date."""
-        held = self._runs.find(self._place(project_id), run_id)
+        held = self._runs.find(place_of(project_id, self.scope), run_id)
         return None if held is None else replace(held, project_id=project_id)
 
     def replace(self, run: LakeRun, plan: Plan) -> Receipt:
         """Stage exactly this model or version; where a key is configured upload it, and bring its entry up to date."""
-        receipt = self._runs.replace(self._filed(run), plan)
-        notes = self._runs.settle(self._filed(run))
+        receipt = self._runs.replace(filed(run, self.scope), plan)
+        notes = self._runs.settle(filed(run, self.scope))
         return replace(receipt, project_id=run.project_id, notes=(*receipt.notes, *notes))
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back the staged run and, where it is uploaded, the entry, and compare them with the lake."""
-        verdict = self._runs.verify(self._filed(run), receipt)
+        verdict = self._runs.verify(filed(run, self.scope), receipt)
         if not verdict.ok:
             return verdict
-        return Verdict(run.run_id, tuple(self._runs.entry_differences(self._filed(run))))
+        return Verdict(run.run_id, tuple(self._runs.entry_differences(filed(run, self.scope))))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Remove the staged model or version. Raises TargetError if it was uploaded."""
-        self._runs.remove(self._place(project_id), run_id)
+        self._runs.remove(place_of(project_id, self.scope), run_id)
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
         """Yield every staged model or version of the project."""
         self._runs.forget()
-        for held in self._runs.runs(self._place(project_id)):
+        for held in self._runs.runs(place_of(project_id, self.scope)):
             yield replace(held, project_id=project_id)
 
     def close(self) -> None:
         """Forget what was read."""
         self._runs.close()
-
-    def _place(self, project_id: str) -> str:
-        """Return what stands for the project where runs of this kind are staged; no project is named like this."""
-        return f"{project_id}/{self.scope.value}"
-
-    def _filed(self, run: LakeRun) -> LakeRun:
-        # It reads its rows through the run it was made of, so another name for the project does no harm.
-        filed = copy.copy(run) if isinstance(run, RuledRun) else RuledRun(run, Rules(settings.NameRules()))
-        filed.project_id = self._place(run.project_id)
-        return filed

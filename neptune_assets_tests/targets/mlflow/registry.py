@@ -13,27 +13,10 @@ from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as RunsTarget
 from neptune_assets.targets.mlflow.models import ModelsTarget
-from neptune_assets_tests.conformance.targets import PROJECT, Rows, born, param
-from neptune_assets_tests.support.lake_factory import file, make_lake
+from neptune_assets_tests.conformance.targets import PROJECT, Rows
+from neptune_assets_tests.support.lake_factory import make_lake
+from neptune_assets_tests.support.model_rows import MODEL
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace
-
-MODEL = born(
-    param("sys/id", "string", "PRO-CLS"),
-    param("sys/name", "string", "Classifier of it's"),
-    param("sys/description", "string", "tells cats from dogs"),
-    param("threshold", "float", 0.5),
-    file("card", b"# card", "card.md"),
-)
-
-
-def version(number: int, stage: str = "none", *more: Any) -> Rows:
-    return born(
-        param("sys/id", "string", f"PRO-CLS-{number}"),
-        param("sys/model_id", "string", "PRO-CLS"),
-        param("sys/stage", "string", stage),
-        param("number", "int", number),
-        *more,
-    )
 
 
 class Registry:

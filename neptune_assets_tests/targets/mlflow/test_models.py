@@ -15,11 +15,12 @@ from neptune_assets.schema import Scope
 from neptune_assets.targets.mlflow import model_registry
 from neptune_assets.targets.mlflow.load import MlflowTarget as RunsTarget
 from neptune_assets.targets.mlflow.models import ModelsTarget
-from neptune_assets_tests.conformance.targets import PROJECT, Died, born, die_at, ms, param, point, text
+from neptune_assets_tests.conformance.targets import PROJECT, born, dying, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, file_set, make_lake
 from neptune_assets_tests.support.mlflow_server import mlflow_server
+from neptune_assets_tests.support.model_rows import MODEL, version
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace
-from neptune_assets_tests.targets.mlflow.registry import MODEL, Registry, version
+from neptune_assets_tests.targets.mlflow.registry import Registry
 from neptune_assets_tests.targets.mlflow.server_place import SERVER, ServerPlace, announce
 
 
@@ -225,9 +226,6 @@ def test_reading_back_finds_what_was_changed(local: Registry) -> None:
     ["ModelRegistry.place", "ModelRegistry._create", "ModelRegistry._settle_aliases", "ModelRegistry._change"],
 )
 def test_dying_anywhere_is_repaired(local: Registry, point_of_death: str, when: str) -> None:
-    def die() -> None:
-        raise Died
-
     local.models()
     local.versions({"PRO-CLS-1": version(1), "PRO-CLS-3": version(3, "production")})
     things = {
@@ -235,12 +233,8 @@ def test_dying_anywhere_is_repaired(local: Registry, point_of_death: str, when: 
         "PRO-CLS-2": version(2, "staging"),
         "PRO-CLS-3": version(3, "production"),
     }
-    undo = die_at(f"{model_registry.__name__}:{point_of_death}", when, die)
-    try:
-        with pytest.raises(Died):
-            local.versions(things)
-    finally:
-        undo()
+    with dying(f"{model_registry.__name__}:{point_of_death}", when):
+        local.versions(things)
     local.versions(things)
     assert local.ids() == ["PRO-CLS-1", "PRO-CLS-2", "PRO-CLS-3"]
     assert local.aliases() == {"staging": "PRO-CLS-2", "production": "PRO-CLS-3"}
