@@ -93,7 +93,7 @@ class RunBuilder:
                 self.generation,
                 sorter.attributes,
                 self._settings.part_mb,
-                self._staging.closed,
+                self._staging.part_written,
             )
             try:
                 for rows in sorter.sorted_rows():

@@ -50,7 +50,7 @@ _OPTIONS: Final[dict[str, Any]] = {
 class PartWriter:
     """Write compact rows of one run, already sorted, to ``<S(run)>_part_<N>.parquet`` in a local directory.
 
-    ``closed`` is called with the path of each finished part, which is not durable yet.
+    ``on_close`` is called with the path of each finished part, which is not durable yet.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PartWriter:
         generation: str,
         attributes: Attributes,
         part_mb: int,
-        closed: Callable[[str], None],
+        on_close: Callable[[str], None],
     ) -> None:
         self._directory = Path(directory)
         self._project_id = project_id
@@ -69,7 +69,7 @@ class PartWriter:
         self._generation = generation
         self._attributes = attributes
         self._limit = part_mb * MIB
-        self._closed = closed
+        self._on_close = on_close
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._held_bytes = 0
@@ -143,7 +143,7 @@ class PartWriter:
         size = self._sink.tell()
         self._sink.close()
         name = part_name(self._run_id, len(self.parts))
-        self._closed(str(self._directory / name))
+        self._on_close(str(self._directory / name))
         self.parts.append(PartRecord(name=name, rows=self._rows, bytes=size))
         self._writer = self._sink = None
         self._rows = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import pyarrow as pa
@@ -48,10 +48,9 @@ class Staging:
         """Where the parts of a commit are staged."""
         return f"{self._root}/{staging_group(generation)}"
 
-    @property
-    def closed(self) -> Callable[[str], None]:
-        """To be called with every part that was written whole: it is made durable while others are written."""
-        return self._durability.file
+    def part_written(self, path: str) -> None:
+        """Begin to make a part that was written whole durable, while others are written."""
+        self._durability.file(path)
 
     def new_generation(self) -> str:
         """Return the generation of a run that is to be built; the runs until the next :meth:`seal` share a commit."""
