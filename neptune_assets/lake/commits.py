@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from neptune_assets.lake.parts import PartWriter, open_parquet
 from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.repair import DUPLICATE_ROWS
 from neptune_assets.lake.rows import NONE, Attributes
+from neptune_assets.lake.small_runs import SortedRun
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.statistics import RunStatistics
@@ -69,18 +71,31 @@ class RunBuilder:
 
     def build(self, sorter: RunSorter, end: RunEnd | None, in_place: InPlaceRun | None) -> RunRecord:
         """Stage the run and return its record, not yet committed. Raises OSError if the lake cannot be written."""
-        counts = np.zeros(len(sorter.attributes), np.int64)
-        digest = RunDigest(sorter.attributes, lambda path, step, _: self._by_row.get((path, step), ()))
-        self.statistics = RunStatistics(sorter.attributes)
+        attributes = sorter.attributes
+        counts = np.zeros(len(attributes), np.int64)
+        digest = RunDigest(attributes.names, lambda path, step, _: self._by_row.get((path, step), ()))
+        self.statistics = RunStatistics(attributes.names)
+        taken = (
+            self._take(rows, attributes, digest, counts, in_place=in_place is not None) for rows in sorter.sorted_rows()
+        )
         if in_place is None:
-            parts = self._stage(sorter, digest, counts)
+            parts = self._stage(taken, attributes)
         else:
-            for rows in sorter.sorted_rows():
-                self._take(rows, sorter.attributes, digest, counts, in_place=True)
+            deque(taken, maxlen=0)
             parts = self._parts_in_place(in_place)
-        return self._record(sorter, end, in_place, counts, digest.hexdigest(), parts)
+        # How many duplicates there were is known only now.
+        return self._record(attributes, counts, sorter.duplicates, digest.hexdigest(), parts, end, in_place)
 
-    def _stage(self, sorter: RunSorter, digest: RunDigest, counts: npt.NDArray[np.int64]) -> list[PartRecord]:
+    def build_small(self, run: SortedRun, end: RunEnd | None) -> RunRecord:
+        """Do the same for a run that was sorted together with others."""
+        ids = run.rows["attribute"].to_numpy()
+        counts = np.bincount(ids, minlength=len(run.attributes))
+        self._note_facts(run.rows, ids, run.attributes)
+        self.statistics = run.statistics
+        parts = self._stage([run.rows], run.attributes)
+        return self._record(run.attributes, counts, run.duplicates, run.digest, parts, end, None)
+
+    def _stage(self, batches: Iterable[pa.RecordBatch], attributes: Attributes) -> list[PartRecord]:
         directory = self._staging.begin(self.generation)
         with ExitStack() as cleanup:
             local = directory
@@ -91,13 +106,13 @@ class RunBuilder:
                 self._project_id,
                 self._info.run_id,
                 self.generation,
-                sorter.attributes,
+                attributes,
                 self._settings.part_mb,
                 self._staging.part_written,
             )
             try:
-                for rows in sorter.sorted_rows():
-                    writer.write(self._take(rows, sorter.attributes, digest, counts, in_place=False))
+                for rows in batches:
+                    writer.write(rows)
                 parts = writer.close()
             except BaseException:
                 writer.abort()
@@ -172,19 +187,20 @@ class RunBuilder:
 
     def _record(
         self,
-        sorter: RunSorter,
-        end: RunEnd | None,
-        in_place: InPlaceRun | None,
+        attributes: Attributes,
         counts: npt.NDArray[np.int64],
+        duplicates: int,
         digest: str,
         parts: Sequence[PartRecord],
+        end: RunEnd | None,
+        in_place: InPlaceRun | None,
     ) -> RunRecord:
         rows: dict[str, int] = {}
-        attributes: dict[str, int] = {}
-        for (_, kind), count in zip(sorter.attributes.names, counts.tolist(), strict=True):
+        arrived: dict[str, int] = {}
+        for (_, kind), count in zip(attributes.names, counts.tolist(), strict=True):
             if count:
                 rows[kind] = rows.get(kind, 0) + count
-                attributes[kind] = attributes.get(kind, 0) + 1
+                arrived[kind] = arrived.get(kind, 0) + 1
         errors = [*self._errors]
         repairs: dict[str, int] = {}
         promised = None
@@ -195,9 +211,9 @@ class RunBuilder:
             repairs.update(end.repairs)
             if end.promised is not None:
                 promised = {kind: count for kind, count in sorted(end.promised.items()) if count}
-                errors.extend(_missing(promised, attributes))
-        if sorter.duplicates:
-            repairs[DUPLICATE_ROWS] = repairs.get(DUPLICATE_ROWS, 0) + sorter.duplicates
+                errors.extend(_missing(promised, arrived))
+        if duplicates:
+            repairs[DUPLICATE_ROWS] = repairs.get(DUPLICATE_ROWS, 0) + duplicates
         created = self._facts.get(("sys/creation_time", "datetime")) or self._info.created_at
         fork = self._facts.get(("sys/forking/step", "int"))
         if fork is None:
@@ -210,7 +226,7 @@ class RunBuilder:
             generation=self.generation,
             committed_at=now(),
             rows=dict(sorted(rows.items())),
-            attributes=dict(sorted(attributes.items())),
+            attributes=dict(sorted(arrived.items())),
             promised=promised,
             parts=tuple(parts),
             files=tuple(self._records),

@@ -9,7 +9,8 @@ member names), not by where they lie. The run's digest covers all attribute dige
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neptune_assets.lake.records import FileRecord, RunRecord
-from neptune_assets.lake.rows import NONE, Attributes, raw, validity
+from neptune_assets.lake.rows import NONE, raw, validity
 from neptune_assets.schema import FILE_TYPES, VALUE_COLUMN
 
 VERSION: Final = "neptune_assets-digest-1"
@@ -35,8 +36,8 @@ FileContent = Callable[[str, int | None, str], Sequence[FileRecord]]
 class RunDigest:
     """Takes compact rows of one run in sorted order and returns the digest of all."""
 
-    def __init__(self, attributes: Attributes, files: FileContent | None = None) -> None:
-        self._attributes = attributes
+    def __init__(self, names: Sequence[tuple[str, str]], files: FileContent | None = None) -> None:
+        self._names = names
         self._files = files
         self._run = blake2b(digest_size=_SIZE, person=VERSION.encode()[:16])
         self._current: _AttributeDigest | None = None
@@ -44,29 +45,25 @@ class RunDigest:
 
     def update(self, rows: pa.RecordBatch) -> None:
         """Take the next compact rows."""
-        ids = rows["attribute"].to_numpy()
-        if not len(ids):
-            return
-        steps, times = rows["step"].to_numpy(), rows["time"].to_numpy()
-        edges = np.flatnonzero(np.diff(ids)) + 1
-        starts, ends = [0, *edges.tolist()], [*edges.tolist(), len(ids)]
-        feeds: dict[str, _Feed | None] = {}
-        for start, end in zip(starts, ends, strict=True):
-            current = int(ids[start])
+        if rows.num_rows:
+            self.take(HashedColumns(rows), 0, rows.num_rows)
+
+    def take(self, columns: HashedColumns, first: int, last: int) -> None:
+        """Take the rows from ``first`` to before ``last``, where attributes begin and end."""
+        steps, times = columns.steps, columns.times
+        for start, end, current in columns.segments(first, last):
+            path, kind = self._names[current]
             if current != self._current_id:
                 self._finish()
-                self._current = _AttributeDigest(*self._attributes.names[current])
+                self._current = _AttributeDigest(path, kind)
                 self._current_id = current
-            path, kind = self._attributes.names[current]
             column = _COLUMN.get(kind)
             if column is None:
                 raise ValueError(f"attribute type {kind!r} of {path!r} is unknown")
             if kind in _FILE_TYPES:
-                values = self._file_streams(path, rows, steps, start, end)
+                values = self._file_streams(path, columns.rows, steps, start, end)
             else:
-                if column not in feeds:
-                    feeds[column] = _feed(rows, column)
-                feed = feeds[column]
+                feed = columns.feed(column)
                 values = _null_streams(end - start, column) if feed is None else feed(start, end)
             assert self._current is not None  # noqa: S101 - for the type checker
             self._current.update(end - start, steps[start:end], times[start:end], values)
@@ -100,6 +97,32 @@ class RunDigest:
                 member = (record.member or "").encode("utf-8", "surrogatepass")
                 content += struct.pack("<qq", len(member), record.size) + member + bytes.fromhex(record.sha256)
         return [bytes(valid), bytes(content)]
+
+
+class HashedColumns:
+    """Compact rows as the digests of runs want them: where attributes begin and end, and the bytes of columns."""
+
+    def __init__(self, rows: pa.RecordBatch) -> None:
+        self.rows = rows
+        self.steps, self.times = rows["step"].to_numpy(), rows["time"].to_numpy()
+        ids = rows["attribute"].to_numpy()
+        edges = np.flatnonzero(np.diff(ids)) + 1
+        self._edges = [0, *edges.tolist(), len(ids)]
+        self._ids = ids[self._edges[:-1]].tolist()
+        self._feeds: dict[str, _Feed | None] = {}
+
+    def segments(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Where each attribute of these rows begins and ends, and its number."""
+        place = bisect_left(self._edges, first)
+        while self._edges[place] < last:
+            yield self._edges[place], self._edges[place + 1], self._ids[place]
+            place += 1
+
+    def feed(self, column: str) -> _Feed | None:
+        """The bytes of a value column; None if no row has any."""
+        if column not in self._feeds:
+            self._feeds[column] = _feed(self.rows, column)
+        return self._feeds[column]
 
 
 def digest_of_project(records: Iterable[RunRecord]) -> str:

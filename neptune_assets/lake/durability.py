@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 from neptune_assets.lake.storage import Storage, sync_directory, sync_file
 
+_TOGETHER: Final = 4
+"""Files that are handed over together: waking a thread for each costs more than writing a small one."""
 _THREADS: Final = 8
 """Enough for the disk's journal to take many files in one of its commits."""
 
@@ -17,18 +20,20 @@ class Durability:
     def __init__(self, storage: Storage) -> None:
         self._local = storage.local
         self._pool: ThreadPoolExecutor | None = None
+        self._paths: list[str] = []
         self._waiting: list[Future[None]] = []
 
     def file(self, path: str) -> None:
         """Begin to write a closed local file to the disk."""
         if not self._local:
             return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="neptune_assets-sync")
-        self._waiting.append(self._pool.submit(_sync_if_there, path))
+        self._paths.append(path)
+        if len(self._paths) >= _TOGETHER:
+            self._begin()
 
     def wait(self, *directories: str) -> None:
         """Return once all files given so far, and the entries of these directories, are durable. Raises OSError."""
+        self._begin()
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             future.result()
@@ -41,12 +46,19 @@ class Durability:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        self._waiting = []
+        self._paths, self._waiting = [], []
+
+    def _begin(self) -> None:
+        if not self._paths:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="neptune_assets-sync")
+        self._waiting.append(self._pool.submit(_sync_all, self._paths))
+        self._paths = []
 
 
-def _sync_if_there(path: str) -> None:
-    try:
-        sync_file(path)
-    except FileNotFoundError:
-        # Discarded in the meantime: its run could not be finished, or is as the lake has it.
-        return
+def _sync_all(paths: list[str]) -> None:
+    for path in paths:
+        # A file may have been discarded: its run could not be finished, or is as the lake has it.
+        with suppress(FileNotFoundError):
+            sync_file(path)

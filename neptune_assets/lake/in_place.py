@@ -63,9 +63,9 @@ def digest_in_place(record: RunRecord, project_id: str, settings: LakeSettings) 
         by_row.setdefault((item.attribute_path, item.step), []).append(item)
     digest: RunDigest | None = None
     for rows, attributes in rows_in_place(record, project_id, settings):
-        digest = digest or RunDigest(attributes, lambda path, step, _: by_row.get((path, step), []))
+        digest = digest or RunDigest(attributes.names, lambda path, step, _: by_row.get((path, step), []))
         digest.update(rows)
-    return (digest or RunDigest(Attributes())).hexdigest()
+    return (digest or RunDigest([])).hexdigest()
 
 
 def storage_in_place(place: str, settings: LakeSettings) -> Storage:

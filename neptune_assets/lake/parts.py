@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from neptune_assets.lake.layout import part_name
 from neptune_assets.lake.records import PartRecord
-from neptune_assets.lake.rows import Attributes, concat, raw, unpack
+from neptune_assets.lake.rows import Attributes, concat, no_rows, raw, unpack
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 
@@ -111,7 +111,7 @@ class PartWriter:
 
     def _flush(self) -> None:
         held, self._held, self._held_rows, self._held_bytes = self._held, [], 0, 0
-        rows = concat(held) if held else _no_rows()
+        rows = concat(held) if held else no_rows()
         batch = unpack(rows, self._attributes, self._project_id, self._run_id, encoded=True)
         if self._writer is None:
             self._open(batch)
@@ -151,9 +151,9 @@ class PartWriter:
 
 def _levels(values: pa.Array) -> dict[str, int]:
     """Return the compression levels that pay for a part which begins with these values of series."""
-    values = values.drop_null()
-    if len(values) < _SAMPLE:
+    if len(values) - values.null_count < _SAMPLE:
         return _LEVELS
+    values = values.drop_null()
     start = (len(values) - _SAMPLE) // 2
     sample = raw(values, np.float64)[start : start + _SAMPLE]
     # As Parquet lays them out: all first bytes, then all second ones, and so on.
@@ -175,13 +175,3 @@ def open_parquet(storage: Storage, path: str, encoded: Sequence[str] = ()) -> pq
     """
     source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
     return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False, read_dictionary=list(encoded))
-
-
-def _no_rows() -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict(
-        {
-            "attribute": pa.array([], pa.int32()),
-            "step": pa.array([], pa.int64()),
-            "time": pa.array([], pa.int64()),
-        }
-    )

@@ -7,7 +7,7 @@ schema. :func:`pack` and :func:`unpack` turn one into the other exactly. A compa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -22,16 +22,22 @@ NONE: Final = np.iinfo(np.int64).min
 KEYS: Final = ("attribute", "step", "time")
 VALUES: Final = tuple(SCHEMA.names[SCHEMA.get_field_index("int_value") :])
 
-Int64: Final = npt.NDArray[np.int64]
-Int32: Final = npt.NDArray[np.int32]
+_COLUMNS: Final = tuple((field.name, field.type) for field in SCHEMA)
+_ENCODED_NAMES: Final = ("project_id", "run_id", "attribute_path", "attribute_type")
+_ENCODED: Final = pa.schema(
+    (name, pa.dictionary(pa.int32(), kind) if name in _ENCODED_NAMES else kind) for name, kind in _COLUMNS
+)
+
+Int64 = npt.NDArray[np.int64]
+Int32 = npt.NDArray[np.int32]
 
 
 class Attributes:
     """Ids of a run's attributes: one small number for each distinct (path, type), in order of first sight."""
 
-    def __init__(self) -> None:
-        self._ids: dict[tuple[str, str], int] = {}
-        self.names: list[tuple[str, str]] = []
+    def __init__(self, names: Iterable[tuple[str, str]] = ()) -> None:
+        self.names = list(names)
+        self._ids = {name: number for number, name in enumerate(self.names)}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,14 +48,10 @@ class Attributes:
 
     def encode(self, paths: pa.Array, kinds: pa.Array) -> npt.NDArray[np.int32]:
         """Return the ids of rows with these paths and types. Raises ValueError for a null."""
-        if paths.null_count or kinds.null_count:
-            raise ValueError("a row has no attribute_path or no attribute_type")
-        path_codes, kind_codes = paths.dictionary_encode(), kinds.dictionary_encode()
-        width = max(1, len(kind_codes.dictionary))
-        codes = path_codes.indices.to_numpy().astype(np.int64) * width + kind_codes.indices.to_numpy()
+        path_names, kind_names, codes = distinct_codes(paths, kinds)
+        width = max(1, len(kind_names))
         # The codes are a small dense range: counting finds the distinct ones without sorting.
         distinct = np.flatnonzero(np.bincount(codes))
-        path_names, kind_names = path_codes.dictionary.to_pylist(), kind_codes.dictionary.to_pylist()
         ids = np.empty(int(distinct[-1]) + 1 if len(distinct) else 0, np.int32)
         for code in distinct.tolist():
             name = (path_names[code // width], kind_names[code % width])
@@ -69,10 +71,28 @@ class Attributes:
         return ranks
 
 
+def distinct_codes(paths: pa.Array, kinds: pa.Array) -> tuple[list[str], list[str], Int64]:
+    """Return distinct paths, distinct types, and for every row the number of its path times the types plus its type.
+
+    Raises ValueError for a null.
+    """
+    if paths.null_count or kinds.null_count:
+        raise ValueError("a row has no attribute_path or no attribute_type")
+    path_codes, kind_codes = paths.dictionary_encode(), kinds.dictionary_encode()
+    width = max(1, len(kind_codes.dictionary))
+    codes = path_codes.indices.to_numpy().astype(np.int64) * width + kind_codes.indices.to_numpy()
+    return path_codes.dictionary.to_pylist(), kind_codes.dictionary.to_pylist(), codes
+
+
 def pack(batch: pa.RecordBatch, attributes: Attributes) -> pa.RecordBatch:
     """Turn rows in the lake's schema into compact rows, adding new attributes to ``attributes``."""
+    return compact(batch, attributes.encode(batch["attribute_path"], batch["attribute_type"]))
+
+
+def compact(batch: pa.RecordBatch, ids: Int32) -> pa.RecordBatch:
+    """Turn rows in the lake's schema, whose attributes have these ids, into compact rows."""
     arrays = [
-        pa.array(attributes.encode(batch["attribute_path"], batch["attribute_type"])),
+        pa.array(ids),
         pa.array(microsteps(batch["step"])),
         pa.array(_filled(batch["timestamp"].view(pa.int64()))),
     ]
@@ -104,20 +124,15 @@ def unpack(
         "run_id": pa.DictionaryArray.from_arrays(constant, pa.array([run_id], pa.string())),
         "attribute_path": pa.DictionaryArray.from_arrays(indices, pa.array([path for path, _ in names], pa.string())),
         "attribute_type": _types(names, indices),
-        "step": decimals(rows["step"].to_numpy()),
         "timestamp": _nullable(rows["time"].to_numpy()).view(TIME_TYPE),
     }
-    arrays, fields = [], []
-    for field in SCHEMA:
-        column = columns.get(field.name)
-        if column is None:
-            place = rows.schema.get_field_index(field.name)
-            column = rows.column(place) if place >= 0 else pa.nulls(count, field.type)
-        elif pa.types.is_dictionary(column.type) and not encoded:
-            column = column.dictionary.take(column.indices)
-        arrays.append(column)
-        fields.append(pa.field(field.name, column.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+    if not encoded:
+        for name in _ENCODED_NAMES:
+            columns[name] = columns[name].dictionary.take(columns[name].indices)
+    columns.update(zip(rows.schema.names, rows.columns, strict=True))
+    columns["step"] = decimals(rows["step"].to_numpy())
+    arrays = [columns[name] if name in columns else pa.nulls(count, kind) for name, kind in _COLUMNS]
+    return pa.RecordBatch.from_arrays(arrays, schema=_ENCODED if encoded else SCHEMA)
 
 
 def microsteps(steps: pa.Array) -> npt.NDArray[np.int64]:
@@ -186,6 +201,17 @@ def pieces(rows: Any, max_rows: int, max_bytes: int) -> Iterator[Any]:
     half = count // 2
     yield from pieces(rows.slice(0, half), max_rows, max_bytes)
     yield from pieces(rows.slice(half), max_rows, max_bytes)
+
+
+def no_rows() -> pa.RecordBatch:
+    """Return compact rows of a run that has none."""
+    return pa.RecordBatch.from_pydict(
+        {
+            "attribute": pa.array([], pa.int32()),
+            "step": pa.array([], pa.int64()),
+            "time": pa.array([], pa.int64()),
+        }
+    )
 
 
 def _types(names: list[tuple[str, str]], indices: pa.Array) -> pa.DictionaryArray:

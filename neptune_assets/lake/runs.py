@@ -100,7 +100,7 @@ class LakeRun:
         by_row: dict[tuple[str, int | None], list[FileRecord]] = {}
         for item in self.record.files:
             by_row.setdefault((item.attribute_path, item.step), []).append(item)
-        digest = RunDigest(attributes, lambda path, step, _: by_row.get((path, step), []))
+        digest = RunDigest(attributes.names, lambda path, step, _: by_row.get((path, step), []))
         for batch in self.batches():
             digest.update(pack(batch, attributes))
         return digest.hexdigest()

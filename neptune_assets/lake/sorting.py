@@ -8,7 +8,7 @@ The merge is ours because it moves Arrow arrays as they are: NUL characters, NaN
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -142,10 +142,10 @@ class RunSorter:
             yield from pieces(rows, OUTPUT_ROWS, self._max_bytes // 4)
 
     def _distinct(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        series = np.asarray([kind in _SERIES for _, kind in self.attributes.names], np.bool_)
+        series = series_among(self.attributes.names)
         held: pa.RecordBatch | None = None
         for batch in batches:
-            kept = _last_of_each(batch, series)
+            kept = last_of_each(batch, series)
             self.duplicates += batch.num_rows - kept.num_rows
             # A batch waits for the next one, which may begin with a later row for the step it ends with.
             if held is not None:
@@ -245,7 +245,12 @@ def _is_sorted(rank: npt.NDArray[np.int32], step: npt.NDArray[np.int64], time: n
     return bool(np.all(rises | (same & (later | (equal & (time[1:] >= time[:-1]))))))
 
 
-def _last_of_each(rows: pa.RecordBatch, series: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+def series_among(names: Sequence[tuple[str, str]]) -> npt.NDArray[np.bool_]:
+    """Return which attributes are series: they have a row for each step."""
+    return np.asarray([kind in _SERIES for _, kind in names], np.bool_)
+
+
+def last_of_each(rows: pa.RecordBatch, series: npt.NDArray[np.bool_]) -> pa.RecordBatch:
     """Keep the last row of each attribute and step (series), of each attribute (others); rows are sorted."""
     attribute, step = rows["attribute"].to_numpy(), rows["step"].to_numpy()
     same = attribute[1:] == attribute[:-1]

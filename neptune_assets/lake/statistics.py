@@ -8,13 +8,14 @@ in :mod:`neptune_assets.lake.statistics_files`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from neptune_assets.lake.rows import Attributes, raw, validity
+from neptune_assets.lake.rows import concat, raw, validity
 from neptune_assets.lake.series_facts import SeriesFacts, short_segments, short_series
 from neptune_assets.lake.statistics_tables import RunFacts
 from neptune_assets.schema import PARAMETER_TYPES
@@ -26,10 +27,13 @@ _PARAMETERS: Final = frozenset(str(kind) for kind in PARAMETER_TYPES)
 
 
 class RunStatistics:
-    """Takes compact rows of one run in sorted order, any number at a time."""
+    """Takes compact rows of one run in sorted order, any number at a time.
 
-    def __init__(self, attributes: Attributes) -> None:
-        self._attributes = attributes
+    Small runs may be taken together, one after the other, and told apart by :meth:`split`.
+    """
+
+    def __init__(self, names: Sequence[tuple[str, str]]) -> None:
+        self._names = names
         self._series: list[SeriesFacts] = []
         self._last_id = -1
         self._parameters: list[pa.RecordBatch] = []
@@ -44,7 +48,7 @@ class RunStatistics:
         starts = np.concatenate(([0], edges))
         ends = np.concatenate((edges, [len(ids)]))
         of_segment = ids[starts]
-        kinds = [self._attributes.names[place][1] for place in of_segment.tolist()]
+        kinds = [self._names[place][1] for place in of_segment.tolist()]
         parameter = np.fromiter((kind in _PARAMETERS for kind in kinds), np.bool_, len(kinds))
         if parameter.any():
             self._keep_parameters(rows.filter(pa.array(np.repeat(parameter, ends - starts))))
@@ -56,7 +60,7 @@ class RunStatistics:
         """Return what was found out, or None for a run whose parameters are too large."""
         if self._parameter_bytes > PARAMETER_BYTES:
             return None
-        names = self._attributes.names
+        names = self._names
         return RunFacts(
             run_id,
             digest,
@@ -66,6 +70,22 @@ class RunStatistics:
             [names[place] for batch in self._parameters for place in batch["attribute"].to_numpy().tolist()],
             self._parameter_bytes,
         )
+
+    def split(self, edges: Sequence[int]) -> list[RunStatistics]:
+        """Return the statistics of each of several runs, whose attributes are those from one edge to the next."""
+        series = np.searchsorted([item.attribute for item in self._series], edges).tolist()
+        parameters = concat(self._parameters) if self._parameters else None
+        places = [0] * len(edges)
+        if parameters is not None:
+            places = np.searchsorted(parameters["attribute"].to_numpy(), edges).tolist()
+        found = []
+        for run in range(len(edges) - 1):
+            one = RunStatistics(self._names)
+            one._series = self._series[series[run] : series[run + 1]]
+            if parameters is not None and places[run] < places[run + 1]:
+                one._keep_parameters(parameters.slice(places[run], places[run + 1] - places[run]))
+            found.append(one)
+        return found
 
     def _keep_parameters(self, rows: pa.RecordBatch) -> None:
         self._parameter_bytes += rows.nbytes

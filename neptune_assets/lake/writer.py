@@ -1,18 +1,15 @@
 """Write a project into the lake: read only what changed, commit whole runs, never mix old and new.
 
-Belongs here: in what order things are done and become visible. Which runs are read is decided in
-:mod:`neptune_assets.lake.selection`, what one run is made of in :mod:`neptune_assets.lake.commits`, and how it becomes
-visible in :mod:`neptune_assets.lake.staging`.
+Belongs here: in what order things are done. Which runs are read is decided in :mod:`neptune_assets.lake.selection`,
+what becomes of one that was read in :mod:`neptune_assets.lake.run_ends`, what it is made of in
+:mod:`neptune_assets.lake.commits`, and how it becomes visible in :mod:`neptune_assets.lake.staging`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
-
-import pyarrow as pa
 
 from neptune_assets.errors import NeptuneAssetsError, SourceError
 from neptune_assets.lake.commits import RunBuilder, now
@@ -23,18 +20,19 @@ from neptune_assets.lake.lock import ProjectLock, project_lock
 from neptune_assets.lake.manifest import Manifest, ManifestStore
 from neptune_assets.lake.publication import Publication
 from neptune_assets.lake.readings import Chunks, Reading
-from neptune_assets.lake.records import IssueRecord, RunRecord
+from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
-from neptune_assets.lake.selection import COPIED_INSTEAD, Selection, asked_in_place
+from neptune_assets.lake.run_ends import RunEnds
+from neptune_assets.lake.selection import Selection, asked_in_place
 from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.lake.storage import Storage
-from neptune_assets.lake.storage_errors import DISK_FULL, storage_errors
+from neptune_assets.lake.storage_errors import storage_errors
 from neptune_assets.lake.tracker import Tracker
 from neptune_assets.schema import Scope
 from neptune_assets.scratch import sweep
 from neptune_assets.settings import LakeSettings
-from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows, Source
+from neptune_assets.sources.protocol import InPlaceRun, Issue, RunInfo, RunRows, Source
 
 __all__ = ["LakeWriter", "Progress", "RunIssue", "WriteReport"]
 
@@ -97,7 +95,6 @@ class _ProjectWrite:
         self._statistics = StatisticsFiles(storage, layout, project_id, settings.scratch)
         self._report = WriteReport(project_id)
         self._manifest = Manifest(project_id)
-        self._copied_instead: set[str] = set()
         self._full_refresh = False
         self._started = time.monotonic()
 
@@ -130,7 +127,7 @@ class _ProjectWrite:
             self._store.commit(self._manifest, [], written_at=now())
         tracker = Tracker(self._report, self._files, infos, todo, progress, self._started)
         try:
-            self._write_runs(infos, todo, tracker)
+            self._write_runs(self._ends(infos, todo, tracker))
             tracker.finished()
             self._statistics.save(self._manifest.records)
         finally:
@@ -142,29 +139,44 @@ class _ProjectWrite:
             self._store.compact(self._manifest, written_at=now())
         return self._finished(strays)
 
+    def _ends(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> RunEnds:
+        def builder(info: RunInfo) -> RunBuilder:
+            return RunBuilder(
+                self._project_id,
+                info,
+                self._storage,
+                self._staging,
+                self._files,
+                settings=self._settings,
+                source_kind=self._source.kind,
+            )
+
+        def in_place(run_id: str) -> InPlaceRun | None:
+            return asked_in_place(self._source, self._project_id, run_id, self._scope)
+
+        return RunEnds(infos, todo, builder, in_place, self._publication, self._report, tracker)
+
     def _mark(self, records: list[RunRecord]) -> None:
         if records:
             self._lock.check()
             self._store.commit(self._manifest, records, written_at=now())
 
-    def _write_runs(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> None:
-        remaining = dict.fromkeys(todo)
+    def _write_runs(self, ends: RunEnds) -> None:
         failures = 0
-        while remaining:
-            asked, copied = len(remaining), set(self._copied_instead)
+        while ends.remaining:
+            asked, copied = len(ends.remaining), set(ends.copied_instead)
             try:
-                failure = self._read_once(infos, remaining, tracker)
+                failure = self._read_once(ends)
             finally:
                 # Whatever ended the reading, runs that are finished stay.
+                ends.end_small()
                 self._publication.flush()
             if failure is None:
                 # What is left was not returned, or has to be read once more to be copied.
-                for run_id in sorted(remaining.keys() - (self._copied_instead - copied)):
-                    self._fail(run_id, "The source returned nothing for this run.")
-                    remaining.pop(run_id)
-                    tracker.done(run_id)
+                for run_id in sorted(ends.remaining.keys() - (ends.copied_instead - copied)):
+                    ends.fail(run_id, "The source returned nothing for this run.")
                 continue
-            failures = failures + 1 if len(remaining) == asked - 1 else 1
+            failures = failures + 1 if len(ends.remaining) == asked - 1 else 1
             if failures >= _GIVE_UP_AFTER:
                 if isinstance(failure, NeptuneAssetsError):
                     raise failure
@@ -173,103 +185,38 @@ class _ProjectWrite:
                     hint="Check that the source can be read, then materialize again; finished runs are kept.",
                 ) from failure
 
-    def _read_once(self, infos: dict[str, RunInfo], remaining: dict[str, None], tracker: Tracker) -> Exception | None:
-        """Read and commit runs until the source ends (None) or breaks off (the error); these leave ``remaining``."""
-        chunks = Chunks(self._source.read(self._project_id, list(remaining), self._scope))
+    def _read_once(self, ends: RunEnds) -> Exception | None:
+        """Read runs until the source ends (None) or breaks off (the error); those that were read do not remain."""
+        chunks = Chunks(self._source.read(self._project_id, list(ends.remaining), self._scope))
         current: Reading | None = None
         try:
             for chunk in chunks:
                 self._publication.tick()
-                if chunk.run_id not in remaining:
+                ends.tick()
+                if chunk.run_id not in ends.remaining:
                     continue
                 if current is not None and current.run_id != chunk.run_id:
-                    self._end(infos, current, None, remaining, tracker)
+                    ends.end(current, None)
                     current = None
                 if current is None:
                     current = Reading(chunk.run_id, self._settings)
                 if isinstance(chunk, RunRows):
                     current.add(chunk.batch)
-                    tracker.tick(current.rows)
+                    ends.tracker.tick(current.rows)
                 else:
-                    self._end(infos, current, chunk, remaining, tracker)
+                    ends.end(current, chunk)
                     current = None
             if chunks.error is None:
                 if current is not None:
-                    self._end(infos, current, None, remaining, tracker)
+                    ends.end(current, None)
                 return None
-            broken = current.run_id if current is not None else next(iter(remaining))
-            self._fail(broken, f"Reading broke off: {chunks.error}")
-            remaining.pop(broken)
-            tracker.done(broken)
+            ends.end_small()
+            broken = current.run_id if current is not None else next(iter(ends.remaining))
+            ends.fail(broken, f"Reading broke off: {chunks.error}")
             return chunks.error
         finally:
             if current is not None:
                 current.close()
-
-    def _end(
-        self,
-        infos: dict[str, RunInfo],
-        reading: Reading,
-        end: RunEnd | None,
-        remaining: dict[str, None],
-        tracker: Tracker,
-    ) -> None:
-        if self._finish(infos, reading, end):
-            remaining.pop(reading.run_id)
-            tracker.done(reading.run_id)
-        else:
-            self._copied_instead.add(reading.run_id)
-
-    def _finish(self, infos: dict[str, RunInfo], reading: Reading, end: RunEnd | None) -> bool:
-        """Build and commit one run that was read; a run with rows that cannot be understood fails alone.
-
-        False if it was to stay in place but has to be copied, which takes reading it again.
-        """
-        run_id = reading.run_id
-        in_place = self._in_place(run_id)
-        builder = RunBuilder(
-            self._project_id,
-            infos[run_id],
-            self._storage,
-            self._staging,
-            self._files,
-            settings=self._settings,
-            source_kind=self._source.kind,
-        )
-        try:
-            if reading.error is not None:
-                self._fail(run_id, f"Its rows cannot be understood: {reading.error}")
-                return True
-            record = builder.build(reading.sorter, end, in_place)
-        except (ValueError, pa.ArrowException) as error:
-            if isinstance(error, OSError):
-                raise
-            if in_place is not None:
-                return False
-            self._publication.withdraw(run_id, builder.generation)
-            self._fail(run_id, f"Its rows cannot be understood: {error}")
-            return True
-        except BaseException as error:
-            self._publication.withdraw(run_id, builder.generation)
-            if in_place is not None and isinstance(error, OSError) and error.errno not in DISK_FULL:
-                # Nothing was being written: the export's own parts cannot be read as they are.
-                return False
-            raise
-        finally:
-            reading.close()
-        if in_place is not None and not self._publication.reads_the_same(record):
-            return False
-        if run_id in self._copied_instead:
-            record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
-        self._publication.publish(record, builder)
-        return True
-
-    def _fail(self, run_id: str, message: str) -> None:
-        self._report.failed[run_id] = message
-        self._report.issues.append(RunIssue(run_id, message))
-        for listed in (self._report.new, self._report.changed, self._report.retried):
-            if run_id in listed:
-                listed.remove(run_id)
 
     def _finished(self, strays: list[str]) -> WriteReport:
         report = self._report
@@ -297,8 +244,3 @@ class _ProjectWrite:
         report.problems = problems
         self._staging.tidy()
         return report
-
-    def _in_place(self, run_id: str) -> InPlaceRun | None:
-        if run_id in self._copied_instead:
-            return None
-        return asked_in_place(self._source, self._project_id, run_id, self._scope)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from neptune_assets.errors import LakeError, UnknownProjectError
-from neptune_assets.lake import publication
+from neptune_assets.lake import publication, small_runs
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
@@ -84,6 +84,7 @@ class Watched(TableSource):
 
 def test_a_run_does_not_wait_longer_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publication, "GROUP_SECONDS", 0.0)
+    monkeypatch.setattr(small_runs, "SECONDS", 0.0)
     source = Watched(tmp_path, {P: {name: run(metric("m", [1.0]), name) for name in ("a", "b", "c")}})
     write(tmp_path, source)
     assert source.seen == [[], ["a"], ["a", "b"]]

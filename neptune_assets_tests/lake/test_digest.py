@@ -31,7 +31,7 @@ def digest(rows: Sequence[dict[str, Any]], sizes: Sequence[int] = (10_000,), fil
             for batch in table.slice(start, size).combine_chunks().to_batches():
                 sorter.add(batch)
             start, place = start + size, place + 1
-        result = RunDigest(sorter.attributes, files)
+        result = RunDigest(sorter.attributes.names, files)
         for rows_ in sorter.sorted_rows():
             cut = 0
             while cut < rows_.num_rows:
@@ -183,7 +183,7 @@ def test_all_nan_are_one() -> None:
     for each in (table, other):
         with RunSorter(10_000, 128) as sorter:
             sorter.add(each.to_batches()[0])
-            result = RunDigest(sorter.attributes)
+            result = RunDigest(sorter.attributes.names)
             for rows in sorter.sorted_rows():
                 result.update(rows)
             results.add(result.hexdigest())
