@@ -6,8 +6,9 @@ how many attributes they turn out to have, so that an answer stays of a handy si
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 from neptune_assets.schema import Scope
@@ -23,46 +24,79 @@ _ATTRIBUTES: Final = 20_000
 """Attributes that one answer may hold, as far as can be foreseen."""
 
 Attributes = Sequence[Mapping[str, Any]]
+_Found = Attributes | CallError
 
 
 class AttributePages:
-    """Gives the attributes of runs that are read in a known order. Safe to use from many threads."""
+    """Gives runs with their attributes, in order; the next ones are asked for while these are read."""
 
-    def __init__(self, calls: Calls, project_key: str, scope: Scope, runs: Sequence[Listed]) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        project_key: str,
+        scope: Scope,
+        runs: Sequence[Listed],
+        pool: ThreadPoolExecutor,
+        concurrency: int,
+    ) -> None:
+        """``pool`` has ``concurrency`` threads."""
         self._calls = calls
         self._project_key = project_key
         self._type = TYPES[scope]
-        self._ahead = list(runs) if len(runs) >= _FEW and calls.tables_tell_all else []
-        self._next = 0
+        self._pool = pool
+        self._concurrency = concurrency
+        self._left = deque(runs)
+        self._tables = len(runs) >= _FEW and calls.tables_tell_all
         self._size = 1
-        self._held: dict[str, Attributes] = {}
-        self._lock = threading.Lock()
+        self._table: tuple[list[Listed], Future[dict[str, _Found]]] | None = None
+        self._next: deque[tuple[Listed, _Found | Future[_Found]]] = deque()
+        self._ask()
 
-    def of(self, listed: Listed) -> Attributes:
-        """All attributes of a run. Raises CallError if the server does not give them."""
-        found = self._from_table(listed) if self._ahead else None
-        if found is None:
-            found = self._calls.json("getExperimentAttributes", experimentId=listed.key).get("attributes") or []
-        return found
+    @property
+    def ready(self) -> bool:
+        """True if there is a next run and :meth:`take` would not wait for it."""
+        if not self._next:
+            return self._table is not None and self._table[1].done()
+        found = self._next[0][1]
+        return not isinstance(found, Future) or found.done()
 
-    def _from_table(self, listed: Listed) -> Attributes | None:
-        """Attributes from a table, which is asked for when its first run's turn comes; None if it lacks the run."""
-        with self._lock:
-            # Runs are asked for in order, so whatever is needed now is held or comes next.
-            if listed.key not in self._held and self._next < len(self._ahead):
-                group = self._ahead[self._next : self._next + self._size]
-                self._next += len(group)
-                if len(group) == 1 and self._size == 1:
-                    return self._measured(listed)
-                self._ask(group)
-            return self._held.pop(listed.key, None)
+    def take(self) -> tuple[Listed, Attributes | CallError] | None:
+        """Take the next run with its attributes, or why the server does not give them; None if there is no more."""
+        if not self._next and self._table is not None:
+            self._unpack(*self._table)
+        if not self._next:
+            return None
+        listed, found = self._next.popleft()
+        self._ask()
+        return listed, found.result() if isinstance(found, Future) else found
 
-    def _measured(self, listed: Listed) -> Attributes:
-        found: Attributes = self._calls.json("getExperimentAttributes", experimentId=listed.key).get("attributes") or []
-        self._size = _fitting(len(found))
-        return found
+    def _ask(self) -> None:
+        if not self._tables:
+            while self._left and len(self._next) < self._concurrency:
+                listed = self._left.popleft()
+                self._next.append((listed, self._pool.submit(self._alone, listed)))
+        elif self._left and self._table is None:
+            group = [self._left.popleft() for _ in range(min(self._size, len(self._left)))]
+            self._table = group, self._pool.submit(self._together, group)
 
-    def _ask(self, group: Sequence[Listed]) -> None:
+    def _unpack(self, group: Sequence[Listed], answer: Future[dict[str, _Found]]) -> None:
+        found = answer.result()
+        self._table = None
+        sizes = [_ATTRIBUTES if isinstance(each, CallError) else len(each) for each in found.values()]
+        self._size = max(2, min(_MOST, _ATTRIBUTES // max(1, *sizes, 1))) if sizes else self._size
+        for listed in group:
+            # What a table lacks is asked for by itself, and tells what is wrong with it.
+            self._next.append((listed, found.get(listed.key) or self._pool.submit(self._alone, listed)))
+
+    def _alone(self, listed: Listed) -> _Found:
+        try:
+            return self._calls.json("getExperimentAttributes", experimentId=listed.key).get("attributes") or []
+        except CallError as error:
+            return error
+
+    def _together(self, group: Sequence[Listed]) -> dict[str, _Found]:
+        if len(group) == 1:
+            return {group[0].key: self._alone(group[0])}
         try:
             answer = self._calls.json(
                 "searchLeaderboardEntries",
@@ -79,11 +113,5 @@ class AttributePages:
                 },
             )
         except CallError:
-            return  # each run is asked for by itself, and tells what is wrong with it
-        entries = answer.get("entries") or ()
-        self._held.update((str(entry["experimentId"]), entry.get("attributes") or []) for entry in entries)
-        self._size = _fitting(max((len(entry.get("attributes") or []) for entry in entries), default=_ATTRIBUTES))
-
-
-def _fitting(attributes: int) -> int:
-    return max(2, min(_MOST, _ATTRIBUTES // max(1, attributes)))
+            return {}
+        return {str(entry["experimentId"]): entry.get("attributes") or [] for entry in answer.get("entries") or ()}

@@ -10,6 +10,7 @@ from neptune_assets.schema import AttributeType
 from neptune_assets.sources.neptune2.references import Reference
 from neptune_assets.sources.neptune2.values import milliseconds, real, texts, whole
 from neptune_assets.sources.offline.state import RunState
+from neptune_assets.sources.rows import check_value
 from neptune_assets.sources.values import text, truth
 
 _ATOMS: Final[Mapping[str, tuple[AttributeType, Callable[[Any], Any]]]] = {
@@ -107,6 +108,7 @@ class AttributeReader:
 
     def _wanted(self, path: str, kind: AttributeType, items: list[Any], item: Any) -> None:
         if self._state.rows.wants(kind, path):
+            check_value("string_value", path)
             items.append(item)
 
     def _artifact(self, path: str, digest: Any) -> None:

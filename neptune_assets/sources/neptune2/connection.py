@@ -99,7 +99,9 @@ class Connection:
     ) -> requests.PreparedRequest:
         """A request as the client makes it; what only differs in its query from another is kept for the next."""
         arguments = self._construct(self.operation(name), {"headers": {**_HEADERS, **headers}}, **parameters)
-        if _plain(parameters) and arguments.get("params") == dict(parameters) and arguments["method"] == "GET":
+        # The client writes numbers as text.
+        written = {name: str(value) for name, value in parameters.items()}
+        if _plain(parameters) and arguments.get("params") == written and arguments["method"] == "GET":
             bare = requests.Request("GET", arguments["url"], headers=arguments["headers"])
             self._known[name, *headers.items(), *parameters] = self._session.prepare_request(bare)
         return self._session.prepare_request(self._authorised(requests.Request(**arguments)))

@@ -6,8 +6,9 @@ nothing definite about the hour that comes twice in autumn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -15,13 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
+from neptune_assets.sources.blocks import FULL, weight_of
 from neptune_assets.sources.neptune2.values import real
-from neptune_assets.sources.offline.state import RunState
-from neptune_assets.sources.rows import decimal_steps
+from neptune_assets.sources.rows import check_value, decimal_steps
 from neptune_assets.sources.values import micro_steps, text
 
-BATCH_ROWS: Final = 16_384
-BATCH_BYTES: Final = 4 << 20
 CALLS: Final[Mapping[AttributeType, str]] = {
     AttributeType.FLOAT_SERIES: "getFloatSeriesValues",
     AttributeType.STRING_SERIES: "getStringSeriesValues",
@@ -36,7 +35,7 @@ _TIME_LIMIT: Final = 253_402_300_800_000
 _NO_TIME: Final = np.iinfo(np.int64).min
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Page:
     """Some points of one series: whole micro-steps, epoch milliseconds, values; and how many the server has in all.
 
@@ -53,9 +52,23 @@ class Page:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @cached_property
+    def weight(self) -> int:
+        """Rows that take as much room: long texts count for several."""
+        return sum(map(weight_of, self.values)) if isinstance(self.values, list) else len(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Some points of one series, and which."""
+
+    path: str
+    kind: AttributeType
+    page: Page
+
 
 def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
-    """Turn an answer into a page of floats or strings; TypeError, KeyError or ValueError if it is none."""
+    """Turn an answer into a page of floats or strings; TypeError, KeyError or ValueError if no rows can hold it."""
     points: Sequence[Mapping[str, Any]] = answer.get("values") or ()
     raw = [point["value"] for point in points]
     values: npt.NDArray[np.float64] | list[str]
@@ -64,6 +77,8 @@ def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
         values = np.array([value if type(value) is float else real(value) for value in raw], np.float64)
     else:
         values = [text(value) for value in raw]
+        for value in values:
+            check_value("string_value", value)
     return Page(
         steps_of([point["step"] for point in points]),
         _times([point["timestampMillis"] for point in points]),
@@ -93,136 +108,68 @@ def _times(times: Sequence[int]) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def image_page(answer: Mapping[str, Any], offset: int, asked: int) -> tuple[Page, bool]:
-    """Turn an answer about images into a page of their places, and tell if steps and times are the server's.
+def image_page(answer: Mapping[str, Any], offset: int, asked: int, refer: Callable[[str], str]) -> tuple[Page, bool]:
+    """Turn an answer about images into a page, and tell if steps and times are the server's.
+
+    ``refer`` makes a reference from an image's place in its series.
 
     Neptune's own service tells only how many there are; then steps are places in the series and times are unknown.
     """
     total = int(answer["totalItemCount"])
     points: Sequence[Mapping[str, Any]] = answer.get("values") or ()
     if points and all("step" in point and "timestampMillis" in point for point in points):
-        places = [str(offset + place) for place in range(len(points))]
+        references = [refer(str(offset + place)) for place in range(len(points))]
         steps = steps_of([point["step"] for point in points])
-        return Page(steps, _times([point["timestampMillis"] for point in points]), places, total), True
+        return Page(steps, _times([point["timestampMillis"] for point in points]), references, total), True
     found = range(offset, min(offset + asked, total))
     steps = np.array(found, np.int64) * MICROSTEPS
-    return Page(steps, np.full(len(found), _NO_TIME, np.int64), [str(place) for place in found], total), False
+    return Page(steps, np.full(len(found), _NO_TIME, np.int64), [refer(str(place)) for place in found], total), False
 
 
-class PointBuffer:
-    """Gathers points of many series of one run and one type into batches of a handy size."""
+class PointRows:
+    """Collects points of series of one type, of runs that are known by number."""
 
-    def __init__(self, project_id: str, run_id: str, kind: AttributeType) -> None:
-        self._project_id = project_id
-        self._run_id = run_id
-        self.kind = kind
+    def __init__(self, kind: AttributeType) -> None:
+        self._kind = kind
         self._column = VALUE_COLUMN[kind]
-        self._reset()
+        self._runs: list[int] = []
+        self._points: list[Points] = []
+        self._weight = 0
 
-    def _reset(self) -> None:
-        self._paths: list[str] = []
-        self._lengths: list[int] = []
-        self._steps: list[npt.NDArray[np.int64]] = []
-        self._times: list[npt.NDArray[np.int64]] = []
-        self._values: list[Any] = []
-        self._rows = 0
-        self._bytes = 0
+    @property
+    def full(self) -> bool:
+        """True if enough has come together for a batch."""
+        return self._weight >= FULL
 
-    def add(self, path: str, page: Page) -> Iterator[pa.RecordBatch]:
-        """Add points; yields a batch when enough have come together. Raises ValueError for text that is not Unicode."""
-        if not len(page):
-            return
-        if isinstance(page.values, list):
-            self._bytes += sum(len(value) if value.isascii() else len(value.encode("utf-8")) for value in page.values)
-        self._paths.append(path)
-        self._lengths.append(len(page))
-        self._steps.append(page.steps)
-        self._times.append(page.times)
-        self._values.append(page.values)
-        self._rows += len(page)
-        if self._rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
-            yield from self.flush()
+    def add(self, run: int, points: Points) -> None:
+        """Add points of a run."""
+        self._runs.append(run)
+        self._points.append(points)
+        self._weight += points.page.weight
 
-    def flush(self) -> Iterator[pa.RecordBatch]:
-        """Yield what is left."""
-        if not self._rows:
-            return
-        rows = self._rows
-        positions = np.repeat(np.arange(len(self._paths)), self._lengths)
-        times = np.concatenate(self._times)
+    def table(self, project_id: str, run_ids: Sequence[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """Return the rows, and the number of each one's run."""
+        pages = [points.page for points in self._points]
+        positions = np.repeat(np.arange(len(pages)), [len(page) for page in pages])
+        runs = np.array(self._runs, np.int64)[positions]
+        count = len(runs)
+        times = np.concatenate([page.times for page in pages])
         unknown = times == _NO_TIME
+        paths = pa.array([points.path for points in self._points], pa.string())
         columns: dict[str, pa.Array] = {
-            "project_id": pa.repeat(pa.scalar(self._project_id, pa.string()), rows),
-            "run_id": pa.repeat(pa.scalar(self._run_id, pa.string()), rows),
-            "attribute_path": pa.array(self._paths, pa.string()).take(pa.array(positions)),
-            "attribute_type": pa.repeat(pa.scalar(str(self.kind), pa.string()), rows),
-            "step": decimal_steps(np.concatenate(self._steps)),
+            "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
+            "run_id": pa.array(run_ids, pa.string()).take(pa.array(runs)),
+            "attribute_path": paths.take(pa.array(positions)),
+            "attribute_type": pa.repeat(pa.scalar(str(self._kind), pa.string()), count),
+            "step": decimal_steps(np.concatenate([page.steps for page in pages])),
             "timestamp": pa.array(times, pa.int64(), mask=unknown if unknown.any() else None).cast(TIME_TYPE),
-            self._column: self._array(),
+            self._column: self._array([page.values for page in pages]),
         }
-        arrays = [columns[field.name] if field.name in columns else pa.nulls(rows, field.type) for field in SCHEMA]
-        self._reset()
-        yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+        arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
+        return pa.Table.from_arrays(arrays, schema=SCHEMA), runs
 
-    def _array(self) -> pa.Array:
+    def _array(self, values: list[Any]) -> pa.Array:
         if self._column == "float_value":
-            return pa.array(np.concatenate(self._values))
-        strings = pa.array([value for values in self._values for value in values], pa.string())
+            return pa.array(np.concatenate(values))
+        strings = pa.array([value for some in values for value in some], pa.string())
         return strings if self._column == "string_value" else pa.StructArray.from_arrays([strings], names=["path"])
-
-
-@dataclass(slots=True)
-class SeriesProgress:
-    """How far the reading of one series has come."""
-
-    path: str
-    kind: AttributeType
-    got: int = 0
-    total: int = 0
-    page: int = 0
-    """Points that the server gives at once, once that is known: it may be fewer than were asked for."""
-    unsure: int = 0
-    told: bool = True
-    failed: bool = False
-    more: bool = False
-    """True while another page has been asked for."""
-
-    def take(self, page: Page, told: bool) -> bool:
-        """Count a page in; True if there is another."""
-        self.more = False
-        self.total = page.total
-        self.told = told
-        self.unsure += page.unsure
-        self.got += len(page)
-        self.page = self.page or len(page)
-        self.more = bool(len(page)) and self.got < self.total
-        return self.more
-
-    def fail(self) -> None:
-        """Read no further."""
-        self.failed = True
-        self.more = False
-
-    def report(self, state: RunState) -> None:
-        """Tell the run what is odd about the series, once all of it was read that could be."""
-        if self.failed:
-            return
-        if self.got < self.total:
-            state.error(
-                f"The server gave {self.got:,} of {self.total:,} points of {self.path!r}.", self.path, self.kind
-            )
-        if self.unsure:
-            state.note(
-                f"{self.unsure:,} times of {self.path!r} are in the hour that comes twice in autumn and could be an "
-                "hour later: with source.neptune2.client set to public, times come as local times.",
-                self.path,
-                self.kind,
-            )
-        if not self.told:
-            state.repair("steps_numbered", self.got)
-            state.note(
-                f"The server does not tell steps and times of the images of {self.path!r}; steps are their places "
-                "in the series.",
-                self.path,
-                self.kind,
-            )

@@ -18,8 +18,9 @@ import pyarrow as pa
 from neptune_assets.errors import SourceUnavailableError
 from neptune_assets.schema import CLASS_TYPES, AttributeClass, AttributeType
 from neptune_assets.settings import Filters, Neptune3Source
+from neptune_assets.sources.blocks import LARGE
 from neptune_assets.sources.filters import Selection
-from neptune_assets.sources.neptune3.blocks import LARGE, Block, weight
+from neptune_assets.sources.neptune3.blocks import Block, weight
 from neptune_assets.sources.neptune3.collector import Collector
 from neptune_assets.sources.neptune3.model import (
     Answer,

@@ -3,12 +3,13 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets.sources.neptune2.series import BATCH_ROWS, PointBuffer, parse_page, steps_of
+from neptune_assets.sources.neptune2.series import PointRows, Points, parse_page, steps_of
 
 
 @given(some.lists(some.floats(-1e12, 1e12, exclude_min=True, exclude_max=True, allow_nan=False) | some.integers(0, 9)))
@@ -41,16 +42,29 @@ def test_a_point_that_is_none_is_refused(bad: dict[str, object]) -> None:
         parse_page(answer, AttributeType.FLOAT_SERIES)
 
 
-def test_batches_are_of_a_handy_size_and_keep_paths_apart() -> None:
-    buffer = PointBuffer("ws/p", "P-1", AttributeType.FLOAT_SERIES)
-    batches = []
+def test_rows_are_of_a_handy_number_and_keep_paths_and_runs_apart() -> None:
+    runs = ["P-1", "P-2", "P-3"]
+    tables = []
+    rows = PointRows(AttributeType.FLOAT_SERIES)
     for number in range(40):
         values = [{"step": step, "timestampMillis": step, "value": float(number)} for step in range(1_000)]
-        batches += buffer.add(f"m/{number}", parse_page({"totalItemCount": 1_000, "values": values}, buffer.kind))
-    batches += buffer.flush()
-    assert all(batch.schema.equals(SCHEMA) for batch in batches)
-    assert [batch.num_rows for batch in batches[:-1]] == [17_000, 17_000]
-    assert max(batch.num_rows for batch in batches) < BATCH_ROWS + 1_000
-    rows = [row for batch in batches for row in zip(batch["attribute_path"], batch["float_value"], strict=True)]
-    assert len(rows) == 40_000
-    assert all(path.as_py() == f"m/{int(value.as_py())}" for path, value in rows)
+        page = parse_page({"totalItemCount": 1_000, "values": values}, AttributeType.FLOAT_SERIES)
+        rows.add(number % 3, Points(f"m/{number}", AttributeType.FLOAT_SERIES, page))
+        if rows.full:
+            tables.append(rows.table("ws/p", runs))
+            rows = PointRows(AttributeType.FLOAT_SERIES)
+    tables.append(rows.table("ws/p", runs))
+    assert all(table.schema.equals(SCHEMA) for table, _ in tables)
+    assert [table.num_rows for table, _ in tables] == [17_000, 17_000, 6_000]
+    found = pa.concat_tables([table for table, _ in tables]).select(["run_id", "attribute_path", "float_value"])
+    assert sorted(set(zip(*found.to_pydict().values(), strict=True))) == sorted(
+        (runs[number % 3], f"m/{number}", float(number)) for number in range(40)
+    )
+    for table, numbers in tables:
+        assert table["run_id"].to_pylist() == [runs[number] for number in numbers]
+
+
+def test_long_texts_weigh_more() -> None:
+    values = [{"step": step, "timestampMillis": step, "value": "x" * 100_000} for step in range(2)]
+    page = parse_page({"totalItemCount": 2, "values": values}, AttributeType.STRING_SERIES)
+    assert page.weight == 2_002

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.schema import SCHEMA, VALUE_COLUMN, AttributeType
-from neptune_assets.sources.neptune3.model import Ints
 from neptune_assets.sources.rows import check_value
 
 _COLUMNS: Final = tuple(SCHEMA.names[SCHEMA.get_field_index("int_value") :])
@@ -40,7 +41,7 @@ class ValueRows:
         self._paths.append(path)
         self._types.append(str(kind))
 
-    def table(self, project_id: str, run_ids: list[str]) -> tuple[pa.Table, Ints]:
+    def table(self, project_id: str, run_ids: Sequence[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """Return the rows, and the number of each one's run."""
         count = len(self._runs)
         runs = np.array(self._runs, np.int64)
