@@ -6,6 +6,7 @@ Clients page through series by asking again and again; without the cache every p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -27,6 +28,7 @@ _NAMES: Final = ("attribute_path", "attribute_type")
 _COLUMNS: Final = (*_NAMES, "step", "timestamp", "float_value")
 _PARTS_KNOWN: Final = 20_000
 _RUNS_KNOWN: Final = 64
+_FEW_ROWS: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +145,18 @@ class LakePoints:
         """Return parts and numbers of the row groups that may hold an attribute."""
         found: list[tuple[int, int]] = []
         for part in range(len(run.record.parts)):
-            bounds = self._bounds.get((*_identity(run), part), partial(_bounds, run, part))
+            bounds = self._bounds.get((*_identity(run), part), partial(self._look, run, part))
             found.extend(
                 (part, number) for number, bound in enumerate(bounds) if bound is None or bound[0] <= path <= bound[1]
             )
         return found[::-1] if backwards else found
+
+    def _look(self, run: LakeRun, part: int) -> list[tuple[str, str] | None]:
+        """Return the bounds of a part, and keep its rows if they are few: opening it again would cost more."""
+        with _readable(run), run.open_part(run.record.parts[part], _NAMES) as file:
+            if file.metadata.num_row_groups == 1 and file.metadata.num_rows <= _FEW_ROWS:
+                self._groups.get((*_identity(run), part, 0), lambda: (_decoded(_one_batch(file, 0, _COLUMNS)),))
+            return _bounds(file)
 
     def _group(self, run: LakeRun, part: int, number: int) -> _Group:
         (group,) = self._groups.get(
@@ -164,17 +173,16 @@ def _batches_in_place(run: LakeRun, kind: AttributeType, columns: Sequence[str] 
     yield from run.batches([kind], list(columns))
 
 
-def _bounds(run: LakeRun, part: int) -> list[tuple[str, str] | None]:
+def _bounds(file: pq.ParquetFile) -> list[tuple[str, str] | None]:
     """Return the least and greatest path of every row group of a part; None where the file does not say."""
-    with run.open_part(run.record.parts[part]) as file:
-        found: list[tuple[str, str] | None] = []
-        for number in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(number)
-            columns = [group.column(place) for place in range(group.num_columns)]
-            statistics = next(item.statistics for item in columns if item.path_in_schema == "attribute_path")
-            known = statistics is not None and statistics.has_min_max
-            found.append((statistics.min, statistics.max) if known else None)
-        return found
+    found: list[tuple[str, str] | None] = []
+    # The leaf's place equals the field's, because nested columns come later.
+    place = file.schema.names.index("attribute_path")
+    for number in range(file.metadata.num_row_groups):
+        statistics = file.metadata.row_group(number).column(place).statistics
+        known = statistics is not None and statistics.has_min_max
+        found.append((statistics.min, statistics.max) if known else None)
+    return found
 
 
 def _read_column(run: LakeRun, part: int, number: int, column: str) -> pa.Array:
@@ -182,9 +190,15 @@ def _read_column(run: LakeRun, part: int, number: int, column: str) -> pa.Array:
 
 
 def _read(run: LakeRun, part: int, number: int, columns: Sequence[str]) -> pa.RecordBatch:
+    with _readable(run), run.open_part(run.record.parts[part], _NAMES) as file:
+        return _one_batch(file, number, columns)
+
+
+@contextmanager
+def _readable(run: LakeRun) -> Iterator[None]:
+    """Raise LakeError for a part that cannot be read."""
     try:
-        with run.open_part(run.record.parts[part], _NAMES) as file:
-            return _one_batch(file, number, columns)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise LakeError(
             f"A Parquet part of run {run.run_id!r} of {run.project_id!r} cannot be read: {error}.",
