@@ -54,14 +54,17 @@ class AttributePages:
 
     @property
     def ready(self) -> bool:
-        """True if there is a next run and :meth:`take` would not wait for it."""
-        if not self._next:
-            return self._table is not None and self._table[1].done()
-        found = self._next[0][1]
-        return not isinstance(found, Future) or found.done()
+        """True if there is a next run and :meth:`take` would neither wait nor raise."""
+        answer = self._next[0][1] if self._next else self._table and self._table[1]
+        if isinstance(answer, Future):
+            return answer.done() and answer.exception() is None
+        return bool(self._next)
 
     def take(self) -> tuple[Listed, Attributes | CallError] | None:
-        """Take the next run with its attributes, or why the server does not give them; None if there is no more."""
+        """Take the next run with its attributes, or why the server does not give them; None if there is no more.
+
+        Raises SourceError if the server does not answer any more, or not to this token.
+        """
         if not self._next and self._table is not None:
             self._unpack(*self._table)
         if not self._next:
@@ -82,11 +85,12 @@ class AttributePages:
     def _unpack(self, group: Sequence[Listed], answer: Future[dict[str, _Found]]) -> None:
         found = answer.result()
         self._table = None
-        sizes = [_ATTRIBUTES if isinstance(each, CallError) else len(each) for each in found.values()]
-        self._size = max(2, min(_MOST, _ATTRIBUTES // max(1, *sizes, 1))) if sizes else self._size
+        largest = max((len(each) for each in found.values() if not isinstance(each, CallError)), default=_ATTRIBUTES)
+        self._size = max(2, min(_MOST, _ATTRIBUTES // max(1, largest)))
         for listed in group:
             # What a table lacks is asked for by itself, and tells what is wrong with it.
-            self._next.append((listed, found.get(listed.key) or self._pool.submit(self._alone, listed)))
+            each = found[listed.key] if listed.key in found else self._pool.submit(self._alone, listed)
+            self._next.append((listed, each))
 
     def _alone(self, listed: Listed) -> _Found:
         try:
