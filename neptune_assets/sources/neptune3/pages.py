@@ -45,6 +45,15 @@ class Pages:
         self._ahead: list[int] = []
         self._under_way: dict[Future[Answer], tuple[list[Request], bool]] = {}
 
+    @property
+    def all_asked(self) -> bool:
+        """True if no group is left to be asked for the first time."""
+        return not self._groups
+
+    def begin(self) -> None:
+        """Ask for the first groups before the first run's turn comes."""
+        self._ask(0)
+
     def of_run(self, position: int) -> Iterator[Sequence[FloatPart | ObjectPart]]:
         """Give the points of a run as they come; call for every run, in order."""
         while True:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
@@ -55,6 +55,15 @@ class _Batch:
     unchecked: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """Runs whose attributes have come and whose points are being asked for."""
+
+    batch: _Batch
+    collectors: list[Collector]
+    pages: Pages
+
+
 class Reading:
     """Reads runs of one project."""
 
@@ -71,19 +80,15 @@ class Reading:
 
     def read(self, runs: Sequence[ListedRun]) -> Iterator[RunRows | RunEnd]:
         """Read runs one after the other; every one ends with a RunEnd, in the order given."""
-        left = deque(runs)
         pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="neptune3")
+        ahead = _Ahead(self, deque(runs), pool)
         try:
-            ahead = pool.submit(self._batch, self._next_runs(left)) if left else None
-            while ahead is not None:
-                batch = ahead.result()
-                self._learn(batch)
-                ahead = pool.submit(self._batch, self._next_runs(left)) if left else None
-                yield from self._runs(batch, pool)
+            while (begun := ahead.take()) is not None:
+                yield from self._runs(begun, ahead)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _next_runs(self, left: deque[ListedRun]) -> list[ListedRun]:
+    def next_runs(self, left: deque[ListedRun]) -> list[ListedRun]:
         """Take as many runs as will have about the right number of attributes together."""
         taken: list[ListedRun] = []
         expected = 0.0
@@ -100,7 +105,8 @@ class Reading:
             mean = sum(len(run.attributes) for run in batch.found) / len(batch.found)
             self._mean = max(1.0, (self._mean + mean) / 2 if self._mean else mean)
 
-    def _batch(self, runs: list[ListedRun]) -> _Batch:
+    def ask(self, runs: list[ListedRun]) -> _Batch:
+        """Ask for the attributes of some runs."""
         batch = _Batch([], {}, {})
         self._attributes(runs, batch)
         self._compare(batch)
@@ -138,7 +144,9 @@ class Reading:
         except RefusedError as error:
             batch.unchecked = str(error)
 
-    def _runs(self, batch: _Batch, pool: ThreadPoolExecutor) -> Iterator[RunRows | RunEnd]:
+    def begin(self, batch: _Batch, pool: ThreadPoolExecutor) -> _Begun:
+        """Begin to ask for the points of runs whose attributes have come."""
+        self._learn(batch)
         collectors = []
         for found in batch.found:
             collector = Collector(self._project, found, self._selection.attribute, all_types=self._types is None)
@@ -152,10 +160,17 @@ class Reading:
                 collector.note(f"Whether all attributes came could not be checked: {batch.unchecked}")
             collectors.append(collector)
         pages = Pages(collectors, pool, self._settings.concurrency, self._reader.groups, self._answer)
+        pages.begin()
+        return _Begun(batch, collectors, pages)
+
+    def _runs(self, begun: _Begun, ahead: _Ahead) -> Iterator[RunRows | RunEnd]:
+        batch, pages = begun.batch, begun.pages
         block = Block(self._project)
         try:
-            for position, collector in enumerate(collectors):
+            for position, collector in enumerate(begun.collectors):
                 points = pages.of_run(position)
+                if pages.all_asked:
+                    ahead.look()
                 came: list[FloatPart | ObjectPart] = []
                 for parts in points:
                     came.extend(parts)
@@ -217,6 +232,38 @@ class Reading:
             raise SourceUnavailableError(
                 str(failure), hint="Runs that were read are kept; materialize again when the server is back."
             ) from error
+
+
+class _Ahead:
+    """The batch of runs that comes next, asked for while the one before is given out."""
+
+    def __init__(self, reading: Reading, left: deque[ListedRun], pool: ThreadPoolExecutor) -> None:
+        self._reading = reading
+        self._left = left
+        self._pool = pool
+        self._attributes: Future[_Batch] | None = None
+        self._begun: _Begun | None = None
+        self._ask()
+
+    def look(self) -> None:
+        """Begin with the next batch's points if its attributes have come; what went wrong is told by :meth:`take`."""
+        asked = self._attributes
+        if self._begun is None and asked is not None and asked.done() and asked.exception() is None:
+            self._begun = self._reading.begin(asked.result(), self._pool)
+            self._attributes = None
+
+    def take(self) -> _Begun | None:
+        """Return the next batch, None after the last. Raises what went wrong with asking for it."""
+        begun, self._begun = self._begun, None
+        if begun is None and self._attributes is not None:
+            begun = self._reading.begin(self._attributes.result(), self._pool)
+        self._attributes = None
+        self._ask()
+        return begun
+
+    def _ask(self) -> None:
+        if self._left:
+            self._attributes = self._pool.submit(self._reading.ask, self._reading.next_runs(self._left))
 
 
 def _rows(collector: Collector, points: Iterable[Sequence[FloatPart | ObjectPart]]) -> Iterator[pa.RecordBatch]:
