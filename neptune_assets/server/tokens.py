@@ -51,22 +51,30 @@ class Tokens:
         key = api_key_of(api_token)
         if key is None or not hmac.compare_digest(key.encode(), self._secrets.api_key.encode()):
             return None
+        session = secrets.token_hex(8)
         return {
-            "accessToken": self._make("access", base_url),
-            "refreshToken": self._make("refresh", base_url),
+            "accessToken": self._make("access", base_url, session),
+            "refreshToken": self._make("refresh", base_url, session),
             "username": self._user,
         }
 
     def refresh(self, refresh_token: str, base_url: str) -> dict[str, Any] | None:
         """Turn a refresh token into new ones; None if it is not ours or too old."""
-        if self._claims(refresh_token, "refresh") is None:
+        claims = self._claims(refresh_token, "refresh")
+        if claims is None:
             return None
+        session = str(claims.get("sid", ""))
         return {
-            "access_token": self._make("access", base_url),
-            "refresh_token": self._make("refresh", base_url),
+            "access_token": self._make("access", base_url, session),
+            "refresh_token": self._make("refresh", base_url, session),
             "token_type": "bearer",
             "expires_in": self._seconds,
         }
+
+    def session(self, header: str | None) -> str:
+        """The session that an Authorization header is of: one for each time that an API token was exchanged."""
+        claims = self._claims((header or "").partition(" ")[2].strip(), "access")
+        return "" if claims is None else str(claims.get("sid", ""))
 
     def authorized(self, header: str | None) -> bool:
         """True if the Authorization header holds an access token of ours that has not expired."""
@@ -86,7 +94,7 @@ class Tokens:
             self._good.popitem(last=False)
         return True
 
-    def _make(self, kind: str, base_url: str) -> str:
+    def _make(self, kind: str, base_url: str, session: str) -> str:
         now = int(time.time())
         seconds = self._seconds if kind == "access" else max(self._seconds * 24, 30 * 86_400)
         claims = {
@@ -98,6 +106,7 @@ class Tokens:
             "iat": now,
             "exp": now + seconds,
             "jti": secrets.token_hex(8),
+            "sid": session,
         }
         return jwt.encode(claims, self._secrets.token_key, algorithm=_ALGORITHM)
 

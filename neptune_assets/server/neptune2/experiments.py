@@ -12,6 +12,7 @@ from neptune_assets.server.neptune2.answers import Json
 from neptune_assets.server.neptune2.containers import TYPES, Container
 from neptune_assets.server.neptune2.errors import BadRequestError, ExperimentNotFoundError, NotFoundError
 from neptune_assets.server.neptune2.operations import parse_operations
+from neptune_assets.server.neptune2.resent import Resent
 from neptune_assets.server.neptune2.state import state_of, text_of
 from neptune_assets.server.neptune2.writing import Application, answer_of, needs_numbers, remember, remembered
 
@@ -66,17 +67,23 @@ def ping(call: Call) -> Response:
 def execute_operations(call: Call) -> Response:
     """Apply operations to attributes; durable before the answer, which tells what was refused."""
     operations = parse_operations(call.json())
-    containers = state_of(call).containers
+    state = state_of(call)
+    containers, sessions = state.containers, state.sessions
     numbered = needs_numbers(operations)
+    session = call.service.tokens.session(call.request.headers.get("authorization")) if numbered else ""
     digest = hashlib.sha256(call.body).hexdigest() if numbered else ""
     with containers.writing(text_of(call, "experimentId")) as (project, writing, run):
-        answer = remembered(writing, run, digest) if numbered else None
+        answer, resent = remembered(writing, run, digest) if numbered else None, None
         if answer is None:
-            application = Application(writing, run, project.objects)
+            if numbered and not sessions.known(run.uuid, session):
+                resent = Resent(writing.connection)
+            application = Application(writing, run, project.objects, resent)
             application.apply(operations)
             answer = answer_of(application.errors)
             if numbered:
                 remember(writing, run, digest, answer)
+    if resent is not None and not resent.all:
+        sessions.add(run.uuid, session)
     return Json(answer)
 
 

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from neptune_assets.server.neptune2.containers import Containers
 from neptune_assets.server.neptune2.creation import Creation
 from neptune_assets.server.neptune2.lake_artifacts import LakeArtifacts
+from neptune_assets.server.neptune2.resent import Sessions
 from neptune_assets.server.neptune2.series_pages import SeriesPages
 from neptune_assets.server.neptune2.tables import Tables
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 
 class State:
-    """Containers by id, tables and series that clients are paging through."""
+    """Containers by id, tables and series that clients are paging through, sessions that write."""
 
     def __init__(self, service: Service) -> None:
         self.containers = Containers(service)
         self.creation = Creation(service, self.containers)
         self.artifacts = LakeArtifacts(service)
         self.series = SeriesPages(service)
+        self.sessions = Sessions()
         self.tables = Tables(service, self.artifacts, self.series)
 
 

@@ -34,6 +34,7 @@ from neptune_assets.server.store.system import SYSTEM_TYPES
 from neptune_assets.server.store.values import bits_float, encode, file_value, to_json
 
 if TYPE_CHECKING:
+    from neptune_assets.server.neptune2.resent import Resent
     from neptune_assets.server.store.files import ObjectStore
     from neptune_assets.server.store.operations import Operations
     from neptune_assets.server.store.points import Attribute
@@ -48,13 +49,17 @@ _OWN: Final = frozenset(SYSTEM_TYPES) - _WRITABLE | {"sys/size", "sys/owner", "s
 
 
 class Application:
-    """Applies operations to one run; ``errors`` are the texts of what was refused."""
+    """Applies operations to one run; ``errors`` are the texts of what was refused.
 
-    def __init__(self, writing: Writing, run: Run, objects: ObjectStore) -> None:
+    ``resent`` takes out points without steps that may have come before.
+    """
+
+    def __init__(self, writing: Writing, run: Run, objects: ObjectStore, resent: Resent | None = None) -> None:
         self._writing = writing
         self._run = run
         self._objects = objects
         self._operations: Operations = writing.operations(run)
+        self._resent = resent
         self.errors: list[str] = []
 
     def apply(self, operations: Sequence[Operation]) -> None:
@@ -123,7 +128,8 @@ class Application:
         if attribute is None:
             self._conflict(operation.path, operation.type)
             return
-        points = list(_numbered(operation.points, attribute.last_step))
+        coming = operation.points if self._resent is None else self._resent.rest(attribute, operation.points)
+        points = list(_numbered(coming, attribute.last_step))
         if any(abs(point.step or 0) >= MAX_STEP * MICROSTEPS for point in points):
             self.errors.append(f"Steps of {operation.path} leave the range that can be kept.")
             return
