@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -81,7 +80,8 @@ class RunBuilder:
         if in_place is None:
             parts = self._stage(taken, attributes)
         else:
-            deque(taken, maxlen=0)
+            for _ in taken:
+                pass
             parts = self._parts_in_place(in_place)
         # How many duplicates there were is known only now.
         return self._record(attributes, counts, sorter.duplicates, digest.hexdigest(), parts, end, in_place)

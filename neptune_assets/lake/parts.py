@@ -162,6 +162,18 @@ def _levels(values: pa.Array) -> dict[str, int]:
     return _THOROUGH if pressed < _COMPRESSIBLE * len(split) else _LEVELS
 
 
+def row_group_bounds(file: pq.ParquetFile, column: str) -> list[tuple[Any, Any] | None]:
+    """Return the least and greatest value of a plain column in every row group; None where the file does not say."""
+    # The leaf's place equals the field's, because nested columns come later.
+    place = file.schema.names.index(column)
+    found: list[tuple[Any, Any] | None] = []
+    for number in range(file.metadata.num_row_groups):
+        statistics = file.metadata.row_group(number).column(place).statistics
+        known = statistics is not None and statistics.has_min_max
+        found.append((statistics.min, statistics.max) if known else None)
+    return found
+
+
 def part_generation(metadata: pq.FileMetaData) -> str | None:
     """Return which commit a part belongs to; None for a part that is not of this lake."""
     value = (metadata.metadata or {}).get(GENERATION.encode())

@@ -1,12 +1,11 @@
 """How runs that were built become the lake's: what they replace, what they must not replace, and what is told of them.
 
 Runs are committed several at a time, because what a commit costs does not depend on how many runs are in it: many
-small runs wait for each other, up to :data:`GROUP_RUNS`, :data:`GROUP_BYTES` or :data:`GROUP_SECONDS`.
+small runs wait for each other, up to :data:`GROUP_RUNS` or :data:`GROUP_BYTES`.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,11 +23,11 @@ from neptune_assets.lake.reports import RunIssue, WriteReport
 from neptune_assets.lake.staging import Staging, parts_by_run
 from neptune_assets.lake.statistics_files import StatisticsFiles
 from neptune_assets.lake.statistics_tables import RunFacts
+from neptune_assets.lake.waiting import Waiting
 from neptune_assets.settings import LakeSettings
 
 GROUP_RUNS: Final = 128
 GROUP_BYTES: Final = 32 << 20
-GROUP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +72,7 @@ class Publication:
         self.present = present
         self._names = parts_by_run(present)
         self._full_refresh = full_refresh
-        self._waiting: list[_Change] = []
-        self._bytes = 0
-        self._since = 0.0
+        self._waiting = Waiting[_Change](GROUP_RUNS, GROUP_BYTES)
 
     def publish(self, record: RunRecord, builder: RunBuilder) -> None:
         """Commit a run that was built, with the ones before it or with the next ones; each run at most once."""
@@ -105,13 +102,13 @@ class Publication:
         self._staging.sweep_files(run_id, self._manifest.records.get(run_id))
 
     def tick(self) -> None:
-        """Commit what has waited long enough."""
-        if self._waiting and time.monotonic() - self._since >= GROUP_SECONDS:
+        """Commit what waits if it is enough, or has waited long enough."""
+        if self._waiting.due:
             self.flush()
 
     def flush(self) -> None:
         """Commit all that waits. If that fails, these runs stay as they were."""
-        changes, self._waiting, self._bytes = self._waiting, [], 0
+        changes = self._waiting.take()
         if not changes:
             return
         number = self._manifest.sequence + 1
@@ -161,16 +158,11 @@ class Publication:
             self._report.issues.append(RunIssue(old.run_id, message, issue.attribute_path, issue.attribute_type))
 
     def _add(self, change: _Change) -> None:
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting.append(change)
+        nbytes = 0 if change.facts is None else change.facts.nbytes
         if change.built is not None and change.record.in_place is None:
-            self._bytes += sum(part.bytes for part in change.record.parts)
-        self._bytes += 0 if change.facts is None else change.facts.nbytes
-        if len(self._waiting) >= GROUP_RUNS or self._bytes >= GROUP_BYTES:
-            self.flush()
-        else:
-            self.tick()
+            nbytes += sum(part.bytes for part in change.record.parts)
+        self._waiting.add(change, nbytes)
+        self.tick()
 
     def _replace(self, changes: list[_Change]) -> None:
         """Move the parts of committed runs to their places, and remove copies of runs that are read in place now."""

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import LakeError, UnsafePathError
 from neptune_assets.lake.digest import RunDigest
 from neptune_assets.lake.in_place import AGAIN, rows_in_place, storage_in_place
-from neptune_assets.lake.parts import open_parquet, part_generation
+from neptune_assets.lake.parts import open_parquet, part_generation, row_group_bounds
 from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
 from neptune_assets.lake.storage import Storage
@@ -197,19 +197,9 @@ def _of_kinds(batch: pa.RecordBatch, kinds: list[str]) -> pa.RecordBatch:
 
 def _row_groups(file: pq.ParquetFile, kinds: list[str] | None) -> list[int]:
     """Return the row groups that may hold one of the attribute types, by their statistics."""
-    metadata = file.metadata
-    every = list(range(metadata.num_row_groups))
-    if kinds is None:
-        return every
-    column = file.schema_arrow.get_field_index("attribute_type")
-    chosen = []
-    for group in every:
-        # The leaf's place equals the field's, because nested columns come later.
-        statistics = metadata.row_group(group).column(column).statistics
-        if (
-            statistics is None
-            or not statistics.has_min_max
-            or any(statistics.min <= kind <= statistics.max for kind in kinds)
-        ):
-            chosen.append(group)
-    return chosen
+    bounds = row_group_bounds(file, "attribute_type")
+    return [
+        group
+        for group, bound in enumerate(bounds)
+        if kinds is None or bound is None or any(bound[0] <= kind <= bound[1] for kind in kinds)
+    ]

@@ -5,7 +5,6 @@ What comes out for each of them is what it would have come to by itself.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,12 +18,11 @@ from neptune_assets.lake.readings import Reading
 from neptune_assets.lake.rows import Attributes, compact, distinct_codes, no_rows
 from neptune_assets.lake.sorting import last_of_each, series_among, sort_order
 from neptune_assets.lake.statistics import RunStatistics
+from neptune_assets.lake.waiting import Waiting
 from neptune_assets.sources.protocol import RunEnd
 
 _RUNS: Final = 64
-_ROWS: Final = 16_384
-_BYTES: Final = 8 << 20
-SECONDS: Final = 1.0
+_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +41,20 @@ class SmallRuns:
     """Small runs that were read and wait for each other."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Reading, RunEnd | None]] = []
-        self._rows = self._bytes = 0
-        self._since = 0.0
+        self._waiting = Waiting[tuple[Reading, RunEnd | None]](_RUNS, _BYTES)
 
     def add(self, reading: Reading, end: RunEnd | None) -> None:
         """Take a run of few rows that was read to its end."""
-        if not self._waiting:
-            self._since = time.monotonic()
-        self._waiting.append((reading, end))
-        self._rows += reading.rows
-        self._bytes += reading.nbytes
+        self._waiting.add((reading, end), reading.nbytes)
 
     @property
     def due(self) -> bool:
         """True if enough wait, or one for long enough."""
-        if not self._waiting:
-            return False
-        full = len(self._waiting) >= _RUNS or self._rows >= _ROWS or self._bytes >= _BYTES
-        return full or time.monotonic() - self._since >= SECONDS
+        return self._waiting.due
 
     def take(self) -> Iterator[tuple[Reading, RunEnd | None, SortedRun | None]]:
         """Give all that wait, in order; a run without a SortedRun has to be sorted by itself."""
-        waiting, self._waiting = self._waiting, []
-        self._rows = self._bytes = 0
+        waiting = self._waiting.take()
         if not waiting:
             return
         try:

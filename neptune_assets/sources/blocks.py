@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.sources.protocol import RunChunk, RunEnd, RunRows
+from neptune_assets.sources.value_rows import ValueRows
 
 LARGE: Final = 4_096
 """A run of more rows than this is read by itself, as it comes."""
@@ -35,7 +36,39 @@ def weight_of(value: object) -> int:
     return 1
 
 
-def runs_of(ends: Sequence[RunEnd], tables: Iterable[tuple[pa.Table, npt.NDArray[np.int64]]]) -> Iterator[RunChunk]:
+class RunBlock:
+    """Small runs, in order; each kind of source adds what it has of them. ``full`` says when it should be emptied."""
+
+    def __init__(self, project_id: str) -> None:
+        self._project_id = project_id
+        self._reset()
+
+    def _reset(self) -> None:
+        self._ends: list[RunEnd] = []
+        self._values = ValueRows()
+        self._weight = 0
+
+    @property
+    def full(self) -> bool:
+        """True if enough has come together."""
+        return self._weight >= FULL
+
+    def runs(self) -> Iterator[RunChunk]:
+        """Give the rows and the end of every run, in order, and be empty again."""
+        ends = self._ends
+        names = [end.run_id for end in ends]
+        try:
+            tables = [self._values.table(self._project_id, names), *self._tables(names)]
+        finally:
+            self._reset()
+        yield from _cut_apart(ends, tables)
+
+    def _tables(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+        """Points of all runs, as rows and the numbers of their runs."""
+        raise NotImplementedError
+
+
+def _cut_apart(ends: Sequence[RunEnd], tables: Iterable[tuple[pa.Table, npt.NDArray[np.int64]]]) -> Iterator[RunChunk]:
     """Give the rows and the end of every run, in order, from tables of rows and the numbers of their runs."""
     filled = [(table, numbers) for table, numbers in tables if len(numbers)]
     if not filled:

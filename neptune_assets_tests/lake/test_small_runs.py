@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.lake import readings, small_runs
+from neptune_assets.lake import readings, small_runs, waiting
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.support.lake_factory import file, histograms, metric, param, params, texts
@@ -56,7 +56,7 @@ def contents(root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
 
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]) -> tuple[Any, Any]:
     """What the lake holds and what is reported, of runs sorted together and of runs sorted by themselves."""
-    monkeypatch.setattr(small_runs, "SECONDS", 3600.0)
+    monkeypatch.setattr(waiting, "SECONDS", 3600.0)
     found = []
     for name in ("together", "alone"):
         if name == "alone":

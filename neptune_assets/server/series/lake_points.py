@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from neptune_assets.errors import LakeError
+from neptune_assets.lake.parts import row_group_bounds
 from neptune_assets.lake.records import FileRecord
 from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.lake.runs import LakeRun
@@ -156,7 +157,7 @@ class LakePoints:
         with _readable(run), run.open_part(run.record.parts[part], _NAMES) as file:
             if file.metadata.num_row_groups == 1 and file.metadata.num_rows <= _FEW_ROWS:
                 self._groups.get((*_identity(run), part, 0), lambda: (_decoded(_one_batch(file, 0, _COLUMNS)),))
-            return _bounds(file)
+            return row_group_bounds(file, "attribute_path")
 
     def _group(self, run: LakeRun, part: int, number: int) -> _Group:
         (group,) = self._groups.get(
@@ -171,18 +172,6 @@ def _identity(run: LakeRun) -> tuple[str, ...]:
 
 def _batches_in_place(run: LakeRun, kind: AttributeType, columns: Sequence[str] | dict[str, None]) -> Iterator[Any]:
     yield from run.batches([kind], list(columns))
-
-
-def _bounds(file: pq.ParquetFile) -> list[tuple[str, str] | None]:
-    """Return the least and greatest path of every row group of a part; None where the file does not say."""
-    found: list[tuple[str, str] | None] = []
-    # The leaf's place equals the field's, because nested columns come later.
-    place = file.schema.names.index("attribute_path")
-    for number in range(file.metadata.num_row_groups):
-        statistics = file.metadata.row_group(number).column(place).statistics
-        known = statistics is not None and statistics.has_min_max
-        found.append((statistics.min, statistics.max) if known else None)
-    return found
 
 
 def _read_column(run: LakeRun, part: int, number: int, column: str) -> pa.Array:

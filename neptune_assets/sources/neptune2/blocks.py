@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
 from neptune_assets.schema import AttributeType
-from neptune_assets.sources.blocks import FULL, runs_of, weight_of
+from neptune_assets.sources.blocks import RunBlock, weight_of
 from neptune_assets.sources.neptune2.open_run import OpenRun
 from neptune_assets.sources.neptune2.series import PointRows, Points
-from neptune_assets.sources.protocol import RunChunk, RunEnd
-from neptune_assets.sources.value_rows import ValueRows
 
 
-class Block:
-    """Small runs, in order. ``full`` says when it should be emptied."""
-
-    def __init__(self, project_id: str) -> None:
-        self._project_id = project_id
-        self._reset()
+class Block(RunBlock):
+    """Small runs of a Neptune 2.x server."""
 
     def _reset(self) -> None:
-        self._ends: list[RunEnd] = []
-        self._values = ValueRows()
+        super()._reset()
         self._points: dict[AttributeType, PointRows] = {}
-        self._weight = 0
-
-    @property
-    def full(self) -> bool:
-        """True if enough has come together."""
-        return self._weight >= FULL
 
     def add(self, run: OpenRun, points: Sequence[Points]) -> None:
         """Take a run with all of its points; values that cannot be kept are told by its end."""
@@ -46,10 +37,6 @@ class Block:
             self._weight += some.page.weight
         self._ends.append(run.end())
 
-    def runs(self) -> Iterator[RunChunk]:
-        """Give the rows and the end of every run, in order, and be empty again."""
-        ends = self._ends
-        names = [end.run_id for end in ends]
-        rows: list[ValueRows | PointRows] = [self._values, *self._points.values()]
-        self._reset()
-        yield from runs_of(ends, [each.table(self._project_id, names) for each in rows])
+    def _tables(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+        for rows in self._points.values():
+            yield rows.table(self._project_id, run_ids)

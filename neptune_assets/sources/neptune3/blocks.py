@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from neptune_assets.sources.blocks import FULL, runs_of, weight_of
+from neptune_assets.sources.blocks import RunBlock, weight_of
 from neptune_assets.sources.neptune3.collector import Collector
 from neptune_assets.sources.neptune3.model import FloatPart, ObjectPart
 from neptune_assets.sources.neptune3.rows import float_table, value_cell
-from neptune_assets.sources.protocol import RunChunk, RunEnd
-from neptune_assets.sources.value_rows import ValueRows
 
 
 def weight(parts: Sequence[FloatPart | ObjectPart]) -> int:
@@ -23,24 +22,13 @@ def weight(parts: Sequence[FloatPart | ObjectPart]) -> int:
     )
 
 
-class Block:
-    """Small runs, in order. ``full`` says when it should be emptied."""
-
-    def __init__(self, project_id: str) -> None:
-        self._project_id = project_id
-        self._reset()
+class Block(RunBlock):
+    """Small runs of a Neptune 3.x server."""
 
     def _reset(self) -> None:
-        self._ends: list[RunEnd] = []
-        self._values = ValueRows()
+        super()._reset()
         self._floats: list[tuple[int, FloatPart]] = []
         self._others: list[tuple[int, pa.RecordBatch]] = []
-        self._weight = 0
-
-    @property
-    def full(self) -> bool:
-        """True if enough has come together."""
-        return self._weight >= FULL
 
     def add(self, collector: Collector, parts: Sequence[FloatPart | ObjectPart]) -> None:
         """Take a run with all of its points; what cannot be kept is told by its end."""
@@ -62,14 +50,7 @@ class Block:
         self._weight += weight(parts)
         self._ends.append(collector.end())
 
-    def runs(self) -> Iterator[RunChunk]:
-        """Give the rows and the end of every run, in order, and be empty again."""
-        ends = self._ends
-        names = [end.run_id for end in ends]
-        tables = [
-            self._values.table(self._project_id, names),
-            float_table(self._project_id, names, self._floats),
-            *((pa.Table.from_batches([batch]), np.full(len(batch), number)) for number, batch in self._others),
-        ]
-        self._reset()
-        yield from runs_of(ends, tables)
+    def _tables(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+        yield float_table(self._project_id, run_ids, self._floats)
+        for number, batch in self._others:
+            yield pa.Table.from_batches([batch]), np.full(len(batch), number)
