@@ -176,6 +176,7 @@ class Settings(Model):
         if offline is not None:
             offline.paths = [anchored_path(path, root) for path in offline.paths]
             offline.search_files_in = [anchored_path(path, root) for path in offline.search_files_in]
+            offline.files_from = [anchored_path(path, root) for path in offline.files_from]
         if settings.source.neptune2 is not None:
             settings.source.neptune2.artifact_roots = [
                 anchored_path(path, root) for path in settings.source.neptune2.artifact_roots

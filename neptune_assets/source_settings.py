@@ -73,6 +73,14 @@ class ExportSource(Model):
         return self
 
 
+class FileLimits(Model):
+    """How much one file set or artifact of a recording may hold; what is beyond is reported and left out."""
+
+    files: int = Field(default=1_000_000, ge=1, description="Most files of one file set or artifact.")
+    gigabytes: float = Field(default=1_024, gt=0, description="Largest file.")
+    seconds: float = Field(default=3_600, gt=0, description="Longest time to find the files of one file set.")
+
+
 class OfflineSource(Model):
     """Folders recorded by neptune-scale or neptune-client that never reached a server. They are only ever read."""
 
@@ -85,6 +93,12 @@ class OfflineSource(Model):
         default_factory=list,
         description="More directories to look in for files that a recording names by a path that is gone.",
     )
+    files_from: list[str] = Field(
+        default_factory=list,
+        description="More directories from which files that recordings name may be read, such as `/data`; `/` for all. "
+        "Allowed without it: the directory that holds `.neptune`, and `search_files_in`.",
+    )
+    file_limits: FileLimits = Field(default_factory=FileLimits, description="Limits on files that recordings name.")
 
 
 class LiveSource(Model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -149,6 +150,8 @@ class FileStore:
             with stream:
                 sink: BinaryIO | None = None if temporary is None else temporary.open("xb")
                 try:
+                    if sink is not None:
+                        _limit_rights(sink, stream)
                     while block := _next_block(stream):
                         head = head or block[:8192]
                         digest.update(block)
@@ -192,6 +195,16 @@ class FileStore:
             self._directory = self._directory or ScratchDirectory("files", self._scratch)
             directory = self._directory.path
         return directory / f"neptune_assets-{uuid.uuid4().hex}.tmp"
+
+
+def _limit_rights(sink: BinaryIO, stream: BinaryIO) -> None:
+    """Let nobody read a copy who may not read the file it is made of. Downloads have no name and are left alone."""
+    try:
+        source = os.fstat(stream.fileno())
+    except OSError:  # bytes that are in no file
+        return
+    if source.st_nlink:
+        os.fchmod(sink.fileno(), 0o600 | (os.fstat(sink.fileno()).st_mode & source.st_mode & 0o666))
 
 
 class _UnreadableError(Exception):

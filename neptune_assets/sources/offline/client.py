@@ -39,7 +39,8 @@ def find_client_recordings(root: Path, settings: OfflineSource) -> Iterator[Clie
         if isinstance(folder, Refusal):
             yield folder
             continue
-        names = tuple(name for name in folder.files if LOG_NAME.fullmatch(name))
+        # A pipe or a device of the name is opened like a log, which says what is wrong with it and does not block.
+        names = tuple(name for name in (*folder.files, *folder.special) if LOG_NAME.fullmatch(name))
         if not names:
             continue
         found = execution_in(folder, names, settings.project)
@@ -47,7 +48,7 @@ def find_client_recordings(root: Path, settings: OfflineSource) -> Iterator[Clie
             yield found
         elif found is not None:
             containers[found[0]].append(found[1])
-    finder = FileFinder(settings.search_files_in)
+    finder = FileFinder(settings)
     recordings: dict[ContainerKey, ClientRecording] = {}
     for key, executions in sorted(containers.items()):
         kind, identifier = key

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-import glob
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Final
-from urllib.parse import urlsplit
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
+from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, composed, forbidden_root, has_magic
+from neptune_assets.sources.offline.client_layout import moment_of
 from neptune_assets.sources.offline.client_operations import SetChange
+from neptune_assets.sources.offline.recorded_files import file_limits
+
+LIMITS: Final = "source.offline.file_limits"
 
 _SIGNATURES: Final = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -55,59 +59,117 @@ def gone(path: str, why: str) -> FileGoneError:
 
 
 class FileFinder:
-    """Finds files at the path that was recorded or, if that is gone, by name below other directories.
+    """Finds what was recorded under a path: there, or beside the recording, or below the directories of settings.
 
-    Of several files with the name, the one whose folders agree with the recorded path furthest is taken; a tie is
-    refused, since a guess could be the wrong file.
+    Recordings move with their folders and to other machines, so a path is also looked for by its last parts: below the
+    directory that holds ``.neptune`` if two parts agree, and by name below ``search_files_in``. Of several candidates
+    the one that agrees furthest is taken; a tie is refused, since a guess could be the wrong file. Only what is below
+    the allowed roots is found.
     """
 
-    def __init__(self, directories: Sequence[str]) -> None:
-        self._directories = tuple(directories)
+    def __init__(self, settings: OfflineSource) -> None:
+        self.directories = [Path(directory).absolute() for directory in settings.search_files_in]
+        self.limits = file_limits(settings)
         self._index: dict[str, list[str]] | None = None
+        self._unfinished = ""
 
-    @property
-    def directories(self) -> list[Path]:
-        """The directories that are searched, as absolute paths."""
-        return [Path(directory).absolute() for directory in self._directories]
+    def find(
+        self,
+        recorded: str,
+        roots: AllowedRoots,
+        ran_in: Path | None,
+        accept: Callable[[str], bool],
+        beside: Path | None = None,
+    ) -> str:
+        """Where what was recorded under a path is now; ``beside`` is one more directory to look in.
 
-    def find(self, recorded: str, beside: Path | None = None) -> Path:
-        """Where the file recorded under an absolute path is now; ``beside`` is one more directory to look in.
-
-        Raises FileGoneError if it is nowhere, UnsafePathError if the path is not absolute.
+        Raises FileGoneError if it is nowhere, UnsafePathError if it is only where nothing may be read from.
         """
-        posix = Path(recorded).is_absolute()
-        if not posix and not PureWindowsPath(recorded).is_absolute():
-            raise UnsafePathError(
-                f"The recording names the file {recorded!r}, which is no absolute path.",
-                hint="The client writes absolute paths only; the recording was changed and is not followed.",
-            )
-        if "\0" not in recorded and Path(recorded).is_file():
-            return Path(recorded)
-        parts = (PurePosixPath if posix else PureWindowsPath)(recorded).parts
-        name = parts[-1]
-        if beside is not None and name not in {".", ".."} and (beside / name).is_file():
-            return beside / name
-        candidates = self._named(name)
-        if not candidates:
-            raise gone(recorded, "it is gone")
-        agreement = [_agreement(parts, Path(candidate).parts) for candidate in candidates]
-        best = max(agreement)
-        if agreement.count(best) > 1:
-            raise gone(recorded, f"it is gone, and several files named {name!r} could be it")
-        return Path(candidates[agreement.index(best)])
+        refused: UnsafePathError | None = None
+        for candidate in self.candidates(recorded, ran_in, beside):
+            if accept(candidate):
+                try:
+                    roots.real(candidate)
+                except UnsafePathError as error:
+                    refused = refused or error
+                    continue
+                return candidate
+        if refused is not None:
+            raise refused
+        parts = _parts(recorded)[1]
+        found = [path for path in self._named(parts[-1]) if accept(path)] if parts else []
+        if not found:
+            raise self.gone(recorded, "it is gone")
+        agreement = [_agreement(parts, Path(path).parts) for path in found]
+        best = [path for path, count in zip(found, agreement, strict=True) if count == max(agreement)]
+        exact = [path for path in best if os.path.basename(path) == parts[-1]]  # noqa: PTH119
+        if len(best) > 1 and len(exact) != 1:
+            raise self.gone(recorded, f"it is gone, and several of the name {parts[-1]!r} could be it")
+        roots.real(best[0])
+        return best[0] if len(best) == 1 else exact[0]
+
+    def candidates(self, recorded: str, ran_in: Path | None, beside: Path | None = None) -> Iterator[str]:
+        """Places where it may be, but for those that only a search by name finds."""
+        kind, parts = _parts(recorded)
+        if kind == "posix":
+            yield recorded
+        if not parts:
+            return
+        if beside is not None and parts[-1] not in {".", ".."}:
+            yield str(beside / parts[-1])
+        for folder in [*([] if ran_in is None else [ran_in]), *self.directories]:
+            if kind == "relative":
+                yield from _spelled(folder, parts)
+                continue
+            for start in range(1, len(parts)):
+                # One name alone is too little to tell a file by, unless its folder's name agrees too.
+                if start < len(parts) - 1 or parts[start - 1] == folder.name:
+                    yield from _spelled(folder, parts[start:])
+            if parts[-1] == folder.name:
+                yield str(folder)
+
+    def gone(self, recorded: str, why: str) -> FileGoneError:
+        """The error for what a recording names and was not found."""
+        searched = ", ".join(map(str, self.directories))
+        if not searched:
+            return gone(recorded, why)
+        return FileGoneError(
+            f"{recorded} is named by the recording, but {why}; it was looked for below {searched} too."
+            f"{self._unfinished}",
+            hint="Put it back where it was, or below one of these under the folders it was in.",
+        )
 
     def _named(self, name: str) -> list[str]:
+        """Files and folders of a name below ``search_files_in``, without following links to folders."""
         if self._index is None:
-            self._index = {}
-            for directory in self._directories:
-                for folder, _, names in os.walk(directory):
-                    for found in names:
-                        self._index.setdefault(found, []).append(f"{folder}{os.sep}{found}")
-        return sorted(set(self._index.get(name, ())))
+            self._index = self._indexed()
+        return sorted(set(self._index.get(composed(name), ())))
+
+    def _indexed(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        deadline = time.monotonic() + self.limits.seconds
+        for directory in self.directories:
+            if forbidden_root(os.path.realpath(directory)) is not None:
+                continue
+            index.setdefault(composed(directory.name), []).append(str(directory))
+            for folder, folders, names in os.walk(directory):
+                for found in [*folders, *names]:
+                    index.setdefault(composed(found), []).append(f"{folder}{os.sep}{found}")
+                if time.monotonic() > deadline:
+                    self._unfinished = (
+                        f" The search was ended after {self.limits.seconds:g} seconds; raise {LIMITS}.seconds."
+                    )
+                    return index
+        return index
+
+
+def not_folder(path: str) -> bool:
+    """True if something is at a path that is not a directory; opening looks at what it is."""
+    return os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112
 
 
 def copied_upload(upload_path: Path, name: str) -> Path:
-    """The file that the client copied into ``upload_path``; raises UnsafePathError if it would lie elsewhere."""
+    """The file that the client copied into ``upload_path``; raises UnsafePathError if it would be elsewhere."""
     path = upload_path / name
     if not name or name in {".", ".."} or "/" in name or "\0" in name or os.sep in name:
         inside = False
@@ -118,51 +180,83 @@ def copied_upload(upload_path: Path, name: str) -> Path:
             f"The recording in {upload_path.parent} names the upload {name!r}, which would leave {upload_path.name}.",
             hint="The client writes plain names only; the recording was changed and is not followed.",
         )
-    if not path.is_file():
+    if not path.exists():
         raise gone(str(path), "it is gone; the client deletes it once the server has acknowledged it")
     return path
 
 
-def set_members(change: SetChange, base: Path | None, finder: FileFinder) -> tuple[dict[str, Path], list[str]]:
-    """Files that the patterns of one upload match now, by their names in the set; and patterns that match nothing.
+def set_members(
+    change: SetChange, ran_in: Path | None, finder: FileFinder, roots: AllowedRoots
+) -> tuple[dict[str, Path], list[str]]:
+    """Files that the patterns of one upload match now, by their names in the set; and messages for what is missing.
 
-    Names are relative to ``base`` (the directory the client ran in) if all files lie below it, else to the directory
-    the files have in common.
+    Names are relative to the directory the client ran in if all files are below it, else to the directory the recorded
+    paths have in common.
     """
-    found: dict[str, Path] = {}
-    missing: list[str] = []
+    search = FileSearch(roots, finder.limits, LIMITS)
+    found: dict[str, str] = {}
     for pattern in change.globs:
-        matches = {_absolute(match) for match in glob.iglob(pattern, recursive=True)}  # noqa: PTH207
-        found.update((match, Path(match)) for match in matches)
-        if not matches:
-            try:
-                if glob.has_magic(pattern):
-                    raise gone(pattern, "no file matches it")
-                found[_absolute(pattern)] = finder.find(pattern)
-            except (FileGoneError, UnsafePathError):
-                missing.append(pattern)
+        try:
+            found.update(_matching(pattern, ran_in, finder, roots, search))
+        except (FileGoneError, UnsafePathError) as error:
+            search.problem(str(error))
     if not found:
-        return {}, missing
-    common = os.path.commonpath(found)
-    if common in found and not found[common].is_dir():
-        common = str(Path(common).parent)
-    if base is not None and Path(common).is_relative_to(base):
-        common = str(base)
+        return {}, search.problems
+    if ran_in is not None and all(_moved_along(recorded, path, ran_in) for recorded, path in found.items()):
+        found = {path: path for path in found.values()}
+        common = str(ran_in)
+    else:
+        common = os.path.commonpath(found)
+        if common in found and not os.path.isdir(found[common]):  # noqa: PTH112
+            common = str(Path(common).parent)
     members: dict[str, Path] = {}
+    walked: set[str] = set()
     for recorded, path in sorted(found.items()):
         target = os.path.relpath(recorded, common)
-        if not path.is_dir():
-            members[Path(target).as_posix()] = path
+        if not os.path.isdir(path):  # noqa: PTH112
+            members[Path(target).as_posix()] = Path(path)
             continue
-        for folder, _, names in os.walk(path):
-            inside = Path(target, os.path.relpath(folder, path))
-            members.update((Path(os.path.normpath(inside / name)).as_posix(), Path(folder, name)) for name in names)
-    return members, missing
+        covered = os.path.dirname(path) in walked and not Path(path).is_symlink()  # noqa: PTH120
+        walked.add(path)
+        if not covered:
+            for file in search.files(path):
+                inside = os.path.normpath(Path(target, os.path.relpath(file, path)))
+                members[Path(inside).as_posix()] = Path(file)
+    return members, search.problems
 
 
-def _absolute(path: str) -> str:
-    # Not Path.resolve(): links keep their names, as in the client.
-    return os.path.normpath(Path(path).absolute())
+def _moved_along(recorded: str, path: str, ran_in: Path) -> bool:
+    """True if a path is below the directory the client ran in as it was when it was recorded."""
+    inside = os.path.relpath(path, ran_in)
+    return inside == "." or (not inside.startswith("..") and recorded.endswith(f"/{inside}"))
+
+
+def _matching(
+    pattern: str, ran_in: Path | None, finder: FileFinder, roots: AllowedRoots, search: FileSearch
+) -> dict[str, str]:
+    """What one pattern matches: recorded absolute paths, and where each is now."""
+    kind, parts = _parts(pattern)
+    if kind == "relative":
+        if ran_in is None:
+            raise UnsafePathError(
+                f"The recording names the files {pattern!r}, which is not an absolute path.",
+                hint="Put the recording back below the directory it was made in, as .neptune.",
+            )
+        pattern, parts = str(ran_in / pattern), (*ran_in.parts[1:], *parts)
+    literal = next((number for number, part in enumerate(parts) if has_magic(part)), None)
+    if literal is None:
+        path = finder.find(pattern, roots, ran_in, os.path.exists)
+        return {os.path.normpath("/" + "/".join(parts)): os.path.normpath(path)}
+    folder = "/" + "/".join(parts[:literal])
+    rest = parts[literal:]
+    try:
+        place = os.path.normpath(finder.find(folder, roots, ran_in, os.path.isdir))
+    except FileGoneError:
+        raise finder.gone(pattern, "no file matches it") from None
+    matches = {os.path.normpath(match) for match in search.matches(place, rest)}
+    if not matches and not search.problems:
+        raise finder.gone(pattern, "no file matches it")
+    return {os.path.normpath(f"{folder}/{os.path.relpath(match, place)}"): match for match in matches}
 
 
 def delete_members(members: dict[str, Path], deleted: Iterable[str]) -> None:
@@ -181,52 +275,45 @@ class TrackedFile:
     path: Path
 
 
-def tracked_files(location: str, destination: str | None, bases: Sequence[Path]) -> list[TrackedFile]:
-    """Files behind one location of an artifact: a file, or all files below a folder.
+def tracked_files(
+    location: str, destination: str | None, ran_in: Path | None, finder: FileFinder, roots: AllowedRoots
+) -> tuple[list[TrackedFile], list[str]]:
+    """Files behind one local location of an artifact: a file, or all files below a folder; and what is left out.
 
-    Relative locations start at the first of ``bases`` that has them. Raises FileGoneError if there is nothing, or if
-    it is not on this machine.
+    Relative locations start where the client ran. Raises FileGoneError if there is nothing, UnsafePathError if it is
+    where nothing may be read from.
     """
-    scheme = urlsplit(location).scheme
-    if scheme not in {"", "file"}:
-        raise FileGoneError(
-            f"{location} is tracked in {scheme} storage; a recording holds no list of its files.",
-            hint="The location itself is all that was recorded.",
-        )
-    place = Path(location.removeprefix("file://")).expanduser()
-    if not place.is_absolute():
-        place = next((base / place for base in bases if (base / place).exists()), place)
-        if not place.is_absolute():
-            raise gone(location, "it is not in the directory that holds .neptune")
-    folder = place.is_dir()
-    if not folder and not place.is_file():
-        raise gone(str(place), "it is gone")
+    place = os.path.expanduser(location.removeprefix("file://"))  # noqa: PTH111 - Path's raises for unknown users
+    path = finder.find(place, roots, ran_in, os.path.exists)
     below = Path(destination) if destination is not None else Path()
-    if not folder:
-        return [TrackedFile((below / place.name).as_posix(), place)]
-    return [TrackedFile((below / path.relative_to(place)).as_posix(), path) for path in _files_below(place)]
+    if not os.path.isdir(path):  # noqa: PTH112
+        return [TrackedFile((below / Path(path).name).as_posix(), Path(path))], []
+    search = FileSearch(roots, finder.limits, LIMITS)
+    files = [TrackedFile((below / os.path.relpath(file, path)).as_posix(), Path(file)) for file in search.files(path)]
+    return files, search.problems
 
 
-def files_list(tracked: Iterable[TrackedFile]) -> bytes:
+def files_list(tracked: Iterable[TrackedFile], roots: AllowedRoots, limits: Limits) -> bytes:
     """The list of an artifact's files as JSON, in the words of Neptune's service.
 
     Sorted by name; of two files of one name the later is meant. Times of change are in UTC.
-    Raises FileGoneError if a file went away meanwhile.
+    Raises FileGoneError if a file went away meanwhile, UnsafePathError if it is where nothing may be read from.
     """
     files = {file.name: file.path for file in tracked}
-    return json.dumps([_description(name, files[name]) for name in sorted(files)], ensure_ascii=False).encode()
+    described = [_description(name, files[name], roots, limits) for name in sorted(files)]
+    return json.dumps(described, ensure_ascii=False).encode()
 
 
-def _description(name: str, path: Path) -> dict[str, Any]:
+def _description(name: str, path: Path, roots: AllowedRoots, limits: Limits) -> dict[str, Any]:
     digest = hashlib.sha1(usedforsecurity=False)
     try:
-        with path.open("rb") as file:
+        with roots.open(path, limits.bytes) as file:
+            status = os.fstat(file.fileno())
             while block := file.read(1024 * 1024):
                 digest.update(block)
-        status = path.stat()
     except OSError as error:
         raise gone(str(path), error.strerror or "it cannot be read") from error
-    changed = datetime.fromtimestamp(status.st_mtime, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    changed = moment_of(status.st_mtime)
     return {
         "filePath": name,
         "fileHash": digest.hexdigest(),
@@ -234,17 +321,9 @@ def _description(name: str, path: Path) -> dict[str, Any]:
         "size": status.st_size,
         "metadata": [
             {"key": "file_path", "value": f"file://{path.resolve().as_posix()}"},
-            {"key": "last_modified", "value": changed},
+            *([{"key": "last_modified", "value": changed.strftime("%Y-%m-%d %H:%M:%S")}] if changed else []),
         ],
     }
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for where, _, names in os.walk(folder):
-        for name in names:
-            path = Path(where, name)
-            if path.is_file():
-                yield path
 
 
 def image_data(value: Any) -> str:
@@ -274,11 +353,38 @@ def decode(data: str) -> bytes:
         raise ValueError(f"it is no base64 ({error})") from error
 
 
+def _parts(recorded: str) -> tuple[str, tuple[str, ...]]:
+    """Whether a path is of a POSIX system, of Windows, or relative; and its parts without root or drive."""
+    if recorded.startswith("/"):
+        return "posix", PurePosixPath(recorded).parts[1:]
+    windows = PureWindowsPath(recorded)
+    if windows.is_absolute():
+        return "windows", windows.parts[1:]
+    return "relative", (windows if "\\" in recorded and "/" not in recorded else PurePosixPath(recorded)).parts
+
+
+def _spelled(folder: Path, parts: Sequence[str]) -> Iterator[str]:
+    """The path below a folder, with names as they are on the disk where only their Unicode normal form differs."""
+    place = str(folder)
+    for part in parts:
+        following = os.path.join(place, part)  # noqa: PTH118
+        if not part.isascii() and part not in {".", ".."} and not os.path.lexists(following):
+            try:
+                names = [name for name in os.listdir(place) if composed(name) == composed(part)]  # noqa: PTH208
+            except OSError:
+                return
+            if len(names) != 1:
+                return
+            following = os.path.join(place, names[0])  # noqa: PTH118
+        place = following
+    yield place
+
+
 def _agreement(recorded: Sequence[str], candidate: Sequence[str]) -> int:
     """How many last parts of two paths are equal."""
     count = 0
     for one, other in zip(reversed(recorded), reversed(candidate), strict=False):
-        if one != other:
+        if composed(one) != composed(other):
             break
         count += 1
     return count

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from neptune_assets.schema import Scope
+from neptune_assets.sources.files import open_regular
 from neptune_assets.sources.offline.client_log import Log
 from neptune_assets.sources.offline.client_operations import ContainerKey
+from neptune_assets.sources.offline.recorded_files import training_directory
 from neptune_assets.sources.offline.recordings import Folder, Refusal
 
 SCOPES: Final = {"run": Scope.RUNS, "model": Scope.MODELS, "model_version": Scope.MODEL_VERSIONS}
@@ -20,6 +22,7 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _TYPES: Final = frozenset({*SCOPES, "project"})
 _STRUCTURES: Final = frozenset({1, 2, 3})
+_MAX_METADATA: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,9 @@ class Execution:
         return self.folder / "upload_path"
 
     @property
-    def base(self) -> Path | None:
-        """The directory the process ran in, as far as can be known: the one that holds ``.neptune``."""
-        for parent in self.folder.parents:
-            if parent.name == ".neptune":
-                return parent.parent.absolute()
-        return None
+    def ran_in(self) -> Path | None:
+        """The directory the process ran in, as far as can be known."""
+        return training_directory(self.folder)
 
     def facts(self) -> list[tuple[str, int, int]]:
         """Name, size and time of change (ns) of every file of the recording; files that went away are passed over."""
@@ -76,7 +76,7 @@ def execution_in(
     log = Log.of(path, names)
     if key is None:
         try:
-            with (path / log.files[0]).open("rb") as file:
+            with open_regular(path / log.files[0]) as file:
                 if not file.read(64).lstrip().startswith(b'{"obj"'):
                     return None
         except OSError as error:
@@ -98,7 +98,7 @@ def execution_in(
     try:
         return key, Execution(path, log, _started_at(metadata, log), _metadata_key(metadata))
     except OSError as error:
-        return Refusal(path, f"{path} cannot be read: {error.strerror or error}.", project)
+        return Refusal(path, f"{error.filename or path} cannot be read: {error.strerror or error}.", project)
 
 
 def _key(path: Path) -> ContainerKey | None:
@@ -123,7 +123,8 @@ def _key(path: Path) -> ContainerKey | None:
 def _metadata(path: Path) -> Mapping[str, Any]:
     """The client's notes on an execution; empty if they are no JSON object, as the client itself reads them."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path, _MAX_METADATA) as file:
+            found = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -192,7 +193,7 @@ def _begins(execution: Execution, other: Execution) -> bool:
     for name in execution.log.files:
         if name not in other.log.files:
             return False
-        with (execution.folder / name).open("rb") as mine, (other.folder / name).open("rb") as theirs:
+        with open_regular(execution.folder / name) as mine, open_regular(other.folder / name) as theirs:
             while block := mine.read(1024 * 1024):
                 if theirs.read(len(block)) != block:
                     return False

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from neptune_assets.sources.files import open_regular
+
 LOG_NAME: Final = re.compile(r"data-(\d{1,19})\.log", re.ASCII)
 
 _CHUNK: Final = 1024 * 1024
@@ -85,7 +87,8 @@ class Log:
     def counter(self, name: str) -> int | None:
         """The number in a counter file; an empty file is 0, None if there is no such file or no number in it."""
         try:
-            text = (self.folder / name).read_bytes()[:32].decode("ascii").strip()
+            with open_regular(self.folder / name) as file:
+                text = file.read(32).decode("ascii").strip()
         except (FileNotFoundError, UnicodeDecodeError):
             return None
         if not text:
@@ -185,7 +188,7 @@ def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[
     Objects may follow each other with or without line breaks and may hold raw control characters. The text is read as
     Latin-1, so that characters are bytes, and decoded as UTF-8 object by object. ``skim`` as in :meth:`Log.entries`.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         text, base, ended = "", start, False
         position = 0

@@ -17,7 +17,7 @@ from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.client_assignment import assign
 from neptune_assets.sources.offline.client_faults import Fault, Flaws, silent
-from neptune_assets.sources.offline.client_files import FileFinder, FileInMemory, files_list, gone
+from neptune_assets.sources.offline.client_files import FileFinder, FileInMemory, gone
 from neptune_assets.sources.offline.client_layout import EPOCH, SCOPES, Execution, distinct, stable_id
 from neptune_assets.sources.offline.client_log import Entry
 from neptune_assets.sources.offline.client_operations import (
@@ -53,7 +53,7 @@ class ClientRecording:
         self._settings = settings
         self._others = others
         self._collections: dict[tuple[str, AttributeType], Any] | None = None
-        self._references = References(self.path, self._executions, finder)
+        self._references = References(self.path, self._executions, finder, settings)
 
     @property
     def path(self) -> Path:
@@ -107,6 +107,8 @@ class ClientRecording:
         Files elsewhere that the log names, and recordings that it copies values from, are not part of it.
         """
         facts: list[Any] = [self.project_id, sorted(self._settings.search_files_in)]
+        if self._settings.files_from:
+            facts.append(sorted(self._settings.files_from))
         facts.extend((execution.folder.name, execution.facts()) for execution in self._executions)
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
@@ -141,7 +143,7 @@ class ClientRecording:
         if kind == AttributeType.ARTIFACT:
             tracked = self._collection(place, AttributeType.ARTIFACT) or Tracked()
             found, _ = self._references.tracked(tracked)
-            return [FileInMemory("files_list.json", files_list(found))]
+            return [FileInMemory("files_list.json", self._references.list_of(found))]
         return [self._references.logged_file(reference, kind, place)]
 
     def values_at(self, wanted: Sequence[Copied], busy: frozenset[ContainerKey]) -> list[Any]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from neptune_assets.errors import FileGoneError
+from neptune_assets.errors import FileGoneError, UnsafePathError
 from neptune_assets.schema import AttributeType
+from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.client_files import (
     FileFinder,
     FileInMemory,
@@ -20,26 +21,31 @@ from neptune_assets.sources.offline.client_files import (
     copied_upload,
     decode,
     delete_members,
+    files_list,
     gone,
     image_data,
     image_extension,
+    not_folder,
     set_members,
     tracked_files,
 )
 from neptune_assets.sources.offline.client_layout import Execution
 from neptune_assets.sources.offline.client_log import Entry
 from neptune_assets.sources.offline.client_operations import SetChange, Tracked, Upload
-from neptune_assets.sources.offline.recorded_files import RecordedFile
+from neptune_assets.sources.offline.recorded_files import RecordedFile, allowed_roots
 from neptune_assets.sources.protocol import SourceFile
 
 
 class References:
     """Makes the references of one recording and resolves them."""
 
-    def __init__(self, path: Path, executions: Sequence[Execution], finder: FileFinder) -> None:
+    def __init__(
+        self, path: Path, executions: Sequence[Execution], finder: FileFinder, settings: OfflineSource
+    ) -> None:
         self._path = path
         self._executions = executions
         self._finder = finder
+        self._roots = allowed_roots([execution.folder for execution in executions], settings)
         self.mark = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
 
     def upload(self, upload: Upload) -> str:
@@ -60,24 +66,31 @@ class References:
         members: dict[str, Path] = {}
         missing: list[str] = []
         for change in changes:
-            found, unmatched = set_members(change, self._executions[change.execution].base, self._finder)
+            execution = self._executions[change.execution]
+            found, problems = set_members(change, execution.ran_in, self._finder, self._roots)
             members.update(found)
             delete_members(members, change.deleted)
-            missing.extend(gone(pattern, "no such file is there").args[0] for pattern in unmatched)
+            missing.extend(problems)
         return members, missing
 
     def tracked(self, tracked: Tracked) -> tuple[list[TrackedFile], list[str]]:
         """Files an artifact tracks, and a message for everything that is missing."""
         found: list[TrackedFile] = []
         missing: list[str] = []
-        for execution, location, destination in tracked.entries:
+        for number, location, destination in tracked.entries:
+            execution = self._executions[number]
             try:
-                base = self._executions[execution].base
-                bases = [*([] if base is None else [base]), *self._finder.directories]
-                found.extend(tracked_files(location, destination, bases))
-            except FileGoneError as error:
+                files, problems = tracked_files(location, destination, execution.ran_in, self._finder, self._roots)
+            except (FileGoneError, UnsafePathError) as error:
                 missing.append(str(error))
+                continue
+            found.extend(files)
+            missing.extend(problems)
         return found, missing
+
+    def list_of(self, tracked: Sequence[TrackedFile]) -> bytes:
+        """The list of the files an artifact tracks; raises as :func:`~.client_files.files_list` does."""
+        return files_list(tracked, self._roots, self._finder.limits)
 
     def logged_file(self, reference: str, kind: str, place: str) -> SourceFile:
         """The file of one record: an image, an upload from memory, or an upload by path."""
@@ -106,12 +119,20 @@ class References:
     def _uploaded(self, execution: Execution, operation: Mapping[str, Any]) -> Path:
         recorded, copied = operation.get("file_path"), operation.get("tmp_file_name")
         if recorded:
-            return self._finder.find(str(recorded), beside=execution.uploads)
+            return self._found(str(recorded), execution)
         return copied_upload(execution.uploads, str(copied or ""))
 
+    def _found(self, recorded: str, execution: Execution) -> Path:
+        if not Path(recorded).is_absolute() and not PureWindowsPath(recorded).is_absolute():
+            raise UnsafePathError(
+                f"The recording names the file {recorded!r}, which is not an absolute path.",
+                hint="The client writes absolute paths only; the recording was changed and is not followed.",
+            )
+        return Path(self._finder.find(recorded, self._roots, execution.ran_in, not_folder, beside=execution.uploads))
+
     def on_disk(self, name: str, path: Path) -> RecordedFile:
-        """A file that lies at a path."""
-        return RecordedFile(name, [path], None, str(self._path))
+        """A file at a path."""
+        return RecordedFile(name, [path], None, str(self._path), self._roots, self._finder.limits.bytes)
 
 
 def _file_name(segment: str, extension: Any) -> str:

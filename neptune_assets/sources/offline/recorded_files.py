@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from neptune_assets.errors import FileGoneError
+from neptune_assets.errors import FileGoneError, UnsafePathError
+from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.files import AllowedRoots, Limits
+
+FILES_FROM: Final = "source.offline.files_from"
+
+
+def training_directory(recording: Path) -> Path | None:
+    """The directory the training script ran in, as far as can be known: the one that holds ``.neptune``.
+
+    None if the recording is below no ``.neptune``, or below one in ``/``, which would allow every file.
+    """
+    for parent in recording.parents:
+        if parent.name == ".neptune":
+            found = parent.parent.absolute()
+            return None if found == Path(found.anchor) else found
+    return None
+
+
+def allowed_roots(folders: Iterable[Path], settings: OfflineSource) -> AllowedRoots:
+    """Where files may be read that a recording in these folders names: its own directories and what settings allow."""
+    own = [root for folder in folders for root in (folder, training_directory(folder)) if root is not None]
+    return AllowedRoots([*own, *settings.search_files_in, *settings.files_from], FILES_FROM)
+
+
+def file_limits(settings: OfflineSource) -> Limits:
+    """The settings' limits on files that recordings name."""
+    limits = settings.file_limits
+    return Limits(limits.files, int(limits.gigabytes * 10**9), limits.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,36 +53,51 @@ class RecordedFile:
     size: int | None
     owner: str
     """What names the file, for messages."""
+    roots: AllowedRoots
+    max_bytes: int
 
     def open(self) -> BinaryIO:
         """Open the first candidate that is a regular file of the size logged.
 
-        Raises FileGoneError naming the path if there is none, and naming both sizes if it has changed since.
+        Raises FileGoneError that names the path if there is none, and both sizes if it has changed since;
+        UnsafePathError if it is where nothing may be read from.
         """
         other: tuple[Path, int] | None = None
+        refused: UnsafePathError | FileGoneError | None = None
         for path in self.candidates:
             try:
-                # A pipe would block on opening and a device never end: look before opening, and again after.
-                if not stat.S_ISREG(path.stat().st_mode):
-                    continue
-                file = path.open("rb")
-            except (OSError, ValueError):
+                file = self.roots.open(path, self.max_bytes)
+            except UnsafePathError as error:
+                refused = refused or (error if os.path.lexists(path) else None)
                 continue
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and self.size in {None, status.st_size}:
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in {errno.EINVAL, errno.EFBIG}:
+                    refused = refused or self._refusal(path, error)
+                continue
+            size = os.fstat(file.fileno()).st_size
+            if self.size in {None, size}:
                 return file
             file.close()
-            other = other or (path, status.st_size)
+            other = other or (path, size)
         if other is not None:
             raise FileGoneError(
                 f"{other[0]} had {self.size} bytes when {self.owner} logged it and has {other[1]} now: "
                 "it is not what was logged.",
                 hint="Put the file as it was into a directory listed under source.offline.search_files_in.",
             )
+        if refused is not None:
+            raise refused
         raise FileGoneError(
             f"{self.candidates[0]}, which {self.owner} logged, is gone or cannot be read.",
             hint="Put it back, or list the directory it is in now under source.offline.search_files_in.",
         )
+
+    def _refusal(self, path: Path, error: OSError) -> FileGoneError:
+        if error.errno == errno.EFBIG:
+            hint = "Raise source.offline.file_limits.gigabytes to take it."
+        else:
+            hint = "Put the file that was logged in its place."
+        return FileGoneError(f"{path}, which {self.owner} logged, is not read: {error.strerror}.", hint=hint)
 
 
 def candidates(recorded: str, folders: Iterable[Path]) -> list[Path]:

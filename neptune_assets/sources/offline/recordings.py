@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import pyarrow as pa
 
 from neptune_assets.schema import Scope
+from neptune_assets.sources.files import forbidden_root
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import SourceFile
 
@@ -112,11 +113,13 @@ MAX_FOLDERS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One folder met by :func:`walk`: names of its files and of the folders below it (symlinks to files included)."""
+    """One folder met by :func:`walk`: names of its files and of the folders below it, symlinks to either included."""
 
     path: Path
     files: tuple[str, ...]
     folders: tuple[str, ...]
+    special: tuple[str, ...] = ()
+    """Names of pipes, sockets, devices, and of links that lead nowhere."""
 
 
 def walk(root: Path) -> Iterator[Folder | Refusal]:
@@ -131,6 +134,10 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
         path, depth = waiting.pop()
         try:
             status = path.stat()
+            forbidden = forbidden_root(os.path.realpath(path)) if path.is_symlink() else None
+            if forbidden is not None:
+                yield Refusal(path, f"{path} leads to {forbidden}, which is never searched. Remove the link.")
+                continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
             if depth > MAX_DEPTH or len(seen) == MAX_FOLDERS:
@@ -141,9 +148,10 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
             seen.add((status.st_dev, status.st_ino))
             files: list[str] = []
             folders: list[str] = []
+            special: list[str] = []
             with os.scandir(path) as entries:
                 for entry in entries:
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if entry.is_dir() else files if entry.is_file() else special).append(entry.name)
         except OSError as error:
             yield Refusal(
                 path, f"{path} cannot be read: {error.strerror or error}. Give this user the right to read it."
@@ -151,7 +159,7 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
             continue
         files.sort()
         folders.sort()
-        yield Folder(path, tuple(files), tuple(folders))
+        yield Folder(path, tuple(files), tuple(folders), tuple(sorted(special)))
         waiting.extend((path / name, depth + 1) for name in reversed(folders))
 
 

@@ -21,7 +21,13 @@ import pyarrow as pa
 from neptune_assets.errors import SourceError
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import OfflineSource
-from neptune_assets.sources.offline.recorded_files import RecordedFile, base_name, candidates
+from neptune_assets.sources.offline.recorded_files import (
+    RecordedFile,
+    allowed_roots,
+    base_name,
+    candidates,
+    file_limits,
+)
 from neptune_assets.sources.offline.recordings import Fork
 from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_snapshot, writer
 from neptune_assets.sources.offline.scale_operations import Operations, moment
@@ -76,7 +82,7 @@ class ScaleRecording:
 
     def fingerprint(self) -> str:
         """A mark over sizes and times of every file in the folder, and where lost files are looked for."""
-        marks = [_READER, *self._settings.search_files_in]
+        marks = [_READER, *self._settings.search_files_in, *self._settings.files_from]
         with os.scandir(self.path.parent) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 # Any reader that opens the database remakes -shm; it holds no data.
@@ -124,7 +130,8 @@ class ScaleRecording:
         if not Path(name).suffix:
             name += Path(base_name(source)).suffix
         folders = [self.path.parent, *map(Path, self._settings.search_files_in)]
-        return [RecordedFile(name, candidates(source, folders), size, str(self.path))]
+        roots, limits = allowed_roots([self.path.parent], self._settings), file_limits(self._settings)
+        return [RecordedFile(name, candidates(source, folders), size, str(self.path), roots, limits.bytes)]
 
     def _opened(self) -> _Snapshot:
         return _Snapshot(self.path)

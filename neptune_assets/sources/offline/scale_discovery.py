@@ -43,6 +43,9 @@ def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecordi
             found = _recognise(folder.path / name, settings)
             if found is not None:
                 yield found
+    if DATABASE in folder.special:
+        path = folder.path / DATABASE
+        yield Refusal(path, f"{path} is not a regular file (a pipe, a socket or a device). Put the recording back.")
 
 
 def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal | None:

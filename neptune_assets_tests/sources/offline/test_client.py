@@ -281,6 +281,6 @@ def test_file_set_outside_the_working_directory(offline: Path, tmp_path_factory:
         op("UploadFileSet", "set", file_globs=globs, reset="False"),
         op("UploadFileSet", "one", file_globs=[f"{away}/in/deep/b.txt"], reset="False"),
     )
-    read = read_one(offline)
+    read = read_one(offline, files_from=[str(away)])
     assert read.members("set") == {"a.txt": b"a", "deep/b.txt": b"b"}
     assert read.members("one") == {"b.txt": b"b"}
