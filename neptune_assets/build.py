@@ -8,6 +8,7 @@ carries its prefix.
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,14 +31,20 @@ from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 from neptune_assets.sources.registry import open_source
 
+_LOG = logging.getLogger(__name__)
+
 # Partitioned check specs are a preview feature of Dagster: known, wanted, and tested here. A warning at every one would
 # bury what a user must read.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning, module=r"neptune_assets\.")
 
 
 def discover_projects(settings: Settings) -> list[str]:
-    """Ask the source for its projects; the keys become partitions."""
-    return project_keys(open_source(settings).projects())
+    """Ask the source for its projects; the keys become partitions. What it found and could not read is logged."""
+    source = open_source(settings)
+    keys = project_keys(source.projects())
+    for issue in source.problems():
+        _LOG.warning("%s", issue.message)
+    return keys
 
 
 def build_defs(

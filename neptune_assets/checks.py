@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from neptune_assets.assets.metadata import table
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import Lake, LakeProject
+from neptune_assets.lake.reports import WriteReport
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import ProjectPlan
@@ -46,6 +47,18 @@ def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResul
             **({"reasons": dg.MetadataValue.md(table(["run", "attribute", "reason"], rows))} if rows else {}),
         },
     )
+
+
+def check_everything_read(report: WriteReport, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if nothing that was found had to be left unread: no run, recording, part, archive or path of the settings.
+
+    What is named here may hold runs that the lake does not know, so that it can say nothing of them.
+    """
+    wrong = [
+        *((run_id, f"could not be read: {message}") for run_id, message in sorted(report.failed.items())),
+        *((issue.attribute_path or "source", issue.message) for issue in report.unread),
+    ]
+    return _result("everything_read", key, wrong, "Everything that was found was read.")
 
 
 def check_schema(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
@@ -186,6 +199,17 @@ def check_projects(lake: Lake, keys: Iterable[str], key: dg.AssetKey) -> dg.Asse
     missing = sorted({*keys} - present)
     wrong += [(project_id, "not in the lake yet: materialize its partition") for project_id in missing]
     return _result("no_project_broken", key, wrong, f"{len(present):,} projects are whole.")
+
+
+def raise_if_red(results: Iterable[dg.AssetCheckResult], *, allow_retries: bool = False) -> None:
+    """Make the step fail, and with it the run and the exit status, if a check of severity ERROR did."""
+    red = [result for result in results if not result.passed and result.severity is dg.AssetCheckSeverity.ERROR]
+    if red:
+        raise dg.Failure(
+            "\n".join(f"Check {result.check_name} failed: {result.description}" for result in red),
+            metadata={str(result.check_name): result.metadata["details"] for result in red},
+            allow_retries=allow_retries,
+        )
 
 
 def _result(name: str, key: dg.AssetKey, wrong: list[tuple[str, str]], fine: str) -> dg.AssetCheckResult:

@@ -38,14 +38,19 @@ def plain(text: str, limit: int = 60) -> str:
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], *, cell: Callable[[str, int], str] = escape, more: str = ""
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    cell: Callable[[str, int], str] = escape,
+    more: str = "",
+    width: int = _CELL,
 ) -> str:
     """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it.
 
-    ``more`` says where the rows are that are not shown.
+    ``more`` says where the rows are that are not shown. Cells are cut at ``width`` characters.
     """
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(cell(str(item), _CELL) for item in row) + " |" for row in rows[:ROWS_SHOWN]]
+    lines += ["| " + " | ".join(cell(str(item), width) for item in row) + " |" for row in rows[:ROWS_SHOWN]]
     if len(rows) > ROWS_SHOWN:
         lines.append(f"\n{len(rows) - ROWS_SHOWN:,} more{more and ' ' + more}.")
     return "\n".join(lines)

@@ -7,11 +7,12 @@ from typing import Any
 import dagster as dg
 
 from neptune_assets.assets.context import Migration, RefreshConfig
-from neptune_assets.assets.metadata import parquet_column_schema, table
-from neptune_assets.checks import check_complete, check_files, check_schema
+from neptune_assets.assets.metadata import parquet_column_schema
+from neptune_assets.checks import check_complete, check_everything_read, check_files, check_schema, raise_if_red
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.io_manager import ProjectStream
 from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.reports import WriteReport
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
@@ -21,6 +22,9 @@ _DESCRIPTIONS = {
     Scope.MODELS: "Models of one project's model registry as Parquet.",
     Scope.MODEL_VERSIONS: "Model versions of one project's model registry as Parquet.",
 }
+
+_LOGGED = 1_000
+"""Problems that are logged one by one."""
 
 
 def lake_assets(migration: Migration) -> list[dg.AssetsDefinition]:
@@ -73,6 +77,11 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
             migration.check(
                 key, "files_present", "Every file that a run names lies in the lake with the size that was recorded."
             ),
+            migration.check(
+                key,
+                "everything_read",
+                "Every run, recording, part and path that the source found could be read; what could not is named.",
+            ),
         ],
     )
     def lake(context: dg.AssetExecutionContext, config: RefreshConfig) -> Iterator[Any]:
@@ -80,17 +89,30 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
         stream = ProjectStream(source, context.partition_key, scope, config.full_refresh)
         # Dagster hands the output to the IO manager before it resumes this function: what follows sees it written.
         yield dg.Output(stream)
+        report = stream.report or WriteReport(context.partition_key)
+        _log_problems(context, report)
         with clear_failures():
             project = Lake(lake_settings).project(context.partition_key, scope)
-            yield check_complete(project, key)
-            yield check_schema(project, key)
-            yield check_files(project, key)
-        failed = stream.report.failed if stream.report is not None else {}
-        if failed:
-            run_id, message = next(iter(sorted(failed.items())))
-            raise dg.Failure(
-                f"{len(failed):,} runs could not be read, the first is {run_id!r}: {message}",
-                metadata={"failed_runs": dg.MetadataValue.md(table(["run", "reason"], sorted(failed.items())))},
-            )
+            results = [
+                check_complete(project, key),
+                check_schema(project, key),
+                check_files(project, key),
+                check_everything_read(report, key),
+            ]
+        yield from results
+        # Only reading a run may heal by itself: a server may have failed in passing.
+        raise_if_red(results, allow_retries=bool(report.failed))
 
     return lake
+
+
+def _log_problems(context: dg.AssetExecutionContext, report: WriteReport) -> None:
+    """Name in the log what was found and not read, one line each, and how much else is reported in metadata."""
+    for issue in report.unread[:_LOGGED]:
+        context.log.error("Not read: %s", issue.message)
+    if len(report.unread) > _LOGGED:
+        context.log.error("%d more problems of this kind are not listed.", len(report.unread) - _LOGGED)
+    notices = [issue for issue in report.problems if issue.notice]
+    if notices:
+        more = f" {len(notices) - 1:,} more are in the metadata source_problems." if len(notices) > 1 else ""
+        context.log.warning("%s%s", notices[0].message, more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -16,11 +16,13 @@ from neptune_assets.lake.writer import WriteReport
 from neptune_assets.markdown import escape
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.settings import Settings
+from neptune_assets.sources.protocol import Issue
 from neptune_assets.summary.picture import curves, markdown_image, sample
 from neptune_assets.summary.tables import summarize
 
 _SAMPLED_RUNS = 8
 _SAMPLED_ROWS = 2_000_000
+_MESSAGE = 5_000
 
 
 def parquet_column_schema() -> dg.TableSchema:
@@ -73,8 +75,7 @@ def lake_metadata(report: WriteReport, project: LakeProject, settings: Settings)
     if stale:
         metadata["stale_runs"] = dg.MetadataValue.md(table(["run", "why its newer state was not taken"], stale))
     if report.problems:
-        rows = [(issue.attribute_path or "", issue.message) for issue in report.problems]
-        metadata["source_problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))
+        metadata["source_problems"] = dg.MetadataValue.md(problem_table(report.problems))
     metadata.update(_sights(project, settings))
     return metadata
 
@@ -106,5 +107,13 @@ def _latest(records: Mapping[str, RunRecord]) -> list[str]:
 
 
 def table(header: list[str], rows: list[tuple[Any, ...]]) -> str:
-    """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it."""
-    return markdown.table(header, rows, more="are in the lake's manifest")
+    """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it.
+
+    Cells are wide enough for a message with the longest path, so that none is cut.
+    """
+    return markdown.table(header, rows, more="are in the lake's manifest", width=_MESSAGE)
+
+
+def problem_table(problems: Iterable[Issue]) -> str:
+    """Return a Markdown table of what a source reports of a project as a whole."""
+    return table(["where", "problem"], [(issue.attribute_path or "", issue.message) for issue in problems])

@@ -10,7 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from neptune_assets.assets.context import Migration
-from neptune_assets.assets.metadata import arrow_column_schema, table
+from neptune_assets.assets.metadata import arrow_column_schema, problem_table
 from neptune_assets.assets.tables import TableStream
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.failures import RETRY_POLICY, clear_failures
@@ -63,8 +63,7 @@ def source_assets(migration: Migration) -> list[dg.AssetsDefinition]:
             "size": sum(info.size_hint for info in infos),
         }
         if problems:
-            rows = [(issue.attribute_path or "", issue.message) for issue in problems]
-            metadata["problems"] = dg.MetadataValue.md(table(["where", "problem"], rows))
+            metadata["problems"] = dg.MetadataValue.md(problem_table(problems))
         # What the source holds, not what the lake still lacks: only the former makes downstream data old.
         mark = hashlib.blake2b(repr(sorted((i.run_id, i.fingerprint) for i in infos)).encode(), digest_size=16)
         rows = _reader(context.partition_key, infos, changes)

@@ -67,6 +67,11 @@ class WriteReport:
     problems: Sequence[Issue] = ()
 
     @property
+    def unread(self) -> list[Issue]:
+        """Problems that name data which was found and not read."""
+        return [issue for issue in self.problems if not issue.notice]
+
+    @property
     def total_rows(self) -> int:
         """Rows written now."""
         return sum(self.rows.values())

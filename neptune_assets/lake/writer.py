@@ -238,7 +238,8 @@ class _ProjectWrite:
             problems.append(
                 Issue(
                     f"{len(left):,} Parquet parts in the lake, such as {left[0]}, belong to no run of its manifest. "
-                    "Remove them if the manifest is right, or restore the manifest from a backup."
+                    "Remove them if the manifest is right, or restore the manifest from a backup.",
+                    notice=True,
                 )
             )
         report.problems = problems

@@ -36,11 +36,15 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """One thing wrong with a run: which attribute, and a message that names the thing and the next action."""
+    """One thing wrong with a run or a project: a message that names the thing and the next action, and the attribute.
+
+    ``notice`` counts only in :meth:`Source.problems`: True if nothing was left unread because of it.
+    """
 
     message: str
     attribute_path: str | None = None
     attribute_type: str | None = None
+    notice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +127,10 @@ class Source(Protocol):
         Raises FileGoneError if nothing is there, UnsafePathError if the reference would leave the source's root.
         """
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
-        """What is wrong with a project as a whole and belongs to no run: stray files, unreadable parts, and so on."""
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
+        """What was found and belongs to no run that is read: unreadable parts or recordings, stray files, and so on.
+
+        Without a project, what belongs to none that can be named; it is among every project's problems too, since it
+        may be any project's. All but notices name data that was not read: they are logged one by one, the check
+        ``everything_read`` fails, and so does the step. Call it after :meth:`projects` or :meth:`runs`.
+        """

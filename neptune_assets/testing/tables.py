@@ -107,7 +107,7 @@ class TableSource:
             return [MemoryFile(reference.rsplit("/", 1)[-1], content)]
         return [MemoryFile(name, data) for name, data in content.items()]
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         return self._problems
 
     def _runs(self, project_id: str, scope: Scope) -> dict[str, TableRun]:

@@ -78,7 +78,7 @@ def test_a_project_with_no_readable_part_is_named_by_the_hash_or_reported(factor
         damage(path, "text")
     export = source(factory)
     assert export.projects() == [PROJECT]
-    assert exported_name("ws/has space") in messages(export.strays())
+    assert exported_name("ws/has space") in messages(export.problems())
     assert source(factory, {"projects": {"only": ["ws/has space"]}}).projects() == ["ws/has space"]
 
 
@@ -283,7 +283,7 @@ def test_strange_things_in_a_project_are_reported_and_not_read(factory):
     for name in ("notes.txt", "dir_part_0.parquet", exported_name("linked")):
         assert name in problems
     assert ".hidden" not in problems
-    assert "away" in messages(export.strays())
+    assert "away" in messages(export.problems())
 
 
 def test_small_row_groups_come_together_and_huge_ones_apart(factory):

@@ -53,9 +53,9 @@ def stray_files(root: Root, directory: str, owners: Mapping[str, tuple[str, str]
             continue
         count += 1
         if count <= _NAMED:
-            stray.append(Issue(f"No row names the file {entry.path}; it is not taken."))
+            stray.append(Issue(f"No row names the file {entry.path}; it is not taken.", notice=True))
     if count > _NAMED:
-        stray.append(Issue(f"No row names {count - _NAMED} more files below {root.url}/{directory}."))
+        stray.append(Issue(f"No row names {count - _NAMED} more files below {root.url}/{directory}.", notice=True))
     return stray
 
 
@@ -68,7 +68,8 @@ def missing_classes(headings: Iterable[Heading]) -> list[Issue]:
     return [
         Issue(
             f"No run of the project has any attribute of class {name}. If the exporter ran with --classes or "
-            "--exclude, export them too."
+            "--exclude, export them too.",
+            notice=True,
         )
         for name, types in CLASS_TYPES.items()
         if not present & types
@@ -90,7 +91,7 @@ def _collect(batch: pa.RecordBatch, owners: dict[str, tuple[str, str]], shared: 
                     f"{attribute} of {run_id} and {other_attribute} of {other_run} both name the file {path}, so "
                     "one of them has lost its own.",
                     attribute,
-                    None,
+                    notice=True,
                 )
             )
 

@@ -75,7 +75,9 @@ def list_runs(root: Root, directory: str, scope: Scope) -> Listing:
         if entry.leads_out:
             problems.append(Issue(f"{entry.path} is a symbolic link that leads out of the export; it is not read."))
         elif name is None or entry.is_directory:
-            problems.append(Issue(f"{entry.path} is no part of a run; it is not read."))
+            # Files of other kinds are not the exporter's; a directory or a Parquet file may hold a run.
+            notice = not entry.is_directory and ".parquet" not in entry.name.lower()
+            problems.append(Issue(f"{entry.path} is not a part of a run; it is not read.", notice=notice))
         else:
             (unfinished if name.unfinished else parts).setdefault(name.prefix, {})[name.number] = entry
     runs = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -25,7 +24,6 @@ READING_VERSION: Final = 1
 """Part of every fingerprint: raised when repairs change, so that runs are read again."""
 
 _REGISTRY: Final = (Scope.MODELS, Scope.MODEL_VERSIONS)
-_LOG = logging.getLogger(__name__)
 
 
 class Export:
@@ -55,14 +53,7 @@ class Export:
         """Names of all projects after filters, sorted. Raises SourceError if the export cannot be read."""
         self._look()
         names = {name for directories in self._directories.values() for name in directories}
-        for stray in self._strays:
-            _LOG.warning("%s", stray.message)
         return sorted(name for name in names if self._selection.project(name))
-
-    def strays(self) -> Sequence[Issue]:
-        """What is in the data directories and belongs to no project that can be named."""
-        self._look()
-        return tuple(self._strays)
 
     def runs(self, project_id: str, scope: Scope = Scope.RUNS) -> list[RunInfo]:
         """Runs, models or model versions of one project after filters, sorted by id.
@@ -111,18 +102,23 @@ class Export:
             )
         return resolve_files(root, self._files_directory(project_id, scope, root), reference)
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         """What is wrong with a project as a whole, its model registry included: see :mod:`.audit`."""
-        issues: list[Issue] = []
         known: set[str] = set()
         self._look()
+        issues = list(self._strays)
+        if project_id is None:
+            return issues
         for setting, directories in self._directories.items():
             directory = directories.get(project_id)
             if directory is None:
                 continue
             if directory != safe_name(project_id):
                 issues.append(
-                    Issue(f"The directory {directory} under {setting} is not the exporter's name for {project_id}.")
+                    Issue(
+                        f"The directory {directory} under {setting} is not the exporter's name for {project_id}.",
+                        notice=True,
+                    )
                 )
             scopes = (Scope.RUNS,) if setting == "data" else _REGISTRY
             scope_runs = [self._find(project_id, scope) for scope in scopes]
@@ -139,7 +135,10 @@ class Export:
         report = self._errors()
         issues.extend(report.unreadable)
         issues.extend(
-            Issue(f"The exporter reported errors for {run_id}, of which the export holds nothing. Export it again.")
+            Issue(
+                f"The exporter reported errors for {run_id}, of which the export holds nothing. Export it again, or "
+                f"take its lines out of {report.places[0]} if it is lost."
+            )
             for run_id in sorted(report.runs(project_id) - known)
         )
         return issues

@@ -116,7 +116,7 @@ class Neptune2:
         )
         return files.resolve(parsed)
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         """What is wrong with a project as a whole: listings that came out shorter than the server counts."""
         return [
             Issue(

@@ -93,7 +93,7 @@ class Neptune3:
         file, step = file_of(reference)
         return [ServerFile(self._reader(), project_id, run_id, file, step)]
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         """Nothing: what a server cannot give is told with the run it belongs to."""
         return ()
 

@@ -25,12 +25,18 @@ from neptune_assets.sources.protocol import SourceFile
 class Refusal:
     """A path that cannot be read as a recording. ``message`` names the path and the next action.
 
-    ``project_id`` is the project if it is known all the same; otherwise every project reports the refusal.
+    ``project_id`` is the project if it is known all the same; otherwise every project reports the refusal. ``run_id``
+    is the run (of ``scope``) if that is known: it lacks what this path holds, so it is partial. ``notice`` is True if
+    nothing is left unread because of it; ``archive`` is True for an archive that was not unpacked.
     """
 
     path: Path
     message: str
     project_id: str | None = None
+    run_id: str | None = None
+    scope: Scope = Scope.RUNS
+    notice: bool = False
+    archive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Final
 
 from neptune_assets.errors import SourceError
 from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.offline.archives import archives_in
 from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
 from neptune_assets.sources.offline.scale import CREATE, Identity, ScaleRecording
 from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_in_place, open_snapshot
@@ -29,12 +30,14 @@ def find_scale_recordings(root: Path, settings: OfflineSource) -> Iterator[Scale
         found = _recognise(root, settings)
         if found is not None:
             yield found
+        yield from archives_in(Folder(root.parent, (root.name,), ()))
         return
     for folder in walk(root):
         if isinstance(folder, Refusal):
             yield folder
             continue
         yield from _in_folder(folder, settings)
+        yield from archives_in(folder)
 
 
 def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:
@@ -55,7 +58,7 @@ def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal 
         facts = file_facts(path)
         identity = _identify(path, path.stat().st_ino, facts, sure or path.parent.name == ".neptune")
     except (sqlite3.Error, OSError, SourceError) as error:
-        if not sure:
+        if not sure and path.parent.name != ".neptune":
             return None
         reason = error.message if isinstance(error, SourceError) else f"{path} cannot be read: {error}."
         return Refusal(path, f"{reason} If there is another copy of this recording, use that.")
@@ -70,6 +73,7 @@ def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal 
             "or newer neptune-scale: sync it with the neptune-scale release that recorded it, or look for a newer "
             "neptune_assets.",
             identity.project_id or None,
+            identity.run_id or None,
         )
     if not identity.project_id or not identity.run_id:
         return Refusal(path, f"{path} names no project or no run in its metadata. It is damaged; use another copy.")

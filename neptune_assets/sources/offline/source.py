@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,8 @@ from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+_NAMED: Final = 20
+"""Paths named in one message when no recording can be read."""
 
 
 @dataclass(slots=True)
@@ -40,7 +42,17 @@ class _Index:
     refusals: list[Refusal] = field(default_factory=list)
 
     def projects(self) -> list[str]:
-        return sorted({project for project, _, _ in self.runs})
+        """Projects of all recordings, also of those that cannot be read."""
+        unread = {refusal.project_id for refusal in self.refusals if not refusal.notice and refusal.project_id}
+        return sorted({project for project, _, _ in self.runs} | unread)
+
+    def unread(self, key: RunKey) -> list[Refusal]:
+        """Recordings of a run that cannot be read."""
+        return [
+            refusal
+            for refusal in self.refusals
+            if not refusal.notice and (refusal.project_id, refusal.scope, refusal.run_id) == key
+        ]
 
 
 class Offline:
@@ -60,11 +72,12 @@ class Offline:
     def projects(self) -> list[str]:
         """Projects that have recordings, after filters. Raises SourceError if nothing at all can be read."""
         index = self._scan()
-        if not index.runs and index.refusals:
-            more = f" {len(index.refusals) - 1} more paths are refused." if len(index.refusals) > 1 else ""
+        if not index.runs:
+            named = index.refusals[:_NAMED]
+            more = f" {len(index.refusals) - _NAMED:,} more paths are refused." if len(index.refusals) > _NAMED else ""
             raise SourceError(
-                f"No recording can be read. {index.refusals[0].message}{more}",
-                hint="Check source.offline.paths.",
+                f"No recording can be read. {' '.join(refusal.message for refusal in named)}{more}",
+                hint="",
             )
         return [project for project in index.projects() if self._selection.project(project)]
 
@@ -121,10 +134,14 @@ class Offline:
             hint="It was uploaded to a Neptune server and deleted here; another copy or an export may have it.",
         )
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         """Paths that could not be used and belong to this project, or to one that cannot be told."""
         refusals = self._found().refusals
-        return [Issue(refusal.message) for refusal in refusals if refusal.project_id in {None, project_id}]
+        return [
+            Issue(refusal.message, notice=refusal.notice)
+            for refusal in refusals
+            if refusal.project_id in {None, project_id}
+        ]
 
     def _found(self) -> _Index:
         return self._last or self._scan()
@@ -143,9 +160,13 @@ class Offline:
                     message = f"{root} does not exist. Correct source.offline.paths."
                     index.refusals.append(Refusal(root, message))
                     continue
+                count, refusals = 0, len(index.refusals)
                 for find in (find_scale_recordings, find_client_recordings):
                     for found in find(root, self._settings):
                         self._add(index, found, seen, refused)
+                        count += not isinstance(found, Refusal)
+                if not count:
+                    index.refusals.append(_empty(root, index.refusals[refusals:]))
             for recordings in index.runs.values():
                 recordings.sort(key=lambda item: (item.started_at or item.created_at or _BEGINNING, str(item.path)))
             self._last = index
@@ -156,7 +177,7 @@ class Offline:
         if isinstance(found, Refusal):
             if (found.path, found.message) not in refused:
                 refused.add((found.path, found.message))
-                index.refusals.append(found)
+                index.refusals.append(found if _valid(found.project_id) else replace(found, project_id=None))
             return
         path = found.path.resolve()
         if path in seen:
@@ -173,7 +194,7 @@ class Offline:
             recordings.append(found)
         else:
             message = f"{found.path} is a copy of {original.path} and is passed over. Leave one of them out."
-            index.refusals.append(Refusal(found.path, message, found.project_id))
+            index.refusals.append(Refusal(found.path, message, found.project_id, notice=True))
 
     def _known(self, index: _Index, project_id: str) -> None:
         known = [project for project in index.projects() if self._selection.project(project)]
@@ -192,6 +213,7 @@ class Offline:
             for parent, _ in ancestry(index.runs, key):
                 marks.append(f"parent {parent}")
                 marks.extend(_fingerprint(recording) for recording in index.runs.get(parent, ()))
+        marks.extend(f"unread {refusal.message}" for refusal in index.unread(key))
         return RunInfo(
             run_id=key[2],
             fingerprint=hashlib.blake2b("\n".join(marks).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(),
@@ -220,6 +242,27 @@ class Offline:
                 # One of several recordings may be damaged: the others still have their part of the run.
                 state.whole = False
                 state.error(str(error))
+        for refusal in index.unread(key):
+            state.whole = False
+            state.error(f"A recording of this run could not be read: {refusal.message}")
+
+
+def _valid(project_id: str | None) -> bool:
+    try:
+        return project_id is None or bool(validate_project_key(project_id))
+    except SettingsError:
+        return False
+
+
+def _empty(root: Path, refusals: Sequence[Refusal]) -> Refusal:
+    """What to say of a path of the settings below which no recording was found: alone, it may be right."""
+    archives = [str(refusal.path) for refusal in refusals if refusal.archive]
+    met = ""
+    if archives:
+        more = f" and {len(archives) - _NAMED:,} more" if len(archives) > _NAMED else ""
+        met = f" Archives were met and not read: {', '.join(archives[:_NAMED])}{more}. Unpack them if they hold any."
+    message = f"No recording of Neptune's clients can be read below {root}.{met} Check source.offline.paths."
+    return Refusal(root, message, notice=not archives)
 
 
 def _original(recordings: Sequence[Recording], found: Recording) -> Recording | None:

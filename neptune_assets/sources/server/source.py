@@ -96,7 +96,7 @@ class Server:
             )
         return [StoredFile(file_name(rest, row["mime_type"] or ""), object_path(directory, row["sha256"]))]
 
-    def problems(self, project_id: str) -> Sequence[Issue]:
+    def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         """Nothing: a store has no stray files."""
         return ()
 

@@ -122,11 +122,13 @@ def test_log_without_a_name_is_refused_and_foreign_logs_are_ignored(tmp_path: Pa
     assert str(tmp_path / "renamed") in problem.message
 
 
-def test_a_file_among_the_paths_is_no_problem(offline: Path) -> None:
+def test_a_file_among_the_paths_is_a_notice(offline: Path) -> None:
     execution = write_log(offline / NAME, op("AssignInt", "x", value=1))
     read = read_one(offline, execution / "data-1.log")
     assert read.value("x") == 1
-    assert list(read.source.problems(PROJECT)) == []
+    (notice,) = read.source.problems(PROJECT)
+    assert notice.notice
+    assert "data-1.log" in notice.message
 
 
 def test_executions_are_merged_in_time_order(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_paths_that_cannot_be_used_are_told(everything: Path, tmp_path: Path) ->
     with pytest.raises(SourceError, match="missing"):
         offline(missing).projects()
     (tmp_path / "empty").mkdir()
-    assert offline(tmp_path / "empty").projects() == []
+    with pytest.raises(SourceError, match="No recording"):
+        offline(tmp_path / "empty").projects()
 
 
 def test_symlink_loops_and_doubled_paths_count_once(everything: Path, tmp_path: Path) -> None:
