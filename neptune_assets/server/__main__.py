@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,30 +82,43 @@ def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
     from neptune_assets.server.app import build_app
+    from neptune_assets.server.connections import uvicorn_config
     from neptune_assets.server.service import Service
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _settings(options)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_app(Service(settings)),
-            host=settings.host,
-            port=settings.port,
-            ssl_certfile=settings.certfile,
-            ssl_keyfile=settings.keyfile,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            # Clients pause between requests; a connection closed under them costs a retry.
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=30,
-        )
-    )
+    _check_reach(settings)
+    # Whatever is made from here on is for its owner only.
+    os.umask(0o077)
+    server = uvicorn.Server(uvicorn_config(build_app(Service(settings)), settings, timeout_graceful_shutdown=30))
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server ends itself on these; afterwards it raises them again for whoever listened before, which is us.
         signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
+
+
+def _check_reach(settings: ServerSettings) -> None:
+    """Warn if other machines can reach the server. Raises SettingsError if they would send tokens in the clear."""
+    if settings.host == "localhost" or _loopback(settings.host):
+        return
+    if settings.certfile is None and not settings.insecure:
+        raise SettingsError(
+            f"Other machines can reach {settings.host}, and without https anybody between can read tokens and data.",
+            hint="Set --certfile and --keyfile (`certificate` makes them), or --insecure if a proxy speaks https.",
+        )
+    logging.getLogger(__name__).warning(
+        "The server listens on %s, where other machines can reach it%s.",
+        settings.host,
+        ", WITHOUT https: tokens and data can be read on the way" if settings.certfile is None else "",
+    )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _token(options: argparse.Namespace) -> int:

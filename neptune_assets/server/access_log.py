@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ class AccessLog:
 
     def __init__(self, app: ASGIApp, file: Path | None = None) -> None:
         self._app = app
-        self._stream: TextIO = sys.stdout if file is None else file.open("a", encoding="utf-8")
+        self._stream: TextIO = sys.stdout if file is None else _appended(file)
         self._guard = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,3 +64,9 @@ class AccessLog:
         with self._guard:
             self._stream.write(json.dumps(line) + "\n")
             self._stream.flush()
+
+
+def _appended(file: Path) -> TextIO:
+    """Open a log to add to; a new one is for its owner only."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.fdopen(descriptor, "a", encoding="utf-8")

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from neptune_assets.server.access_log import AccessLog
 from neptune_assets.server.cleaning import Cleaning
-from neptune_assets.server.endpoints import Call, Endpoint
+from neptune_assets.server.endpoints import BodyRoom, Call, Endpoint
 from neptune_assets.server.neptune2.routes import routes as neptune2_routes
 from neptune_assets.server.neptune3.routes import routes as neptune3_routes
 from neptune_assets.server.service import Service
@@ -44,6 +44,7 @@ def build_app(service: Service) -> Starlette:
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.room = BodyRoom(4 * service.settings.body_mb << 20)
     return app
 
 

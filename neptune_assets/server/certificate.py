@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 
 def self_signed(certfile: Path, keyfile: Path, names: Sequence[str], days: int) -> None:
-    """Write a certificate for these host names and addresses, and its private key, readable by its owner only.
+    """Write a certificate for these host names and addresses, and its private key, both for their owner only.
 
     Raises FileExistsError rather than replace a key.
     """
@@ -36,14 +36,16 @@ def self_signed(certfile: Path, keyfile: Path, names: Sequence[str], days: int) 
     )
     for path in (certfile, keyfile):
         path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(keyfile, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-    certfile.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private_key = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    for path, content, flag in (
+        (keyfile, private_key, os.O_EXCL),
+        (certfile, certificate.public_bytes(serialization.Encoding.PEM), os.O_TRUNC),
+    ):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flag | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
 
 
 def _name(name: str) -> x509.GeneralName:

@@ -15,7 +15,7 @@ from neptune_assets.server.signing import Signer
 from neptune_assets.server.store.projects import ProjectStore, Store
 from neptune_assets.server.store.runs import Run
 from neptune_assets.server.store.writing import Writing
-from neptune_assets.server.tokens import Tokens, load_secrets
+from neptune_assets.server.tokens import Attempts, Tokens, load_secrets
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
@@ -29,6 +29,7 @@ class Service:
         self.store = Store(settings.store)
         secrets = load_secrets(settings.store, settings.api_key_env)
         self.tokens = Tokens(secrets, settings.user, settings.token_seconds)
+        self.attempts = Attempts()
         self.signer = Signer(secrets.url_key, settings.url_seconds)
         self.lake = None if settings.lake is None else Lake(settings.lake)
         self.catalog = Catalog(

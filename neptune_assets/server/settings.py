@@ -21,7 +21,10 @@ class ServerSettings(Model):
     public_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^/\s]+$",
-        description="How clients reach the server if not by the address they name themselves (behind a proxy).",
+        description="How clients reach the server, if by a proxy or a name; the address they came to if left out.",
+    )
+    insecure: bool = Field(
+        default=False, description="Listen without https on addresses that other machines can reach all the same."
     )
     certfile: Path | None = Field(default=None, description="Certificate for https.")
     keyfile: Path | None = Field(default=None, description="Private key of the certificate.")
@@ -30,7 +33,11 @@ class ServerSettings(Model):
     api_key_env: EnvironmentName | None = Field(
         default=None, description="Environment variable with the API key; left out, a random one is kept in the store."
     )
-    body_mb: int = Field(default=32, ge=1, description="Largest request that is not a file, in MiB.")
+    body_mb: int = Field(
+        default=32,
+        ge=1,
+        description="Largest request that is not a file, in MiB; four of that size are held at a time.",
+    )
     snapshot_mb: int = Field(default=4, ge=1, description="Largest single operation inside a request, in MiB.")
     file_gb: int = Field(default=64, ge=1, description="Largest file that may be uploaded, in GiB.")
     part_mb: int = Field(default=16, ge=1, description="Files larger than this are uploaded in steps, in MiB.")
@@ -43,6 +50,13 @@ class ServerSettings(Model):
     )
     url_seconds: int = Field(default=3600, ge=10, description="How long signed URLs of files are good for.")
     token_seconds: int = Field(default=3600, ge=60, description="How long access tokens are good for.")
+    connections: int = Field(
+        default=512, ge=8, description="Connections at the same time; beyond, those that ask for nothing are closed."
+    )
+    head_kb: int = Field(default=64, ge=8, description="Largest head of a request (its address and headers), in KiB.")
+    silence_seconds: float = Field(
+        default=30, gt=0, description="How long a client may pause in the midst of a request or of its answer."
+    )
     threads: int = Field(default=40, ge=2, description="Requests that are worked on at the same time.")
     memory_mb: int = Field(default=512, ge=64, description="DuckDB's memory limit for reading, in MiB.")
     scratch: Path | None = Field(default=None, description="Directory for DuckDB's files; the system's if left out.")

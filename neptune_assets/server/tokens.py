@@ -9,6 +9,7 @@ import hmac
 import json
 import os
 import secrets
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ import jwt
 
 from neptune_assets.errors import SettingsError
 from neptune_assets.lake.storage import sync_directory
+from neptune_assets.server.store.database import StoreError
+from neptune_assets.server.store.files import private_directory
 
 CLIENT_ID: Final = "neptune-cli"
 REALM: Final = "/auth/realms/neptune"
 _ALGORITHM: Final = "HS256"
 _SECRETS: Final = "secrets.json"
+_KEY_LENGTH: Final = 22
+"""Characters of an API key: as many as 128 bits have in base64."""
 _REMEMBERED: Final = 1_024
 """Access tokens that were found good lately: checking a signature costs more than many an answer."""
 
@@ -35,6 +40,32 @@ class Secrets:
     api_key: str
     token_key: bytes
     url_key: bytes
+
+
+class Attempts:
+    """Wrong API tokens by the address that they came from: after so many it must wait."""
+
+    def __init__(self, allowed: int = 20, seconds: float = 60, addresses: int = 10_000) -> None:
+        self._allowed = allowed
+        self._seconds = seconds
+        self._addresses = addresses
+        self._known: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def exhausted(self, address: str) -> bool:
+        """True if the address must wait."""
+        with self._guard:
+            since, count = self._known.get(address, (0.0, 0))
+            return count >= self._allowed and time.monotonic() - since < self._seconds
+
+    def failed(self, address: str) -> None:
+        """Count a wrong token."""
+        with self._guard:
+            now = time.monotonic()
+            since, count = self._known.pop(address, (now, 0))
+            self._known[address] = (since, count + 1) if now - since < self._seconds else (now, 1)
+            while len(self._known) > self._addresses:
+                self._known.popitem(last=False)
 
 
 class Tokens:
@@ -114,7 +145,11 @@ class Tokens:
         """What a token of ours says that has not expired; None for any other."""
         try:
             claims = jwt.decode(
-                token, self._secrets.token_key, algorithms=[_ALGORITHM], options={"require": ["exp", "typ"]}
+                token,
+                self._secrets.token_key,
+                algorithms=[_ALGORITHM],
+                # A clock that was set back must not make our own tokens of a moment ago ones of the future.
+                options={"require": ["exp", "typ"], "verify_iat": False},
             )
         except jwt.InvalidTokenError:
             return None
@@ -140,11 +175,12 @@ def api_key_of(token: str) -> str | None:
 def load_secrets(store: Path, api_key_env: str | None) -> Secrets:
     """Read the store's secrets, readable by their owner only; made the first time. The API key may come from outside.
 
-    Raises SettingsError if the environment variable that should hold the key is empty.
+    Raises SettingsError if the environment variable that should hold the key is empty or too short, StoreError if
+    others can read the secrets or write to the store.
     """
     path = store / _SECRETS
+    private_directory(store)
     if not path.exists():
-        store.mkdir(parents=True, exist_ok=True, mode=0o700)
         content = {name: secrets.token_hex(32) for name in ("api_key", "token_key", "url_key")}
         temporary = store / f".{_SECRETS}.{os.getpid()}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -160,6 +196,8 @@ def load_secrets(store: Path, api_key_env: str | None) -> Secrets:
         finally:
             temporary.unlink()
         sync_directory(str(store))
+    if path.stat().st_mode & 0o077:
+        raise StoreError(f"Other users can read the secrets in {path}.", hint=f"Run `chmod 600 {path}`.")
     found = json.loads(path.read_text(encoding="ascii"))
     key = str(found["api_key"])
     if api_key_env is not None:
@@ -167,5 +205,10 @@ def load_secrets(store: Path, api_key_env: str | None) -> Secrets:
         if not key:
             raise SettingsError(
                 f"The environment variable {api_key_env} holds no API key.", hint="Set it, or leave api_key_env out."
+            )
+        if len(key) < _KEY_LENGTH:
+            raise SettingsError(
+                f"The API key in {api_key_env} is too short: {len(key)} characters of at least {_KEY_LENGTH}.",
+                hint="Use 128 random bits or more, such as `openssl rand -hex 32` prints.",
             )
     return Secrets(key, bytes.fromhex(found["token_key"]), bytes.fromhex(found["url_key"]))

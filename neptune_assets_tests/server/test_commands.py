@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import ssl
 import stat
 import subprocess
@@ -29,8 +30,11 @@ def test_token_is_the_same_every_time_and_its_key_is_private(
     assert len(fields["api_key"]) == 64
     assert stat.S_IMODE((store / "secrets.json").stat().st_mode) == 0o600
     monkeypatch.setenv("MY_KEY", "from outside")
+    assert main(["token", "--store", str(store), "--api-key-env", "MY_KEY"]) == 1
+    assert "too short" in capsys.readouterr().err
+    monkeypatch.setenv("MY_KEY", "from outside" * 2)
     assert main(["token", "--store", str(store), "--api-key-env", "MY_KEY"]) == 0
-    assert json.loads(base64.b64decode(capsys.readouterr().out))["api_key"] == "from outside"
+    assert json.loads(base64.b64decode(capsys.readouterr().out))["api_key"] == "from outside" * 2
     monkeypatch.delenv("MY_KEY")
     assert main(["token", "--store", str(store), "--api-key-env", "MY_KEY"]) == 1
     assert "MY_KEY" in capsys.readouterr().err
@@ -80,6 +84,69 @@ def test_https_with_a_certificate_of_our_own(tmp_path: Path, capsys: pytest.Capt
         assert config["apiUrl"] == server.url
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--host", "::"], ["--host", "example.org"]])
+def test_other_machines_reach_the_server_by_https_only_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(["serve", "--store", str(tmp_path / "store"), "--port", "0", *arguments]) == 1
+    assert "--insecure" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_whoever_opens_the_server_to_other_machines_is_warned(tmp_path: Path) -> None:
+    with server_process(tmp_path / "store", options=["--host", "0.0.0.0", "--insecure"]) as server:
+        config = httpx.get(f"{server.url}/api/backend/v1/clients/config", headers={"Host": "evil.example:1"}).json()
+        assert config["apiUrl"] == server.url
+    assert "WITHOUT https" in (tmp_path / "store.log").read_text()
+
+
+def test_whatever_the_server_makes_is_private_also_with_an_open_umask(tmp_path: Path) -> None:
+    store, log = tmp_path / "store", tmp_path / "access.log"
+    certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
+    server = ServerProcess(store, options=["--access-log", str(log)])
+    before = os.umask(0)
+    try:
+        assert main(["certificate", "--certfile", str(certfile), "--keyfile", str(keyfile)]) == 0
+        served = server.start()
+        with served.client() as http:
+            Ingest(http).create("r")
+            Ingest(http).update("r", points(1, {"m": 1.0}))
+            file = {"project_identifier": "team/vision", "path": "k", "permission": "write", "size": 3}
+            (signed,) = http.post("/api/storagebridge/v1/signedUrl", json={"files": [file]}).json()["files"]
+            http.put(signed["url"], content=b"abc").raise_for_status()
+    finally:
+        os.umask(before)
+        server.stop()
+    made = [store, log, certfile, keyfile, *store.rglob("*")]
+    assert len(made) > 12
+    assert {str(path): oct(path.stat().st_mode) for path in made if path.stat().st_mode & 0o077} == {}
+
+
+def test_a_store_that_others_can_write_to_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(0o770)
+    assert main(["serve", "--store", str(store), "--port", "0"]) == 1
+    assert f"chmod 700 {store}" in capsys.readouterr().err
+    store.chmod(0o700)
+    assert main(["token", "--store", str(store)]) == 0
+    (store / "secrets.json").chmod(0o644)
+    assert main(["token", "--store", str(store)]) == 1
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_what_killed_servers_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    with server_process(tmp_path / "store", options=["--scratch", str(scratch)]) as server:
+        for _ in range(2):
+            (left,) = scratch.iterdir()
+            server.kill()
+            assert left.exists()
+            server.start()
+            assert not left.exists()
+    assert list(scratch.iterdir()) == []
 
 
 def test_help_names_every_command() -> None:

@@ -135,10 +135,17 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             try:
                 upstream.request(self.command, self.path, body, dict(self.headers))
                 response = upstream.getresponse()
-                headers = {k: v for k, v in response.getheaders() if k.lower() not in _HOP}
-                return response.status, headers, response.read()
+                headers = {k: self.ours(v) for k, v in response.getheaders() if k.lower() not in _HOP}
+                data = response.read()
+                if "json" in headers.get("content-type", ""):
+                    data = self.ours(data.decode()).encode()
+                return response.status, headers, data
             finally:
                 upstream.close()
+
+        def ours(self, text: str) -> str:
+            """Addresses of the server become the proxy's: a client goes on where it began."""
+            return text.replace(proxy.upstream.geturl(), proxy.url)
 
         def hang_up(self) -> None:
             self.close_connection = True

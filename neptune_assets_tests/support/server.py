@@ -20,6 +20,7 @@ import httpx
 import uvicorn
 
 from neptune_assets.server.app import build_app
+from neptune_assets.server.connections import uvicorn_config
 from neptune_assets.server.service import Service
 from neptune_assets.server.settings import ServerSettings
 from neptune_assets.server.tokens import api_token, load_secrets
@@ -64,11 +65,11 @@ class Served:
 def server_in_thread(store: Path, **settings: Any) -> Iterator[Served]:
     """Run a server in a thread; ``settings`` are those of ServerSettings. The access log goes beside the store."""
     settings.setdefault("access_log", store.parent / f"{store.name}.log")
-    service = Service(ServerSettings(store=store, **settings))
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(service), port=port, access_log=False, log_config=None, timeout_graceful_shutdown=5)
-    )
+    settings.setdefault("port", free_port())
+    made = ServerSettings(store=store, **settings)
+    service = Service(made)
+    port = made.port
+    server = uvicorn.Server(uvicorn_config(build_app(service), made, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"

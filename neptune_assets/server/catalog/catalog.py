@@ -73,6 +73,11 @@ class Catalog:
         self._guard = threading.Lock()
         self._lake_projects: tuple[float, list[str]] = (-_LISTING_SECONDS, [])
 
+    @property
+    def directory(self) -> Path:
+        """A temporary directory that is removed with the catalog, also if the process is killed."""
+        return self._database.directory
+
     def close(self) -> None:
         """Remove the scratch database."""
         self._database.close()

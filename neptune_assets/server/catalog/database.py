@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +10,16 @@ from pathlib import Path
 
 import duckdb
 
+from neptune_assets.scratch import ScratchDirectory
+
 
 class Database:
     """Made anew at every start; whatever is in it can be read again from the lake and the store."""
 
     def __init__(self, *, memory_mb: int, threads: int, scratch: Path | None = None) -> None:
-        if scratch is not None:
-            scratch.mkdir(parents=True, exist_ok=True)
-        self.directory = Path(tempfile.mkdtemp(prefix="neptune_assets-server-", dir=scratch))
+        # Those of servers that were killed are removed by the next one.
+        self._scratch = ScratchDirectory("server", scratch)
+        self.directory = self._scratch.path
         self._lock = threading.Lock()
         self._connection = duckdb.connect(
             str(self.directory / "catalog.duckdb"),
@@ -59,4 +59,4 @@ class Database:
     def close(self) -> None:
         """Close and remove everything."""
         self._connection.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.close()

@@ -81,8 +81,7 @@ def download_zip(call: Call) -> Response:
     if container.run is None or not path:
         raise NotFoundError("There is no such download.")
     found = _members(call, container.run, path)
-    scratch = call.service.settings.scratch
-    descriptor, name = tempfile.mkstemp(prefix="neptune_assets-zip-", dir=scratch)
+    descriptor, name = tempfile.mkstemp(suffix=".zip", dir=call.service.catalog.directory)
     try:
         with os.fdopen(descriptor, "w+b") as target:
             pack(target, found, lambda key: _open(call, container.run, key))

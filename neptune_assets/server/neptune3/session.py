@@ -14,6 +14,7 @@ from neptune_assets.server.service import Service
 from neptune_assets.server.tokens import CLIENT_ID, REALM
 
 _BACKEND = "/api/backend/v1"
+_MAX_FIELDS = 32
 
 
 def routes() -> list[BaseRoute]:
@@ -71,15 +72,22 @@ def openid_configuration(call: Call) -> Response:
 
 def exchange_token(call: Call) -> Response:
     """Turn the API token of the header into an access token."""
+    attempts, address = call.service.attempts, call.request.client.host if call.request.client else ""
+    if attempts.exhausted(address):
+        raise ApiError(429, "TOO_MANY_REQUESTS", "Too many wrong API tokens came from this address; try again later.")
     found = call.service.tokens.exchange(call.request.headers.get("x-neptune-api-token", ""), call.base_url)
     if found is None:
+        attempts.failed(address)
         raise ApiError(401, "INVALID_API_TOKEN", "This API token is not of this server.")
     return JSONResponse(found)
 
 
 def refresh_token(call: Call) -> Response:
     """Turn a refresh token into a new access token."""
-    form = parse_qs(call.body.decode("utf-8", "replace"))
+    try:
+        form = parse_qs(call.body.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        form = {}
     found = call.service.tokens.refresh(form.get("refresh_token", [""])[0], call.base_url)
     if form.get("grant_type") != ["refresh_token"] or found is None:
         return JSONResponse({"error": "invalid_grant"}, status_code=400)
@@ -88,9 +96,14 @@ def refresh_token(call: Call) -> Response:
 
 def create_project(call: Call) -> Response:
     """Make a project; 409 if it is there."""
-    fields = call.json_object().get("projectToCreate") or call.json_object()
-    workspace = fields.get("organizationIdentifier") or fields.get("organizationId")
-    project_id = f"{workspace}/{fields.get('name')}"
+    body = call.json_object()
+    fields = body.get("projectToCreate") or body
+    if not isinstance(fields, dict):
+        raise ApiError(400, "BAD_REQUEST", "projectToCreate must be a JSON object.")
+    workspace, name = fields.get("organizationIdentifier") or fields.get("organizationId"), fields.get("name")
+    if not isinstance(workspace, str) or not isinstance(name, str) or not workspace or not name:
+        raise ApiError(400, "PROJECT_NAME_INVALID", "A project needs a name and the identifier of its organization.")
+    project_id = f"{workspace}/{name}"
     service = call.service
     if project_id in service.projects():
         raise ApiError(409, "PROJECT_NAME_COLLISION", f"Project {project_id!r} exists.")
@@ -111,8 +124,12 @@ def list_projects(call: Call) -> Response:
         for project_id in call.service.projects()
         if workspace in {None, "", project_id.partition("/")[0]} and term in project_id.lower()
     ]
-    offset, limit = int(call.query.get("offset", 0)), int(call.query.get("limit", len(entries)))
-    return JSONResponse({"entries": entries[offset : offset + limit], "totalItemCount": len(entries)})
+    offset, limit = (call.query.get(name) for name in ("offset", "limit"))
+    if not all(number is None or (number.isdecimal() and number.isascii()) for number in (offset, limit)):
+        raise ApiError(400, "BAD_REQUEST", "offset and limit must be whole numbers from 0 on.")
+    start = int(offset or 0)
+    entries, total = entries[start : None if limit is None else start + int(limit)], len(entries)
+    return JSONResponse({"entries": entries, "totalItemCount": total})
 
 
 def get_project(call: Call) -> Response:

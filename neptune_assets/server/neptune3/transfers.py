@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import BinaryIO, Final
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from neptune_assets.errors import LakeError, UnknownProjectError, UnsafePathError
 from neptune_assets.lake.layout import run_prefixes
-from neptune_assets.server.endpoints import ApiError, base_url, error_response
+from neptune_assets.server.endpoints import ApiError, answer_to, base_url, blocks_of, error_response
 from neptune_assets.server.service import Service
 from neptune_assets.server.signing import Grant
 from neptune_assets.server.store.files import Incoming, Resumable, Stored
@@ -24,6 +24,8 @@ from neptune_assets.server.store.projects import ProjectStore
 
 STORAGE: Final = "/storage/v1"
 _DEFAULT_TYPE: Final = "application/octet-stream"
+_ATTACHED: Final = {"Content-Disposition": "attachment"}
+"""What somebody stored is never shown as a page of this server."""
 _BLOCK: Final = 1 << 20
 _RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18})")
 
@@ -57,12 +59,10 @@ async def transfer(request: Request) -> Response:
         action = _put
     try:
         return await action(service, request, grant)
-    except ApiError as error:
-        return error_response(error)
     except UnknownProjectError as error:
         return error_response(ApiError(404, "NOT_FOUND", str(error)))
-    except ClientDisconnect:
-        return Response(status_code=400)
+    except Exception as error:  # noqa: BLE001  (answered, and logged where it is our fault)
+        return answer_to(error, request, writes=grant.permission == "write")
 
 
 async def _put(service: Service, request: Request, grant: Grant) -> Response:
@@ -70,7 +70,7 @@ async def _put(service: Service, request: Request, grant: Grant) -> Response:
     project = service.store.project(grant.project)
     incoming = await run_in_threadpool(project.objects.receive)
     try:
-        await _stream(request, incoming.write, service.settings.file_gb << 30)
+        await _stream(service, request, incoming.write, service.settings.file_gb << 30)
         stored = await run_in_threadpool(_keep, project, grant, incoming, request.headers.get("content-type"))
     finally:
         await run_in_threadpool(incoming.drop)
@@ -120,7 +120,7 @@ async def _chunk(service: Service, request: Request, grant: Grant) -> Response:
                 if first > upload.size:
                     return _so_far(upload)
                 upload.start_at(first)
-                await _stream(request, upload.write, last - first + 1)
+                await _stream(service, request, upload.write, last - first + 1)
             if upload.size < total:
                 return _so_far(upload)
             stored = await run_in_threadpool(_keep_whole, project, grant, upload)
@@ -143,11 +143,11 @@ def _so_far(upload: Resumable) -> Response:
     return Response(status_code=308, headers={"Range": f"bytes=0-{upload.size - 1}"} if upload.size else {})
 
 
-async def _stream(request: Request, write: Writer, limit: int) -> None:
+async def _stream(service: Service, request: Request, write: Writer, limit: int) -> None:
     """Write the body in large blocks, off the event loop. Raises ApiError once it is larger than ``limit``."""
     pending: list[bytes] = []
     waiting = size = 0
-    async for block in request.stream():
+    async for block in blocks_of(service, request):
         pending.append(block)
         waiting += len(block)
         size += len(block)
@@ -174,12 +174,12 @@ def _found(service: Service, grant: Grant) -> Response:
             return FileResponse(
                 project.objects.path(row["sha256"]),
                 media_type=row["mime_type"] or _DEFAULT_TYPE,
-                headers={"ETag": f'"{row["sha256"]}"'},
+                headers={"ETag": f'"{row["sha256"]}"', **_ATTACHED},
             )
     stream = _lake_file(service, grant)
     if stream is None:
         raise ApiError(404, "NOT_FOUND", "There is no such file.")
-    return StreamingResponse(iter(lambda: stream.read(_BLOCK), b""), media_type=_DEFAULT_TYPE)
+    return StreamingResponse(iter(lambda: stream.read(_BLOCK), b""), media_type=_DEFAULT_TYPE, headers=_ATTACHED)
 
 
 def _lake_file(service: Service, grant: Grant) -> BinaryIO | None:

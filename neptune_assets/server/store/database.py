@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable
 from importlib.resources import files
@@ -15,10 +16,37 @@ FORMAT: Final = 1
 
 DATABASE: Final = "project.sqlite3"
 _BUSY_SECONDS: Final = 30.0
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 class StoreError(LakeError):
     """The store cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """Something in the store is not what was written: its checksum is of other content."""
+
+
+def is_full(error: BaseException) -> bool:
+    """True if an error says that the disk has no room, or cannot be written: what was asked can be tried again."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return isinstance(error, sqlite3.OperationalError) and _code(error) in {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    }
+
+
+def is_busy(error: BaseException) -> bool:
+    """True if an error says that somebody else holds the database."""
+    return isinstance(error, sqlite3.OperationalError) and _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _code(error: sqlite3.OperationalError) -> int:
+    # The lowest byte is the code, what is above it says more.
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def open_writer(path: Path, initialise: Callable[[sqlite3.Connection], None] | None = None) -> sqlite3.Connection:

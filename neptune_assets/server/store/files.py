@@ -15,12 +15,26 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from neptune_assets.lake.storage import sync_directory
+from neptune_assets.server.store.database import StoreError
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}")
 _BLOCK: Final = 1 << 20
 _DONE: Final = "done"
 _KEPT_SECONDS: Final = 7 * 86_400
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory for its owner only, or take one that nobody else can write to. Raises StoreError otherwise."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True, mode=0o700)
+        sync_directory(str(path.parent))
+    if path.stat().st_mode & 0o022:
+        raise StoreError(
+            f"Other users can write to the directory {path}, so nothing in it can be trusted.",
+            hint=f"Run `chmod 700 {path}`, or choose another directory.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

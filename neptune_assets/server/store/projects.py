@@ -20,7 +20,7 @@ from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.storage import sync_directory
 from neptune_assets.partitions import validate_project_key
 from neptune_assets.server.store.database import DATABASE, StoreError, open_reader, open_writer
-from neptune_assets.server.store.files import ObjectStore
+from neptune_assets.server.store.files import ObjectStore, private_directory
 from neptune_assets.server.store.writing import Cache, Writing
 
 _IDLE_READERS: Final = 4
@@ -36,7 +36,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "projects").mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_directory(root)
+        private_directory(root / "projects")
         self._lock = _lock(root)
         self._projects: dict[str, ProjectStore] = {}
         self._guard = threading.Lock()
