@@ -138,6 +138,10 @@ class Layout:
         """Final place of a part."""
         return f"{self.project(project_id, scope)}/{name}"
 
+    def shown(self, project_id: str) -> str:
+        """Directory, beside the projects, of the parts that views read while the final ones of a project are moved."""
+        return f"{self.base()}/.{safe_name(project_id)}"
+
     def staged_part(self, project_id: str, generation: str, name: str, scope: Scope = Scope.RUNS) -> str:
         """Place of a part before its commit is finished."""
         return f"{self.staging(project_id, scope)}/{staging_group(generation)}/{name}"

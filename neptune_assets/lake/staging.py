@@ -3,7 +3,9 @@
 The runs of one commit write their parts to one directory, ``.staging/<group>/``. After the manifest names their
 generations they are moved to their final names: the old part_0 of a run goes first and the new part_0 comes last,
 because neptune-exporter takes part_0 for the mark of a complete run. Until then readers that know the manifest find
-them in staging. So a kill at any moment leaves the old run or the new one.
+them in staging. The views of neptune.duckdb do not know it: for the time of a move that is more than one rename, they
+find all parts of the new run linked in ``.<project>/`` beside the project's directory. So a kill at any moment leaves
+the old run or the new one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 
 INTENT: Final = "intent"
+COMPLETE: Final = "complete"
+"""File that says that ``.<project>/`` holds all parts of some runs, to be read instead of those in the project's."""
 
 
 class Staging:
@@ -37,6 +41,7 @@ class Staging:
         self._project = layout.project(project_id, scope)
         self._root = layout.staging(project_id, scope)
         self._manifest = layout.manifest(project_id, scope)
+        self._shown = layout.shown(project_id) if scope is Scope.RUNS else None
         self._files = layout.files(project_id, scope)
         self._files_staging = layout.files_staging(project_id, scope)
         self._durability = Durability(storage)
@@ -95,6 +100,7 @@ class Staging:
         staged: dict[str, set[str]] = {}
         if final is None:
             final = parts_by_run(self._storage.names(self._project))
+        records, moves, old, shown = list(records), [], [], []
         for record in records:
             directory = self.directory(record.generation)
             if directory not in staged:
@@ -102,13 +108,39 @@ class Staging:
             wanted = {part.name for part in record.parts}
             moving = staged[directory] & wanted
             # A final name that is still staged, or that the new generation lacks, is of the old generation.
-            old = [name for name in final.get(safe_name(record.run_id), ()) if name in moving or name not in wanted]
-            for name in sorted(old, key=_part_number):
-                self._storage.delete(f"{self._project}/{name}")
-            for name in sorted(moving, key=_part_number, reverse=True):
-                self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
+            gone = {name for name in final.get(safe_name(record.run_id), ()) if name in moving or name not in wanted}
+            moves += [(directory, name) for name in sorted(moving, key=_part_number, reverse=True)]
+            if len(wanted) == 1 and gone <= wanted:
+                continue  # One move replaces the one part of the run.
+            old += sorted(gone, key=_part_number)
+            shown += [f"{directory if name in moving else self._project}/{name}" for name in sorted(wanted)]
+        if moves and shown:
+            self._show(shown)
+        for name in old:
+            self._storage.delete(f"{self._project}/{name}")
+        for directory, name in moves:
+            self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
+        if moves and shown:
+            self._unshow()
+        for record in records:
             if with_files is None or record.run_id in with_files:
                 self.sweep_files(record.run_id, record)
+
+    def _show(self, parts: Iterable[str]) -> None:
+        """Link all parts of runs that are about to be moved where views look, unless an interrupted move did so."""
+        if self._shown is None or self._storage.exists(f"{self._shown}/{COMPLETE}"):
+            return
+        self._storage.delete_tree(self._shown)
+        self._storage.make_directory(self._shown)
+        for part in parts:
+            self._storage.link(part, f"{self._shown}/{part.rpartition('/')[2]}")
+        self._storage.put(f"{self._shown}/{COMPLETE}", b"", durable=False)
+
+    def _unshow(self) -> None:
+        """Let views look at the final places again, where all parts are now."""
+        if self._shown is not None:
+            self._storage.delete(f"{self._shown}/{COMPLETE}")
+            self._storage.delete_tree(self._shown)
 
     def clear(self, group: str) -> None:
         """Remove the directory of a commit whose parts were moved; until it is gone the next writer moves them again.
@@ -177,6 +209,7 @@ class Staging:
             finished.extend(record.run_id for record in records)
             self.promote(records)
             self.clear(group)
+        self._unshow()
         in_place = {
             safe_name(run_id): run_id for run_id, record in manifest.records.items() if record.in_place is not None
         }

@@ -161,6 +161,18 @@ class Storage:
         self.filesystem.cp_file(source, target)
         self.filesystem.rm_file(source)
 
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name; a copy where the file system has no links, and on object stores."""
+        if not self.local:
+            self.filesystem.cp_file(source, target)
+            return
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}:
+                raise
+            shutil.copyfile(source, target)
+
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""
         try:

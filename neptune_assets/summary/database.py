@@ -1,4 +1,10 @@
-"""``neptune.duckdb``: the database that people open. It holds views only, over the summary tables and over the lake."""
+"""``neptune.duckdb``: the database that people open. It holds views only, over the summary tables and over the lake.
+
+Views name Parquet files by where the lake was when the database was built. A lake that was moved or copied needs it
+built again, which takes a second, or ``SET file_search_path = '<new place>'`` in the connection: where that is set, the
+views look there. :func:`open_database` does so. The file has the storage format of DuckDB 1.0, which every later one
+reads.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +18,20 @@ import pyarrow as pa
 from neptune_assets.errors import LakeError, SettingsError
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.staging import COMPLETE
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.filesystems import register_filesystems
-from neptune_assets.summary.quoting import identifier, literal, parquet, plain_path
+from neptune_assets.summary.quoting import identifier, literal, parquet_of, plain_path
 from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows
 from neptune_assets.summary.writing import replacing, write_table
 
 if TYPE_CHECKING:
     from neptune_assets.settings import LakeSettings, SummarySettings
+
+STORAGE_VERSION: Final = "v1.0.0"
+"""Format of the file: the oldest that DuckDB 2 can write, so that every DuckDB from 1.0 on opens it."""
 
 LAKE_VIEWS: Final = {
     "raw": ("Every row of the lake's runs, all columns.", "SELECT * FROM lake_rows"),
@@ -72,7 +82,9 @@ def write_database(lake_settings: LakeSettings, summary_settings: SummarySetting
                 f"DuckDB cannot use the path {place!r}: it holds a question mark or a backslash.",
                 hint=f"Set {name} to a path without them.",
             )
-    with replacing(path) as temporary, duckdb.connect(str(temporary), config={"temp_directory": ""}) as con:
+    with replacing(path) as temporary, duckdb.connect(config={"temp_directory": ""}) as con:
+        con.execute(f"ATTACH {literal(str(temporary))} AS neptune (STORAGE_VERSION {literal(STORAGE_VERSION)})")
+        con.execute("USE neptune")
         con.execute("SET TimeZone = 'UTC'")
         con.execute("SET enable_progress_bar = false")
         if not storage.local:
@@ -87,16 +99,46 @@ def write_database(lake_settings: LakeSettings, summary_settings: SummarySetting
                 hint="Materialize the summaries of the projects again.",
             ) from error
         con.commit()
+        # Everything belongs into the one file that takes its place.
+        con.execute("USE memory")
+        con.execute("DETACH neptune")
     return path
 
 
+def open_database(path: str | Path, lake: str | Path | None = None) -> duckdb.DuckDBPyConnection:
+    """Open a ``neptune.duckdb`` for reading, wherever its lake was moved or copied to since it was built.
+
+    ``path`` is the database or the directory of a lake that holds it; ``lake`` is the lake's directory if the database
+    is not in it. Raises LakeError if there is no database.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        path = path / "neptune.duckdb"
+    if not path.is_file():
+        raise LakeError(f"There is no database {path}.", hint="Materialize the asset neptune_duckdb of its lake.")
+    if lake is None and (path.parent / "data").is_dir():
+        lake = path.parent
+    con = duckdb.connect(str(path), read_only=True)
+    if lake is not None:
+        # DuckDB takes no bound value here.
+        con.execute(f"SET file_search_path = {literal(plain_path(str(Path(lake).absolute())))}")
+    return con
+
+
+def _place(storage: Storage, layout: Layout) -> str:
+    """Return the SQL of where the lake is: a constant to DuckDB, even inside of a view."""
+    root = literal(plain_path(storage.url(layout.root)))
+    return f"coalesce(nullif(current_setting('file_search_path'), ''), {root})" if storage.local else root
+
+
 def _create_views(con: duckdb.DuckDBPyConnection, storage: Storage, layout: Layout, settings: LakeSettings) -> None:
+    place = _place(storage, layout)
     for name, table in TABLES.items():
         directory = f"{layout.root}/summary/{name}"
         if any(file.endswith(".parquet") for file in storage.names(directory)):
-            pattern = f"{plain_path(storage.url(directory))}/*.parquet"
+            pattern = f"{place} || {literal(f'/summary/{name}/*.parquet')}"
             selected = ", ".join(identifier(column) for column in table.schema.names)
-            sql = f"SELECT {selected} FROM {parquet([pattern], union_by_name=True)}"  # noqa: S608
+            sql = f"SELECT {selected} FROM {parquet_of([pattern], union_by_name=True)}"  # noqa: S608
         else:
             sql = _empty(table.schema)
         _create_view(con, name, sql, table.description)
@@ -114,10 +156,14 @@ def _lake_sources(
     con: duckdb.DuckDBPyConnection, storage: Storage, layout: Layout, settings: LakeSettings
 ) -> Iterator[str]:
     """Yield SELECTs in the lake's columns: the lake's own parts by pattern, exports read in place by name."""
-    # One level of project directories and no deeper: parts being written lie in .staging, one level below.
-    pattern = f"{plain_path(storage.url(layout.base()))}/*/*_part_*.parquet"
-    if con.execute("SELECT count(*) FROM (SELECT 1 FROM glob($1) LIMIT 1)", [pattern]).fetchall() != [(0,)]:
-        yield f"SELECT {COLUMN_NAMES} FROM {parquet([pattern])}"  # noqa: S608
+    place = _place(storage, layout)
+    # One level of directories and no deeper: parts being written lie in .staging, one level below.
+    pattern = f"{place} || '/data/*/*_part_*.parquet'"
+    if con.execute(f"SELECT count(*) FROM (SELECT 1 FROM glob({pattern}) LIMIT 1)").fetchall() != [(0,)]:  # noqa: S608
+        yield (
+            f"SELECT {COLUMN_NAMES} FROM {parquet_of([pattern], filenames=True)} "  # noqa: S608
+            f"ANTI JOIN ({_left_out(place)}) USING (filename)"
+        )
     in_place = con.execute("SELECT DISTINCT project_id FROM runs WHERE in_place ORDER BY project_id").fetchall()
     if not in_place:
         return
@@ -134,7 +180,31 @@ def _lake_sources(
         register_filesystems(con, project)
         for rows in project_rows(project):
             if rows.repairs.in_place:
-                yield rows.sql(storage.url(empty_part))
+                yield rows.sql(f"{place} || '/summary/.empty.parquet'")
+
+
+def _left_out(place: str) -> str:
+    """Return a SELECT of the parts that must not be read now, mostly none.
+
+    While parts of a run are moved, or when a killed writer left them so, all parts of the new run are in a directory
+    beside the project's, see :mod:`neptune_assets.lake.staging`: those in the final places are left out if it is
+    complete, it is left out itself if not.
+    """
+    return f"""
+        WITH shown AS (
+            SELECT
+                file,
+                regexp_extract(file, '(?s)^(.*/)[^/]*$', 1) AS directory,
+                regexp_replace(file, '(?s)^(.*/)[.]([^/]*/[^/]*_part_)[0-9]+[.]parquet$', '\\1\\2') AS run
+            FROM glob({place} || '/data/.*/*')
+        ),
+        complete AS (SELECT directory FROM shown WHERE file = directory || '{COMPLETE}')
+        SELECT file AS filename FROM shown ANTI JOIN complete USING (directory)
+        UNION ALL
+        SELECT final.file AS filename
+        FROM glob({place} || '/data/*/*_part_*.parquet') AS final
+        SEMI JOIN (SELECT run FROM shown SEMI JOIN complete USING (directory)) AS replaced
+        ON regexp_replace(final.file, '[0-9]+[.]parquet$', '') = replaced.run"""  # noqa: S608
 
 
 def _create_view(con: duckdb.DuckDBPyConnection, name: str, sql: str, description: str) -> None:

@@ -35,15 +35,24 @@ def literals(values: Iterable[str]) -> str:
     return "[" + ", ".join(literal(value) for value in values) + "]"
 
 
-def parquet(patterns: Iterable[str], *, union_by_name: bool = False, positions: bool = False) -> str:
-    """Return a ``read_parquet`` call over glob patterns (pass plain paths through :func:`plain_path` first).
+def parquet(patterns: Iterable[str]) -> str:
+    """Return a ``read_parquet`` call over glob patterns (pass plain paths through :func:`plain_path` first)."""
+    return parquet_of(literal(pattern) for pattern in patterns)
+
+
+def parquet_of(
+    patterns: Iterable[str], *, union_by_name: bool = False, filenames: bool = False, rows: bool = False
+) -> str:
+    """Return a ``read_parquet`` call over glob patterns that are given as SQL, which must be constant.
 
     Hive partitioning is off: a directory named ``a=b`` above the lake is no column. ``union_by_name`` fills columns
-    that a file lacks with null. ``positions`` adds ``filename`` and ``file_row_number``.
+    that a file lacks with null. ``filenames`` adds ``filename``, ``rows`` adds ``file_row_number``.
     """
     options = "hive_partitioning = false"
     if union_by_name:
         options += ", union_by_name = true"
-    if positions:
-        options += ", filename = true, file_row_number = true"
-    return f"read_parquet({literals(patterns)}, {options})"
+    if filenames:
+        options += ", filename = true"
+    if rows:
+        options += ", file_row_number = true"
+    return f"read_parquet([{', '.join(patterns)}], {options})"

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from neptune_assets.lake.repair import DUPLICATE_ROWS, NAN_VALUES, PHANTOM_ROWS, TIMEZONE, TIMEZONE_SHIFT_MS
 from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, SCHEMA, SERIES_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.summary.quoting import identifier, literal, literals, parquet, plain_path
+from neptune_assets.summary.quoting import identifier, literal, literals, parquet, parquet_of, plain_path
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
@@ -85,8 +85,8 @@ class Rows:
     def sql(self, empty_part: str) -> str:
         """Return a SELECT of these rows in the lake's columns.
 
-        ``empty_part`` is a local Parquet file in the lake's schema without rows: old exports may lack columns, which
-        it supplies.
+        ``empty_part`` is the pattern, as constant SQL, of a Parquet file in the lake's schema without rows: old exports
+        may lack columns, which it supplies.
         """
         if not self.repairs.in_place:
             # Explicit paths, never a glob: the manifest says which parts count.
@@ -119,7 +119,8 @@ def project_rows(project: LakeProject, run_ids: Collection[str] | None = None) -
 
 
 def _repaired(parts: Sequence[str], repairs: Repairs, empty_part: str) -> str:
-    source = parquet([plain_path(path) for path in (empty_part, *parts)], union_by_name=True, positions=True)
+    patterns = [empty_part, *(literal(plain_path(path)) for path in parts)]
+    source = parquet_of(patterns, union_by_name=True, filenames=True, rows=True)
     columns = [f"CAST({identifier(name)} AS {kind}) AS {identifier(name)}" for name, kind in SQL_TYPES.items()]
     # Where the first of two equal keys lies matters when duplicates are resolved; file_row_number alone is not enough.
     order = f"list_position({literals(parts)}, filename) AS part_number" if repairs.duplicates else "0 AS part_number"

@@ -22,7 +22,7 @@ from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.filesystems import register_filesystems
 from neptune_assets.summary.manifest import load_manifest
-from neptune_assets.summary.quoting import identifier, parquet, plain_path
+from neptune_assets.summary.quoting import identifier, literal, parquet, parquet_of, plain_path
 from neptune_assets.summary.rows import COLUMN_NAMES, Rows, project_rows
 from neptune_assets.summary.writing import write_table
 
@@ -103,10 +103,11 @@ class Summary:
             yield rows.sql(self._empty_part)
 
     def _scan(self) -> None:
-        self._empty_part = str(Path(self._scratch) / "empty.parquet")
-        write_table(pa.RecordBatchReader.from_batches(SCHEMA, iter(())), self._empty_part)
+        empty = str(Path(self._scratch) / "empty.parquet")
+        write_table(pa.RecordBatchReader.from_batches(SCHEMA, iter(())), empty)
+        self._empty_part = literal(plain_path(empty))
         scans = {"series_facts": _sql("scan_series"), "params_facts": _sql("scan_params")}
-        nothing = f"SELECT {COLUMN_NAMES} FROM {parquet([plain_path(self._empty_part)])}"  # noqa: S608
+        nothing = f"SELECT {COLUMN_NAMES} FROM {parquet_of([self._empty_part])}"  # noqa: S608
         self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {nothing}")
         for table, sql in scans.items():
             self._con.execute(f"CREATE TABLE {table} AS {sql}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,8 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import SCHEMA
-from neptune_assets.settings import LakeSettings
+from neptune_assets.settings import LakeSettings, SummarySettings
+from neptune_assets.summary.database import write_database
 from neptune_assets_tests.support.lake_factory import file, file_set, metric, table_run, texts
 from neptune_assets_tests.support.table_source import TableSource
 
@@ -153,8 +155,33 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     return found
 
 
+VIEWED = """
+SELECT run_id, list((attribute_path, coalesce(string_value, float_value::VARCHAR)) ORDER BY attribute_path, step)
+FROM raw WHERE file_value IS NULL GROUP BY run_id"""
+
+
+def viewed(root: Path) -> dict[str, list[Any]]:
+    """Return what the views of neptune.duckdb show of each run: the database is as old as the first version."""
+    with duckdb.connect(str(root / "neptune.duckdb"), read_only=True) as con:
+        return dict(con.execute(VIEWED).fetchall())
+
+
+def rows_viewed(values: list[Any]) -> list[Any]:
+    """Return what the views must show where the lake's reader finds these values."""
+    return [
+        (path, value if isinstance(value, str) else f"{value}")
+        for path, _, value in values
+        if not isinstance(value, list)
+    ]
+
+
 def check_after_kill(root: Path, versions: dict[int, dict[str, Any]]) -> None:
     seen = content(root)
+    shown = viewed(root)
+    assert set(shown) >= set(versions[1])
+    for name, values in shown.items():
+        both = [rows_viewed(version[name]) for version in versions.values() if name in version]
+        assert values in both, f"neptune.duckdb shows a part of {name}"
     for name, values in seen.items():
         assert values in (versions[1].get(name), versions[2].get(name)), f"{name} is a mix"
     assert set(seen) >= set(versions[1])
@@ -178,6 +205,7 @@ def test_a_kill_at_any_step_leaves_old_or_new_and_the_next_run_repairs(
     while True:
         root = tmp_path / f"{step}"
         write(root, 1)
+        write_database(settings(root), SummarySettings())
         assert any(len(record.parts) > 1 for record in Lake(settings(root)).project(P).records().values())
         status = killed_at(step, when, lambda root=root: write(root, 2))
         if status == 0:

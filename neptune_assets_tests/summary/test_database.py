@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,11 @@ from typing import Any
 import duckdb
 import pytest
 
-from neptune_assets.errors import SettingsError
+from neptune_assets.errors import LakeError, SettingsError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, StorageSettings, SummarySettings
 from neptune_assets.summary.columns import TABLES
-from neptune_assets.summary.database import LAKE_VIEWS, write_database
+from neptune_assets.summary.database import LAKE_VIEWS, open_database, write_database
 from neptune_assets.summary.tables import summarize
 from neptune_assets.summary.writing import write_table
 from neptune_assets_tests.support import lake_factory as make
@@ -95,6 +96,33 @@ def test_parts_being_written_are_not_seen(tmp_path: Path) -> None:
     staged.write_bytes(part.read_bytes())
     part.with_name(part.name + ".tmp").write_bytes(b"half")
     assert ask(write_database(lake.settings, SETTINGS), "SELECT count(*) FROM raw") == [(8,)]
+
+
+def test_duckdb_from_1_0_on_opens_the_file(tmp_path: Path) -> None:
+    # What old versions make of it is in test_other_readers.py; they go by this number of the header.
+    path = write_database(summarized(make.make_lake(tmp_path, {"ws/p": {"r": ROWS}})).settings, SETTINGS)
+    assert int.from_bytes(path.read_bytes()[12:20], "little") == 64
+
+
+def test_a_lake_that_was_moved_or_copied_is_read_where_it_is(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "it's [new]"
+    write_database(summarized(make.make_lake(old, {"ws/p": {"r": ROWS}})).settings, SETTINGS)
+    shutil.copytree(old, new)
+    summarized(make.make_lake(old, {"ws/p": {"r": ROWS, "s": ROWS}}))
+    both = "SELECT (SELECT runs FROM projects), (SELECT count(*) FROM points)"
+    for place in (new, new / "neptune.duckdb"):
+        with open_database(place) as con:
+            assert con.execute(both).fetchall() == [(1, 2)], "the copy shows what is in the old place"
+    shutil.rmtree(old)
+    elsewhere = tmp_path / "elsewhere.duckdb"
+    shutil.copy(new / "neptune.duckdb", elsewhere)
+    with open_database(elsewhere, new) as con:
+        assert con.execute(both).fetchall() == [(1, 2)]
+    with pytest.raises(duckdb.IOException, match=str(old)):
+        ask(new / "neptune.duckdb", both)
+    assert ask(write_database(LakeSettings(root=str(new)), SETTINGS), both) == [(1, 2)]
+    with pytest.raises(LakeError, match="no database"):
+        open_database(tmp_path)
 
 
 def test_an_open_reader_is_not_disturbed(tmp_path: Path) -> None:

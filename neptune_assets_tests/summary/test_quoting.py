@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neptune_assets.summary.quoting import identifier, literal, parquet, plain_path
@@ -12,12 +12,14 @@ from neptune_assets.summary.quoting import identifier, literal, parquet, plain_p
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=("Cs",)))
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_literal_comes_back_as_it_went(text: str) -> None:
     with duckdb.connect() as con:
         assert con.sql(f"SELECT {literal(text)}").fetchall() == [(text,)]
 
 
+@settings(deadline=None)
 @given(TEXT.filter(bool))
 def test_identifier_names_exactly_that(text: str) -> None:
     with duckdb.connect() as con:
