@@ -5,14 +5,12 @@ Each function reads what is on disk and returns a result; none writes. Counts ar
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 import pyarrow.parquet as pq
 
 from neptune_assets.assets.metadata import table
-from neptune_assets.errors import LakeError
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.reports import WriteReport
 from neptune_assets.schema import SCHEMA, Scope
@@ -89,14 +87,11 @@ def check_files(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
     for run in project.runs():
         for item in run.record.files:
             checked += 1
-            try:
-                with run.open_file(item.path) as file:
-                    size = file.seek(0, os.SEEK_END)
-            except LakeError as error:
-                wrong.append((run.run_id, str(error)))
-                continue
-            if size != item.size:
-                wrong.append((run.run_id, f"{item.path} has {size} bytes instead of {item.size}"))
+            size = run.file_size(item.path)
+            if size is None:
+                wrong.append((run.run_id, f"{item.path} is missing"))
+            elif size != item.size:
+                wrong.append((run.run_id, f"{item.path} has {size:,} bytes instead of {item.size:,}"))
     return _result("files_present", key, wrong, f"{checked:,} files are in place.")
 
 

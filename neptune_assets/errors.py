@@ -49,6 +49,10 @@ class LakeError(NeptuneAssetsError):
     """The lake cannot be read or written."""
 
 
+class LakeDamagedError(LakeError):
+    """What the lake holds is not what was recorded when it was written: nothing may be derived from it."""
+
+
 class LakeBusyError(LakeError):
     """Another materialization of the same project is writing."""
 

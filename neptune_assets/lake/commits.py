@@ -15,6 +15,7 @@ import pyarrow as pa
 from neptune_assets.lake.digest import RunDigest
 from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.in_place import storage_in_place
+from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.parts import PartWriter, open_parquet
 from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.repair import DUPLICATE_ROWS
@@ -182,7 +183,9 @@ class RunBuilder:
             place = storage_in_place(path, self._settings)
             with open_parquet(place, place.root) as file:
                 rows = file.metadata.num_rows
-            parts.append(PartRecord(name=place.url(place.root), rows=rows, bytes=place.size(place.root) or 0))
+            with place.open(place.root) as stream:
+                size, digest = hash_stream(stream)
+            parts.append(PartRecord(name=place.url(place.root), rows=rows, bytes=size, sha256=digest))
         return parts
 
     def _record(

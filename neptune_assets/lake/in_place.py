@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neptune_assets.errors import LakeError
+from neptune_assets.errors import LakeDamagedError
 from neptune_assets.lake.digest import RunDigest
+from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.parts import open_parquet
-from neptune_assets.lake.records import FileRecord, RunRecord
+from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.repair import conform, own_rows, repair_batch
 from neptune_assets.lake.rows import NONE, Attributes
 from neptune_assets.lake.sorting import RunSorter
@@ -33,17 +34,13 @@ def rows_in_place(
 ) -> Iterator[tuple[pa.RecordBatch, Attributes]]:
     """Yield a run's compact rows, repaired, sorted and without duplicates, in bounded memory.
 
-    ``kinds`` keeps only these attribute types. Raises LakeError if a part is gone or has another size than recorded.
+    ``kinds`` keeps only these attribute types. Raises LakeDamagedError if a part is gone or not as recorded.
     """
     lost = {issue.attribute_path for issue in record.errors}
     kept = {(item.attribute_path, item.step) for item in record.files}
     with RunSorter(settings.rows_in_memory, settings.sort_memory_mb, settings.scratch) as sorter:
         for part in record.parts:
-            storage = storage_in_place(part.name, settings)
-            if storage.size(storage.root) != part.bytes:
-                raise LakeError(
-                    f"Part {part.name} of run {record.run_id!r} is gone or changed since it was recorded.", hint=AGAIN
-                )
+            storage = check_in_place(record, part, settings)
             with open_parquet(storage, storage.root) as file:
                 for batch in file.iter_batches(batch_size=_READ_ROWS):
                     rows = own_rows(conform(batch, project_id, record.run_id), project_id, record.run_id)
@@ -56,8 +53,32 @@ def rows_in_place(
             yield _without_lost_files(compact, sorter.attributes, lost, kept), sorter.attributes
 
 
+def check_in_place(record: RunRecord, part: PartRecord, settings: LakeSettings) -> Storage:
+    """Compare a part of an export with size and sha256 as recorded, and return its storage.
+
+    Raises LakeDamagedError if it is gone or differs.
+    """
+    storage = storage_in_place(part.name, settings)
+    size = storage.size(storage.root)
+    if size is None:
+        what = "it is gone"
+    elif size != part.bytes:
+        what = f"it has {size:,} bytes instead of {part.bytes:,}"
+    elif part.sha256 is None:
+        return storage
+    else:
+        with storage.open(storage.root) as stream:
+            _, found = hash_stream(stream)
+        if found == part.sha256:
+            return storage
+        what = f"its sha256 is {found} instead of {part.sha256}"
+    raise LakeDamagedError(
+        f"Part {part.name} of run {record.run_id!r}, read in place, changed since it was recorded: {what}.", hint=AGAIN
+    )
+
+
 def digest_in_place(record: RunRecord, project_id: str, settings: LakeSettings) -> str:
-    """Return the content digest of what reading the record gives. Raises LakeError or pyarrow.ArrowException."""
+    """Return the content digest of what reading the record gives. Raises LakeDamagedError or pyarrow.ArrowException."""
     by_row: dict[tuple[str, int | None], list[FileRecord]] = {}
     for item in record.files:
         by_row.setdefault((item.attribute_path, item.step), []).append(item)

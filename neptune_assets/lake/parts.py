@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from neptune_assets.lake.integrity import HashingSink
 from neptune_assets.lake.layout import part_name
 from neptune_assets.lake.records import PartRecord
 from neptune_assets.lake.rows import Attributes, concat, no_rows, raw, unpack
@@ -37,6 +38,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "compression": "zstd",
     "use_dictionary": ["project_id", "run_id", "attribute_path", "attribute_type", "string_value"],
     "store_decimal_as_integer": True,
+    # A CRC for each page: also who reads a single column of a part, without its sha256, meets no damaged value.
+    "write_page_checksum": True,
     # What readers prune by. Bounds of list elements and of file names only take room.
     "write_statistics": [field.name for field in SCHEMA if not pa.types.is_nested(field.type)],
     "column_encoding": {
@@ -73,7 +76,7 @@ class PartWriter:
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
         self._held_bytes = 0
-        self._sink: Any = None
+        self._sink: HashingSink | None = None
         self._writer: Any = None
         self._rows = 0
         self.parts: list[PartRecord] = []
@@ -117,12 +120,12 @@ class PartWriter:
             self._open(batch)
         self._writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
         self._rows += batch.num_rows
-        if self._sink.tell() >= self._limit:
+        if self._sink is not None and self._sink.tell() >= self._limit:
             self._close_part()
 
     def _open(self, batch: pa.RecordBatch) -> None:
         path = self._directory / part_name(self._run_id, len(self.parts))
-        self._sink = path.open("xb")
+        self._sink = HashingSink(path)
         # Names are written from their dictionaries, which is twice as fast; a stored Arrow schema would make readers
         # return them so. Parquet's own types give every reader the plain schema.
         levels = _levels(batch["float_value"])
@@ -137,14 +140,14 @@ class PartWriter:
         )
 
     def _close_part(self) -> None:
-        if self._writer is None:
+        if self._writer is None or self._sink is None:
             return
         self._writer.close()
-        size = self._sink.tell()
+        size, digest = self._sink.tell(), self._sink.hexdigest()
         self._sink.close()
         name = part_name(self._run_id, len(self.parts))
         self._on_close(str(self._directory / name))
-        self.parts.append(PartRecord(name=name, rows=self._rows, bytes=size))
+        self.parts.append(PartRecord(name=name, rows=self._rows, bytes=size, sha256=digest))
         self._writer = self._sink = None
         self._rows = 0
 
@@ -183,7 +186,13 @@ def part_generation(metadata: pq.FileMetaData) -> str | None:
 def open_parquet(storage: Storage, path: str, encoded: Sequence[str] = ()) -> pq.ParquetFile:
     """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError.
 
-    Columns named in ``encoded`` stay dictionary-encoded.
+    Columns named in ``encoded`` stay dictionary-encoded. Pages that have a checksum are compared with it.
     """
     source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
-    return pq.ParquetFile(source, buffer_size=1 << 16, pre_buffer=False, read_dictionary=list(encoded))
+    return pq.ParquetFile(
+        source,
+        buffer_size=1 << 16,
+        pre_buffer=False,
+        read_dictionary=list(encoded),
+        page_checksum_verification=True,
+    )

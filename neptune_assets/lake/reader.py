@@ -13,6 +13,7 @@ import fsspec
 
 from neptune_assets.errors import LakeError, UnknownProjectError
 from neptune_assets.lake.digest import digest_of_project
+from neptune_assets.lake.integrity import CheckedParts
 from neptune_assets.lake.layout import MANIFEST, Layout, staging_group
 from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
 from neptune_assets.lake.records import RunRecord
@@ -32,6 +33,7 @@ class Lake:
         self.settings = settings
         self.storage = Storage(settings.root, settings.storage)
         self.layout = Layout(self.storage.root)
+        self.checked_parts = CheckedParts(self.storage)
 
     def projects(self, scope: Scope = Scope.RUNS) -> list[str]:
         """Return the projects that the lake holds, sorted."""

@@ -12,11 +12,15 @@ State = Literal["complete", "partial"]
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """One Parquet file of a run: file name in the project's directory (or absolute, in place), rows and bytes."""
+    """One Parquet file of a run: file name in the project's directory (or absolute, in place), rows, bytes and sha256.
+
+    ``sha256`` is None for a part that was written before parts were hashed.
+    """
 
     name: str
     rows: int
     bytes: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,11 @@ class RunRecord:
     def complete(self) -> bool:
         """True if every attribute that the source promised arrived."""
         return self.state == "complete"
+
+    @property
+    def hashed(self) -> bool:
+        """True if the sha256 of every part is known; older records gain it by ``verify --upgrade``."""
+        return all(part.sha256 is not None for part in self.parts)
 
     @property
     def total_rows(self) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neptune_assets.errors import LakeError, UnsafePathError
+from neptune_assets.errors import LakeDamagedError, LakeError, UnsafePathError
 from neptune_assets.lake.digest import RunDigest
-from neptune_assets.lake.in_place import AGAIN, rows_in_place, storage_in_place
+from neptune_assets.lake.in_place import AGAIN, check_in_place, rows_in_place, storage_in_place
+from neptune_assets.lake.integrity import REPAIR, CheckedFile
 from neptune_assets.lake.parts import open_parquet, part_generation, row_group_bounds
 from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
@@ -34,6 +35,7 @@ class LakeRun:
         self.project_id = project.project_id
         self.run_id = record.run_id
         self.record = record
+        self._files: dict[str, FileRecord] | None = None
 
     def batches(
         self,
@@ -43,8 +45,9 @@ class LakeRun:
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows in the lake's schema (or ``columns`` of it), sorted, without duplicates, in bounded memory.
 
-        ``types`` keeps only these attribute types. Raises LakeError if parts are missing, damaged, of another commit,
-        or hold other rows than the manifest says.
+        ``types`` keeps only these attribute types. Raises LakeError if parts cannot be read, LakeDamagedError if they
+        are missing, of another commit, or hold other bytes or rows than the manifest says; rows of earlier parts may
+        have left by then. Bytes are compared with the part's sha256 where the record has one, else see :meth:`check`.
         """
         wanted = SCHEMA.names if columns is None else list(columns)
         unknown = [name for name in wanted if name not in SCHEMA.names]
@@ -62,19 +65,21 @@ class LakeRun:
             for batch in batches:
                 rows += batch.num_rows
                 yield batch
-        except (pa.ArrowException, OSError) as error:
-            raise LakeError(
-                f"A Parquet part of run {self.run_id!r} of {self.project_id!r} cannot be read: {error}.", hint=AGAIN
-            ) from error
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise self.unreadable(error) from error
         if rows != expected:
-            raise LakeError(
+            raise LakeDamagedError(
                 f"Run {self.run_id!r} of {self.project_id!r} holds {rows:,} rows where the manifest says {expected:,}: "
                 "its parts changed since they were recorded.",
-                hint=AGAIN,
+                hint=REPAIR,
             )
 
     def open_file(self, path: str) -> BinaryIO:
-        """Open a file by its path as in ``file_value.path`` (or of a record). Raises LakeError if it is not there."""
+        """Open a file by its path as in ``file_value.path`` (or of a record), to be read once from its beginning.
+
+        Raises LakeError if it is not there; reading raises LakeDamagedError, before the last bytes leave, if it is
+        not what was recorded.
+        """
         parts = path.replace("\\", "/").split("/") if self.record.in_place is not None else path.split("/")
         if not path or any(part in {"", ".", ".."} for part in parts) or "\x00" in path:
             raise UnsafePathError(
@@ -85,16 +90,24 @@ class LakeRun:
             return self._open_in_place(path, "/".join(parts))
         lake = self.project.lake
         root = lake.layout.files(self.project_id, self.project.scope)
-        return self._open(lake.storage, root, [f"{root}/{path}"], path)
+        return self._checked(self._open(lake.storage, root, [f"{root}/{path}"], path), path)
+
+    def file_size(self, path: str) -> int | None:
+        """Return the bytes of a file that a record names by its path, as they are now; None if it is not there."""
+        lake, root = self.project.lake, self.record.in_place
+        if root is not None:
+            storage = storage_in_place(root, lake.settings)
+            return storage.size(f"{storage.root}/{path}") if root else None
+        return lake.storage.size(f"{lake.layout.files(self.project_id, self.project.scope)}/{path}")
 
     def file_records(self, attribute_path: str) -> list[FileRecord]:
         """Return the records of the files of one attribute: one for a file, one a step or member for others."""
         return [item for item in self.record.files if item.attribute_path == attribute_path]
 
     def content_digest(self) -> str:
-        """Read all rows and hash all files again; equal to ``record.digest`` as long as nothing was damaged.
+        """Read all rows and hash them again; equal to ``record.digest`` as long as nothing was damaged.
 
-        Files are hashed by the sha256 that the manifest holds, so only rows are read.
+        Files count by the sha256 that the manifest holds, so only rows are read.
         """
         attributes = Attributes()
         by_row: dict[tuple[str, int | None], list[FileRecord]] = {}
@@ -105,16 +118,56 @@ class LakeRun:
             digest.update(pack(batch, attributes))
         return digest.hexdigest()
 
+    def check(self) -> None:
+        """Compare the run's parts with what was recorded, in one pass of bytes; files are not looked at.
+
+        A run that was written before parts were hashed is read and compared with its content digest instead, which
+        costs as much as reading its rows. Raises LakeDamagedError if anything differs.
+        """
+        if not self.record.hashed:
+            if self.content_digest() != self.record.digest:
+                raise LakeDamagedError(
+                    f"The rows of run {self.run_id!r} of {self.project_id!r} in the lake are damaged: their digest is "
+                    f"not the recorded {self.record.digest}.",
+                    hint=REPAIR,
+                )
+            return
+        try:
+            for part in self.record.parts:
+                if self.record.in_place is None:
+                    file, place = self._open_part(part, ())
+                    file.close(force=True)
+                    self._check_part(part, place)
+                else:
+                    check_in_place(self.record, part, self.project.lake.settings)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: Exception) -> LakeError:
+        """Return the error of a part that cannot be read: damaged, unless the storage refused to give its bytes."""
+        # Arrow's own errors about what it read have no number, those of the system have one.
+        kind = LakeError if isinstance(error, OSError) and error.errno is not None else LakeDamagedError
+        return kind(
+            f"A Parquet part of run {self.run_id!r} of {self.project_id!r} cannot be read: {error}.",
+            hint=AGAIN if kind is LakeError else REPAIR,
+        )
+
     def _own_batches(self, kinds: list[str] | None, wanted: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         read = wanted if kinds is None or "attribute_type" in wanted else [*wanted, "attribute_type"]
         with ExitStack() as stack:
-            # All parts are opened and checked before the first row leaves: no reader gets half of a run.
-            files = [stack.enter_context(self.open_part(part)) for part in self.record.parts]
+            # All parts are opened before the first row leaves: no reader gets half of a run that is not all there.
+            files = []
+            for part in self.record.parts:
+                file, place = self._open_part(part, ())
+                stack.enter_context(file)
+                files.append((part, file, place))
             schema = pa.schema([SCHEMA.field(name) for name in wanted])
-            for file in files:
+            for part, file, place in files:
                 groups = _row_groups(file, kinds)
                 if not groups:
                     continue
+                # Just before it is read: then its bytes are still at hand, and are fetched from the disk once.
+                self._check_part(part, place)
                 for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=read):
                     if kinds is not None:
                         batch = _of_kinds(batch, kinds)
@@ -124,21 +177,63 @@ class LakeRun:
     def open_part(self, part: PartRecord, encoded: Sequence[str] = ()) -> pq.ParquetFile:
         """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time.
 
-        Columns named in ``encoded`` stay dictionary-encoded. Raises LakeError if the part is gone.
+        Columns named in ``encoded`` stay dictionary-encoded. Raises LakeDamagedError if the part is gone or is not
+        what was recorded. On object stores only its pages are compared, as they are read: fetching the whole part for
+        one row group would cost too much.
         """
+        file, place = self._open_part(part, encoded)
+        if self.project.lake.storage.local:
+            try:
+                self._check_part(part, place)
+            except BaseException:
+                file.close(force=True)
+                raise
+        return file
+
+    def _open_part(self, part: PartRecord, encoded: Sequence[str]) -> tuple[pq.ParquetFile, str]:
+        """Return a part, opened, and its path."""
         layout, storage, scope = self.project.lake.layout, self.project.lake.storage, self.project.scope
         staged = layout.staged_part(self.project_id, self.record.generation, part.name, scope)
         final = layout.part(self.project_id, part.name, scope)
-        found: str | None = None
+        what = "is missing"
         for place in (final, staged, final):
             try:
                 file = open_parquet(storage, place, encoded)
             except FileNotFoundError:
                 continue
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                what = f"cannot be read: {error}"
+                continue
             found = part_generation(file.metadata)
-            if found == self.record.generation:
-                return file
+            if found != self.record.generation:
+                what = f"is of another commit ({found})"
+            elif file.metadata.num_rows != part.rows:
+                what = f"has {file.metadata.num_rows:,} rows by its footer instead of {part.rows:,}"
+            else:
+                return file, place
             file.close(force=True)
+        raise self._not_as_recorded(part, what)
+
+    def _check_part(self, part: PartRecord, place: str) -> None:
+        """Compare a part with its sha256, if one was recorded, unless that was done before."""
+        if part.sha256 is None:
+            return
+        checked = self.project.lake.checked_parts
+        try:
+            difference = checked.difference(place, part.bytes, part.sha256)
+        except FileNotFoundError:
+            # It was opened in staging and has been moved since.
+            final = self.project.lake.layout.part(self.project_id, part.name, self.project.scope)
+            try:
+                difference = checked.difference(final, part.bytes, part.sha256)
+            except FileNotFoundError:
+                difference = "it is missing"
+        if difference is not None:
+            raise self._not_as_recorded(part, f"is damaged: {difference}")
+
+    def _not_as_recorded(self, part: PartRecord, what: str) -> LakeError:
         now = self.project.current_record(self.run_id)
         if now is None or now.generation != self.record.generation:
             error = LakeError(
@@ -146,9 +241,29 @@ class LakeRun:
                 hint="Open the project again and read the run anew.",
             )
             error.transient = True
-            raise error
-        what = "is missing" if found is None else f"is of another commit ({found})"
-        raise LakeError(f"Part {storage.url(final)} of run {self.run_id!r} {what}.", hint=AGAIN)
+            return error
+        lake = self.project.lake
+        final = lake.storage.url(lake.layout.part(self.project_id, part.name, self.project.scope))
+        return LakeDamagedError(f"Part {final} of run {self.run_id!r} of {self.project_id!r} {what}.", hint=REPAIR)
+
+    def _checked(self, stream: BinaryIO, path: str) -> BinaryIO:
+        """Have a file compared with its record while it is read."""
+        record = self._file_by_path().get(path)
+        if record is None:
+            return stream
+
+        def damaged(what: str) -> LakeDamagedError:
+            return LakeDamagedError(
+                f"File {path!r} of run {self.run_id!r} of {self.project_id!r} in the lake is damaged: {what}.",
+                hint=REPAIR,
+            )
+
+        return cast(BinaryIO, CheckedFile(stream, record.size, record.sha256, damaged))
+
+    def _file_by_path(self) -> dict[str, FileRecord]:
+        if self._files is None:
+            self._files = {item.path: item for item in self.record.files}
+        return self._files
 
     def _batches_in_place(
         self, kinds: list[str] | None, wanted: list[str], batch_rows: int
@@ -164,7 +279,7 @@ class LakeRun:
             raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=AGAIN)
         storage = storage_in_place(root, self.project.lake.settings)
         candidates = [f"{storage.root}/{item}" for item in dict.fromkeys((path, normal))]
-        return self._open(storage, storage.root, candidates, path)
+        return self._checked(self._open(storage, storage.root, candidates, path), path)
 
     def _open(self, storage: Storage, root: str, candidates: Sequence[str], path: str) -> BinaryIO:
         for candidate in candidates:

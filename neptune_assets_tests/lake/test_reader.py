@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.errors import LakeError, UnknownProjectError, UnsafePathError
+from neptune_assets.errors import LakeDamagedError, LakeError, UnknownProjectError, UnsafePathError
 from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets_tests.support.lake_factory import file, make_lake, metric, params, texts
+from neptune_assets.settings import LakeSettings
+from neptune_assets_tests.support.lake_factory import file, forget_hashes, make_lake, metric, params, texts
 
 P = "ws/proj"
 
@@ -107,7 +111,7 @@ def test_damage_in_the_middle_of_a_part_is_named(tmp_path: Path) -> None:
     raw = bytearray(part.read_bytes())
     raw[2000:9000] = os.urandom(7000)
     part.write_bytes(raw)
-    with pytest.raises(LakeError, match="cannot be read"):
+    with pytest.raises(LakeDamagedError, match=r"a-.*part_0.parquet of run 'a' of .* is damaged: its sha256 is"):
         read(lake.project(P).run("a"))
 
 
@@ -137,4 +141,30 @@ def test_content_digest_notices_changed_rows(tmp_path: Path) -> None:
     changed = table.set_column(column, SCHEMA.field("int_value"), pa.array([4] * table.num_rows, pa.int64()))
     metadata = {b"neptune_assets.generation": run.record.generation.encode()}
     pq.write_table(changed.replace_schema_metadata(metadata), part)
-    assert run.content_digest() != run.record.digest
+    with pytest.raises(LakeDamagedError, match="bytes instead of"):
+        read(run)
+    with pytest.raises(LakeDamagedError, match="bytes instead of"):
+        run.check()
+    forget_hashes(tmp_path)
+    run = Lake(LakeSettings(root=str(tmp_path))).project(P).run("a")
+    read(run)
+    with pytest.raises(LakeDamagedError, match="their digest is not the recorded"):
+        run.check()
+
+
+def test_a_file_that_changed_is_refused_before_its_last_bytes_leave(tmp_path: Path) -> None:
+    content = os.urandom(3 << 20)
+    lake = make_lake(tmp_path, {P: {"a": [file("weights", content, "w.bin")]}})
+    (stored,) = (tmp_path / "files").rglob("*.*")
+    run = lake.project(P).run("a")
+    (record,) = run.file_records("weights")
+    with run.open_file(record.path) as stream:
+        assert stream.read() == content
+    raw = bytearray(content)
+    raw[5] ^= 1
+    for damaged in (bytes(raw), content[:-1], content + b"x", b""):
+        stored.write_bytes(damaged)
+        received = io.BytesIO()
+        with run.open_file(record.path) as stream, pytest.raises(LakeDamagedError, match=r"'a' of .* is damaged"):
+            shutil.copyfileobj(stream, received, 1 << 20)
+        assert len(received.getvalue()) < len(content)

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neptune_assets.errors import LakeError
 from neptune_assets.lake.parts import row_group_bounds
 from neptune_assets.lake.records import FileRecord
 from neptune_assets.lake.rows import NONE, microsteps
@@ -188,11 +187,8 @@ def _readable(run: LakeRun) -> Iterator[None]:
     """Raise LakeError for a part that cannot be read."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        raise LakeError(
-            f"A Parquet part of run {run.run_id!r} of {run.project_id!r} cannot be read: {error}.",
-            hint="Materialize the project's lake asset with full_refresh to write the run anew.",
-        ) from error
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise run.unreadable(error) from error
 
 
 def _one_batch(file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.RecordBatch:
