@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 import filetype
 
 from neptune_assets.errors import FileGoneError, LakeError, UnsafePathError
+from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.layout import Layout, extension_of, file_path, file_set_path, member_paths
 from neptune_assets.lake.records import FileRecord, IssueRecord
 from neptune_assets.lake.storage import BLOCK, Storage
@@ -172,14 +173,21 @@ class FileStore:
         return _Hashed(name, None if temporary is None else str(temporary), size, digest.hexdigest(), extension)
 
     def _place(self, item: _Hashed, path: str) -> None:
-        """Move a temporary file to its place below the files directory, unless its content is there already."""
+        """Move a temporary file to its place below the files directory, unless its content is there already.
+
+        What is there is hashed again: a file that was damaged since is replaced.
+        """
         if item.temporary is None:
             raise LakeError("A file that stays in place was to be moved.", hint="Report this as a bug.")
         target = f"{self._root}/{path}"
-        if self._storage.size(target) == item.size:
+        if self._storage.size(target) == item.size and self._is_stored(target, item.sha256):
             Path(item.temporary).unlink()
         else:
             self._storage.put_file(item.temporary, target)
+
+    def _is_stored(self, target: str, digest: str) -> bool:
+        with self._storage.open(target) as stream:
+            return hash_stream(stream)[1] == digest
 
     def close(self) -> None:
         """Remove the place of temporary files, where that is not the lake itself."""

@@ -1,30 +1,35 @@
 """What a project holds, as files in ``.manifest``: one checkpoint, then one small delta for each commit.
 
-``<seq>.jsonl`` holds a header line and one run record a line. A delta is created exclusively under the next number,
-so two writers cannot both commit; a checkpoint holds all runs and makes older files superfluous. Creating a delta
-**is** the commit: what it does not name does not exist.
+``<seq>.jsonl`` holds a header line, one run record a line, and last the sha256 of all bytes before it. Other lines end
+with a checksum of their own, so that damage to one record leaves the others usable. A delta is created exclusively
+under the next number, so two writers cannot both commit; a checkpoint holds all runs and makes older files superfluous.
+Creating a delta **is** the commit: what it does not name does not exist.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final
 
-from neptune_assets.errors import LakeBusyError, LakeError
+from neptune_assets.errors import LakeBusyError, LakeDamagedError, LakeError
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 
-FORMAT: Final = "neptune_assets.manifest/1"
+FORMAT: Final = "neptune_assets.manifest/2"
+_WITHOUT_SUMS: Final = "neptune_assets.manifest/1"
+"""Format of manifests that were written before they had checksums; still read."""
 COMPACT_AFTER: Final = 1_000
 """Deltas after which a long materialization writes a checkpoint in between."""
 
 _NAME: Final = re.compile(r"([0-9]{10})\.jsonl")
 _ATTEMPTS: Final = 5
+_HINT: Final = "Restore it from a backup, or run `python -m neptune_assets.verify --repair`, which keeps whole records."
 
 
 @dataclass(slots=True)
@@ -96,10 +101,8 @@ class ManifestStore:
             "scope": self._scope.value,
             "written_at": written_at,
         }
-        lines = [header, *(record.to_json() for record in sorted(records, key=lambda item: item.run_id))]
-        # ASCII with escapes keeps even lone surrogates; allow_nan=False keeps the file JSON.
-        data = "".join(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in lines)
-        if not self._storage.create(self._path(number), data.encode("ascii")):
+        data = manifest_bytes(header, records)
+        if not self._storage.create(self._path(number), data):
             raise LakeBusyError(
                 f"Project {self._project_id!r} was changed by another writer while this one was writing.",
                 hint="Wait until the other materialization has finished, then materialize again.",
@@ -144,35 +147,93 @@ class ManifestStore:
         return f"{self._directory}/{number:010d}.jsonl"
 
     def _damaged(self, reason: str) -> LakeError:
-        return LakeError(
+        return LakeDamagedError(
             f"The manifest of {self._project_id!r} in {self._storage.url(self._directory)} is damaged: {reason}.",
-            hint="Restore that directory from a backup, or move the project's directory away and materialize again.",
+            hint=_HINT,
         )
 
 
+def manifest_bytes(header: Mapping[str, Any], records: Iterable[RunRecord]) -> bytes:
+    """Return a manifest file: header, records by run id, and the checksums of each line and of the whole."""
+    lines = [header, *(record.to_json() for record in sorted(records, key=lambda item: item.run_id))]
+    # ASCII with escapes keeps even lone surrogates; allow_nan=False keeps the file JSON.
+    texts = (json.dumps(line, allow_nan=False, separators=(",", ":")).encode("ascii")[:-1] for line in lines)
+    data = b"".join(b'%b,"sum":"%b"}\n' % (text, _line_sum(text)) for text in texts)
+    return data + _last_line(data)
+
+
 def parse_manifest(raw: bytes, name: str) -> tuple[dict[str, Any], list[RunRecord]]:
-    """Split a manifest file into header and records. Raises LakeError, naming the file, if it is not one of ours."""
-    hint = "Restore it from a backup, or move the project's directory away and materialize the project again."
+    """Split a manifest file into header and records.
+
+    Raises LakeDamagedError, naming the file, if a byte of it changed or it is not one of ours.
+    """
+    header, lines = _checked_lines(raw, name)
+    try:
+        return header, [_record(line) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LakeDamagedError(f"Manifest {name} cannot be understood: {error!r}.", hint=_HINT) from error
+
+
+def salvage_manifest(raw: bytes) -> tuple[dict[str, Any] | None, list[RunRecord], int]:
+    """Return what of a damaged manifest file is whole by its own checksum: header, records, and how many are lost.
+
+    Nothing of a file that was written before there were checksums is known to be whole.
+    """
+    header, records, lost = None, [], 0
+    for line in raw.split(b"\n"):
+        text, _, rest = line.rpartition(b',"sum":"')
+        if not text or rest != _line_sum(text) + b'"}':
+            lost += bool(line) and not line.startswith(b'{"sha256":')
+        elif line.startswith(b'{"format":'):
+            header = json.loads(line)
+        else:
+            records.append(_record(line))
+    return header, records, lost
+
+
+def _checked_lines(raw: bytes, name: str) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the header and the lines of records of a file that is as it was written."""
     if not raw.endswith(b"\n"):
-        raise LakeError(f"Manifest {name} is cut off.", hint=hint)
-    lines = raw.decode("utf-8", errors="replace").splitlines()
+        raise LakeDamagedError(f"Manifest {name} is cut off.", hint=_HINT)
+    lines = raw[:-1].split(b"\n")
     try:
         header = json.loads(lines[0])
         found = header["format"]
+        for key in ("seq", "kind", "project_id", "scope"):
+            header[key]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise LakeError(f"Manifest {name} has no header: {error!r}.", hint=hint) from error
+        raise LakeDamagedError(f"Manifest {name} has no header: {error!r}.", hint=_HINT) from error
+    if found == _WITHOUT_SUMS:
+        return header, lines[1:]
     if found != FORMAT:
         raise LakeError(
             f"Manifest {name} has format {found!r}; this version knows {FORMAT!r}.",
             hint="Use the version of neptune_assets that wrote the lake, or a newer one.",
         )
-    try:
-        records = [RunRecord.from_json(json.loads(line)) for line in lines[1:]]
-        for key in ("seq", "kind", "project_id", "scope"):
-            header[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LakeError(f"Manifest {name} cannot be understood: {error!r}.", hint=hint) from error
-    return header, records
+    end = len(raw) - len(lines[-1]) - 1
+    if raw[end:] != _last_line(raw[:end]):
+        _, records, lost = salvage_manifest(raw)
+        raise LakeDamagedError(
+            f"Manifest {name} is damaged: its sha256 is not the recorded one; {len(records):,} of its records are as "
+            f"they were written, {lost:,} lines are not.",
+            hint=_HINT,
+        )
+    return header, lines[1:-1]
+
+
+def _record(line: bytes) -> RunRecord:
+    fields = json.loads(line)
+    fields.pop("sum", None)
+    return RunRecord.from_json(fields)
+
+
+def _line_sum(text: bytes) -> bytes:
+    """Return the checksum of one line: short, because the file as a whole has a strong one."""
+    return sha256(text).hexdigest()[:16].encode("ascii")
+
+
+def _last_line(data: bytes) -> bytes:
+    return b'{"sha256":"%b"}\n' % sha256(data).hexdigest().encode("ascii")
 
 
 def project_of_manifest(storage: Storage, directory: str) -> tuple[str, str] | None:
@@ -183,7 +244,7 @@ def project_of_manifest(storage: Storage, directory: str) -> tuple[str, str] | N
             return None
         path = f"{directory}/{names[-1]}"
         try:
-            header, _ = parse_manifest(storage.read(path).split(b"\n", 1)[0] + b"\n", storage.url(path))
+            header, _ = _checked_lines(storage.read(path), storage.url(path))
         except FileNotFoundError:
             if attempt == _ATTEMPTS - 1:
                 raise

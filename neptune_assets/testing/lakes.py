@@ -180,6 +180,8 @@ def forget_hashes(root: Path) -> None:
         header, *records = (json.loads(line) for line in path.read_text("ascii").splitlines())
         header["format"] = "neptune_assets.manifest/1"
         records = [record for record in records if "run_id" in record]
-        for part in (part for record in records for part in record["parts"]):
-            part.pop("sha256", None)
+        for line in (header, *records):
+            line.pop("sum", None)
+            for part in line.get("parts", ()):
+                part.pop("sha256", None)
         path.write_text("".join(json.dumps(line) + "\n" for line in (header, *records)), "ascii")

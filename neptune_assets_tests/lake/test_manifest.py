@@ -8,10 +8,18 @@ import pytest
 
 from neptune_assets.errors import LakeBusyError, LakeError
 from neptune_assets.lake.layout import Layout
-from neptune_assets.lake.manifest import FORMAT, Manifest, ManifestStore
+from neptune_assets.lake.manifest import (
+    FORMAT,
+    Manifest,
+    ManifestStore,
+    manifest_bytes,
+    parse_manifest,
+    salvage_manifest,
+)
 from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
+from neptune_assets_tests.support.lake_factory import forget_hashes
 
 
 def record(run_id: str, **changes: object) -> RunRecord:
@@ -93,6 +101,11 @@ def test_two_writers_cannot_both_commit(store: ManifestStore) -> None:
     assert list(store.read().records) == ["a"]  # type: ignore[union-attr]
 
 
+def rewritten(raw: bytes, **changes: object) -> bytes:
+    header, records = parse_manifest(raw, "x")
+    return manifest_bytes({**header, **changes}, records)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -100,9 +113,10 @@ def test_two_writers_cannot_both_commit(store: ManifestStore) -> None:
         (lambda raw: b"\x00\xff garbage\n", "no header"),
         (lambda raw: b"[]\n", "no header"),
         (lambda raw: raw.replace(FORMAT.encode(), b"neptune_assets.manifest/99"), "manifest/99"),
-        (lambda raw: raw.replace(b'"state"', b'"stale"'), "cannot be understood"),
-        (lambda raw: raw.replace(b"ws/p", b"ws/q"), "is of 'ws/q'"),
-        (lambda raw: raw.replace(b'"seq":1', b'"seq":7'), "number 7"),
+        (lambda raw: raw.replace(b'"state"', b'"stale"'), "0 of its records are as they were written, 1 lines are not"),
+        (lambda raw: b"".join(raw.splitlines(keepends=True)[:-1]), "is damaged"),
+        (lambda raw: rewritten(raw, project_id="ws/q"), "is of 'ws/q'"),
+        (lambda raw: rewritten(raw, seq=7), "number 7"),
     ],
 )
 def test_damage_is_named_with_a_next_step(store: ManifestStore, tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -125,7 +139,9 @@ def test_a_missing_delta_is_damage(store: ManifestStore, tmp_path: Path) -> None
 
 def test_files_are_plain_json_without_nan(store: ManifestStore, tmp_path: Path) -> None:
     store.commit(Manifest("ws/p"), [record("ü\0")], written_at="now")
-    header, line = [json.loads(text) for text in paths(tmp_path)[0].read_text("ascii").splitlines()]
+    header, line, last = [json.loads(text) for text in paths(tmp_path)[0].read_text("ascii").splitlines()]
+    assert list(last) == ["sha256"]
+    assert len(header.pop("sum")) == len(line.pop("sum")) == 16
     assert header == {
         "format": FORMAT,
         "seq": 1,
@@ -137,3 +153,33 @@ def test_files_are_plain_json_without_nan(store: ManifestStore, tmp_path: Path) 
     assert line["run_id"] == "ü\0"
     with pytest.raises(ValueError, match="JSON"):
         store.commit(Manifest("ws/p"), [record("x", rows={"a": float("nan")})], written_at="now")
+
+
+def test_every_flipped_bit_of_a_manifest_is_found_and_the_other_records_can_be_saved(
+    store: ManifestStore, tmp_path: Path
+) -> None:
+    records = [record("a", parts=(PartRecord("p", 1, 2, "ff"),)), record("b")]
+    store.commit(Manifest("ws/p"), records, written_at="now")
+    (path,) = paths(tmp_path)
+    raw = path.read_bytes()
+    lines = [len(line) for line in raw.splitlines(keepends=True)]
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(LakeError):
+            parse_manifest(bytes(damaged), "x")
+        if bit // 8 >= len(raw) - lines[-1] - 1:
+            continue
+        header, saved, lost = salvage_manifest(bytes(damaged))
+        # Two, if it is the end of a line.
+        assert 1 <= (header is None) + len(records) - len(saved) <= 2
+        assert lost
+        assert all(item in records for item in saved)
+
+
+def test_manifests_written_before_there_were_checksums_are_read(store: ManifestStore, tmp_path: Path) -> None:
+    store.commit(Manifest("ws/p"), [record("a", parts=(PartRecord("p", 1, 2, "ff"),))], written_at="now")
+    forget_hashes(tmp_path)
+    read = store.read()
+    assert read is not None
+    assert read.records == {"a": record("a", parts=(PartRecord("p", 1, 2),))}
