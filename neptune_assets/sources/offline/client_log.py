@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,10 @@ from neptune_assets.sources.files import open_regular
 LOG_NAME: Final = re.compile(r"data-(\d{1,19})\.log", re.ASCII)
 
 _CHUNK: Final = 1024 * 1024
+_FILE: Final = 2**48
+"""More bytes than a log file has: places of records in the files of one log are counted in these."""
+_JUMP: Final = 1_000_000
+"""Versions that one gap may hold for what came before and behind it to be kept in one array."""
 _MAX_RECORD: Final = 512 * 1024 * 1024
 """No record is this long (the client stops at 32 MiB of image); what looks like one is garbage."""
 
@@ -52,13 +58,15 @@ class Flaws(Protocol):
 
 
 class Entry(NamedTuple):
-    """One record: its version, its time in epoch seconds if it has one, the operation, and where it lies."""
+    """One record: its version, its time in epoch seconds if it has one, the operation, and where it is."""
 
     version: int
     at: float | None
     operation: dict[str, Any]
     log: str
     offset: int
+    place: int
+    """Grows with the order of records in the log. Versions do not: processes that were forked count on their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,8 @@ class Log:
         Raises OSError if a file cannot be read.
         """
         told = flaws or _Silent()
-        last = 0
+        seen = _Versions()
+        repeated = 0
         torn = False
         for number, name in enumerate(self.files):
             for found in json_objects(self.folder / name, skim=skim):
@@ -110,24 +119,44 @@ class Log:
                     torn = found.torn and number == len(self.files) - 1
                     self._tell_garbage(name, found, torn, told)
                     continue
-                offset, record = found
-                entry = _entry(record, name, offset)
+                offset, record, mark = found
+                entry = _entry(record, number, name, offset)
                 if entry is None:
                     told.lost(f"{self.folder / name} holds no operation at byte {offset}; it is left out.")
                     continue
-                if entry.version <= last:
-                    told.lost(f"{self.folder / name} repeats version {entry.version} at byte {offset}; it is left out.")
-                    continue
-                if entry.version > last + 1:
-                    self._tell_gap(last + 1, entry.version - 1, told)
-                last = entry.version
+                if not seen.expects(entry.version):
+                    if not seen.marked:
+                        seen.mark_all(self._marks(entry.place))
+                    if not seen.differs(entry.version, mark):
+                        repeated += 1
+                        continue
+                seen.add(entry.version, mark)
                 yield entry
+        for first, last in seen.missing:
+            self._tell_gap(first, last, told)
+        if repeated:
+            told.noted(
+                f"{self.folder} holds {repeated} records a second time, byte for byte, as processes that were forked "
+                "leave them; they are passed over."
+            )
         put = self.counter("last_put_version")
-        if put is not None and put > last + (1 if torn else 0):
+        if put is not None and put > seen.last + (1 if torn else 0):
             told.lost(
-                f"Operations {last + 1} to {put} of {self.folder} were logged but never reached the disk "
+                f"Operations {seen.last + 1} to {put} of {self.folder} were logged but never reached the disk "
                 "(the process was killed, or is still writing)."
             )
+
+    def _marks(self, until: int) -> Iterator[tuple[int, int]]:
+        """Version and mark of every record before a place."""
+        for number, name in enumerate(self.files):
+            for found in json_objects(self.folder / name, skim=True):
+                if isinstance(found, Garbage):
+                    continue
+                entry = _entry(found[1], number, name, found[0])
+                if entry is not None:
+                    if entry.place >= until:
+                        return
+                    yield entry.version, found[2]
 
     def operation(self, name: str, offset: int) -> dict[str, Any] | None:
         """Read one operation again, at the place its :class:`Entry` told; None if there is none."""
@@ -136,7 +165,7 @@ class Log:
         for found in json_objects(self.folder / name, offset):
             if isinstance(found, Garbage) or found[0] != offset:
                 return None
-            entry = _entry(found[1], name, offset)
+            entry = _entry(found[1], 0, name, offset)
             return entry.operation if entry else None
         return None
 
@@ -162,6 +191,62 @@ class Log:
             told.lost(f"Operations {first} to {last} are missing in {self.folder}.")
 
 
+class _Versions:
+    """The versions a log has had so far: which are missing, and what they held once one comes again.
+
+    Processes that were forked write into one log. What their parent had not yet written out is there several times,
+    and what they log themselves has versions that the parent uses too.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.missing: list[tuple[int, int]] = []
+        self.marked = False
+        self._marks = array("q")
+        self._others: dict[int, set[int]] = {}
+
+    def expects(self, version: int) -> bool:
+        """True if the version was not there yet."""
+        return version > self.last or self._gap(version) is not None
+
+    def mark_all(self, marks: Iterable[tuple[int, int]]) -> None:
+        """Keep what all versions so far held: 8 bytes each, and only for logs that repeat one."""
+        self.marked = True
+        for version, mark in marks:
+            self._keep(version, mark)
+
+    def differs(self, version: int, mark: int) -> bool:
+        """True if no record with this version had the same bytes."""
+        first = self._marks[version] if version < len(self._marks) else None
+        return mark != first and mark not in self._others.get(version, ())
+
+    def add(self, version: int, mark: int) -> None:
+        """Take in a record."""
+        if self.marked:
+            self._keep(version, mark)
+        if version > self.last:
+            if version > self.last + 1:
+                self.missing.append((self.last + 1, version - 1))
+            self.last = version
+        elif (number := self._gap(version)) is not None:
+            first, last = self.missing[number]
+            parts = ((first, version - 1), (version + 1, last))
+            self.missing[number : number + 1] = [part for part in parts if part[0] <= part[1]]
+
+    def _gap(self, version: int) -> int | None:
+        """Which of the missing stretches holds a version."""
+        number = bisect_right(self.missing, version, key=lambda part: part[0]) - 1
+        return number if number >= 0 and version <= self.missing[number][1] else None
+
+    def _keep(self, version: int, mark: int) -> None:
+        known = len(self._marks)
+        if known <= version < known + _JUMP:
+            self._marks.extend(array("q", (0,)) * (version - known))
+            self._marks.append(mark)
+        else:
+            self._others.setdefault(version, set()).add(mark)
+
+
 class _Silent:
     def lost(self, message: str) -> None:
         """Told in an earlier pass."""
@@ -170,7 +255,7 @@ class _Silent:
         """Told in an earlier pass."""
 
 
-def _entry(record: Any, name: str, offset: int) -> Entry | None:
+def _entry(record: Any, number: int, name: str, offset: int) -> Entry | None:
     """The record as an entry, or None if it is not one."""
     if not isinstance(record, dict):
         return None
@@ -179,11 +264,11 @@ def _entry(record: Any, name: str, offset: int) -> Entry | None:
         return None
     if isinstance(at, bool) or not isinstance(at, int | float):
         at = None
-    return Entry(version, at, operation, name, offset)
+    return Entry(version, at, operation, name, offset, number * _FILE + offset)
 
 
-def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[tuple[int, Any] | Garbage]:
-    """Yield the JSON objects of a file with their byte offsets, and the stretches between that are none.
+def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[tuple[int, Any, int] | Garbage]:
+    """Yield the JSON objects of a file with their byte offsets and a hash of their bytes, and the stretches between.
 
     Objects may follow each other with or without line breaks and may hold raw control characters. The text is read as
     Latin-1, so that characters are bytes, and decoded as UTF-8 object by object. ``skim`` as in :meth:`Log.entries`.
@@ -207,7 +292,7 @@ def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[
                 if bad is not None:
                     yield Garbage(bad, base + position)
                     bad = None
-                yield base + position, value
+                yield base + position, value, hash(text[position:end])
                 position = end
                 continue
             if incomplete and not ended and len(text) - position < _MAX_RECORD:

@@ -28,8 +28,8 @@ ContainerKey = tuple[str, str]
 """Type and uuid of a container, as in the names of its folders."""
 
 Order = tuple[float, int, int]
-"""Place of an operation among all of its container: time, number of the execution, version. It stays what it is if
-operations before it turn out to be unreadable."""
+"""Place of an operation among all of its container: time, number of the execution, place in its log. It stays what it
+is if operations before it turn out to be unreadable."""
 
 SERIES: Final = {
     "LogFloats": AttributeType.FLOAT_SERIES,

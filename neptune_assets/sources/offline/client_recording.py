@@ -171,19 +171,19 @@ class ClientRecording:
         return self._fetch(values, busy | self.keys)
 
     def _entries(self, flaws: Flaws | None, *, skim: bool = False) -> Iterator[tuple[Order, int, Entry]]:
-        """All records in order, as (place, number of the execution, record)."""
+        """All records in order, as (order, number of the execution, record)."""
         if len(self._executions) == 1:
             for entry in self._executions[0].log.entries(flaws, skim=skim):
-                yield (0.0, 0, entry.version), 0, entry
+                yield (0.0, 0, entry.place), 0, entry
             return
 
         def timed(number: int) -> Iterator[tuple[Order, int, Entry]]:
             start = self._executions[number].started_at
             latest = start.timestamp() if start is not None else 0.0
             for entry in self._executions[number].log.entries(flaws, skim=skim):
-                # A clock may step back; the order inside one log is the order of its versions all the same.
+                # A clock may step back; the order inside one log is the order of its records all the same.
                 latest = max(latest, entry.at) if entry.at is not None else latest
-                yield (latest, number, entry.version), number, entry
+                yield (latest, number, entry.place), number, entry
 
         yield from heapq.merge(*map(timed, range(len(self._executions))), key=lambda item: item[0])
 

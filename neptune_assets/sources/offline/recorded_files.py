@@ -20,18 +20,20 @@ FILES_FROM: Final = "source.offline.files_from"
 def training_directory(recording: Path) -> Path | None:
     """The directory the training script ran in, as far as can be known: the one that holds ``.neptune``.
 
-    None if the recording is below no ``.neptune``, or below one in ``/``, which would allow every file.
+    None if the recording is below no ``.neptune``.
     """
-    for parent in recording.parents:
-        if parent.name == ".neptune":
-            found = parent.parent.absolute()
-            return None if found == Path(found.anchor) else found
-    return None
+    return next((parent.parent.absolute() for parent in recording.parents if parent.name == ".neptune"), None)
 
 
 def allowed_roots(folders: Iterable[Path], settings: OfflineSource) -> AllowedRoots:
-    """Where files may be read that a recording in these folders names: its own directories and what settings allow."""
-    own = [root for folder in folders for root in (folder, training_directory(folder)) if root is not None]
+    """Where files may be read that a recording in these folders names: its own directories and what settings allow.
+
+    A recording below no ``.neptune`` was made with a log directory of its own, which takes the place of it.
+    """
+    own: list[Path] = []
+    for folder in folders:
+        place = training_directory(folder) or folder.parent.absolute()
+        own.extend((folder, place) if place != Path(place.anchor) else (folder,))
     return AllowedRoots([*own, *settings.search_files_in, *settings.files_from], FILES_FROM)
 
 

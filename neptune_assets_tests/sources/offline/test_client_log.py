@@ -49,9 +49,9 @@ def test_objects_need_no_lines_and_may_hold_raw_characters(tmp_path: Path) -> No
     big = json.dumps({"obj": {"text": "x" * 3_000_000}})
     text = '{"obj": 1}{"obj": "raw \n and \t ☃"}\n\n ' + big + '{"obj": "\\u2603"}'
     found = chunks_of(text.encode(), tmp_path)
-    assert [value["obj"] for _, value in found if isinstance(value, dict)][:2] == [1, "raw \n and \t ☃"]
+    assert [value["obj"] for _, value, _ in found if isinstance(value, dict)][:2] == [1, "raw \n and \t ☃"]
     start = text.encode().index(big.encode())
-    assert [offset for offset, _ in found] == [0, 10, start, start + len(big)]
+    assert [offset for offset, *_ in found] == [0, 10, start, start + len(big)]
     assert found[2][1] == json.loads(big)
     assert found[3][1] == {"obj": "☃"}
 
