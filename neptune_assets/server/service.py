@@ -77,6 +77,10 @@ class Service:
                 key, number = last_number_of(run.sys_id for run in self.catalog.runs(project_id))
             return self.store.project(project_id, create=True, key=key, last_number=number)
 
+    def may_be_made(self, project_id: str) -> bool:
+        """True if there is no such project, and a client that writes to it makes one."""
+        return self.settings.create_projects and is_project_name(project_id) and project_id not in self.projects()
+
     def run_to_write(self, project: ProjectStore, writing: Writing, run_id: str) -> Run | None:
         """The run in the store, adopted from the lake if only that has it; None if neither has."""
         run = writing.run(run_id)

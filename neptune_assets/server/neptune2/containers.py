@@ -78,6 +78,15 @@ class Containers:
             return identifier
         raise NotFoundError(f"There is no project {identifier!r}.")
 
+    def project_id_to_write(self, identifier: str) -> str:
+        """Return the name of a project that is there, or that writing to it makes. Raises NotFoundError otherwise."""
+        try:
+            return self.project_id(identifier)
+        except NotFoundError:
+            if self._service.may_be_made(identifier):
+                return identifier
+            raise
+
     def find(self, identifier: str) -> Container:
         """Return a container, as the catalog has it now. Raises NotFoundError if there is none."""
         parts = identifier.split("/")
@@ -96,7 +105,7 @@ class Containers:
     def project_to_write(self, identifier: str) -> ProjectStore:
         """Return the project of the store that a container is in, or will be. Raises NotFoundError if there is none."""
         project, _ = self._stored(identifier)
-        return project or self._service.project_to_write(self.find(identifier).project_id)
+        return project or self._service.project_to_write(self._find_to_write(identifier).project_id)
 
     @contextmanager
     def writing(self, identifier: str) -> Iterator[tuple[ProjectStore, Writing, StoredRun]]:
@@ -106,13 +115,18 @@ class Containers:
         """
         project, stored = self._stored(identifier)
         if project is None:
-            container = self.find(identifier)
+            container = self._find_to_write(identifier)
             project = self._service.project_to_write(container.project_id)
         with project.write() as writing:
             run = writing.run_by_uuid(stored) if stored is not None else self._to_write(project, writing, container)
             if run is None:
                 raise NotFoundError(f"There is no run, model or version {identifier!r}.")
             yield project, writing, run
+
+    def _find_to_write(self, identifier: str) -> Container:
+        if self._service.may_be_made(identifier):
+            self._service.project_to_write(identifier)
+        return self.find(identifier)
 
     def _stored(self, identifier: str) -> tuple[ProjectStore | None, str | None]:
         """Return project and uuid where the id is a uuid that the store knows: what writes but the first one use."""
@@ -146,7 +160,9 @@ class Containers:
         try:
             name = self.project_id(identifier)
         except NotFoundError:
-            return None
+            # The client asks for the attributes of a project before it writes to it, also of one that is not there yet.
+            made = self._service.may_be_made(identifier)
+            return Container(identifier, PROJECT, identifier, "", None) if made else None
         catalog = self._service.catalog
         catalog.refresh(name)
         if name in self._service.store.projects():

@@ -47,7 +47,7 @@ class Creation:
         scope = SCOPE_OF_TYPE.get(str(wanted.get("type")))
         if scope is None or scope == PROJECT:
             raise BadRequestError(f"{wanted.get('type')!r} is not a type of object that can be made.")
-        project_id = self._containers.project_id(str(wanted.get("projectIdentifier")))
+        project_id = self._containers.project_id_to_write(str(wanted.get("projectIdentifier")))
         try:
             project = self._service.project_to_write(project_id)
         except UnknownProjectError as error:

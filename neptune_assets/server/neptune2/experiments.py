@@ -74,16 +74,18 @@ def execute_operations(call: Call) -> Response:
     digest = hashlib.sha256(call.body).hexdigest() if numbered else ""
     with containers.writing(text_of(call, "experimentId")) as (project, writing, run):
         answer, resent = remembered(writing, run, digest) if numbered else None, None
-        if answer is None:
-            if numbered and not sessions.known(run.uuid, session):
-                resent = Resent(writing.connection)
-            application = Application(writing, run, project.objects, resent)
+        if numbered:
+            resent = Resent(writing.connection, sessions.get(run.uuid, session))
+        application = Application(writing, run, project.objects, resent)
+        if answer is not None:
+            application.look_again(operations)
+        else:
             application.apply(operations)
             answer = answer_of(application.errors)
             if numbered:
                 remember(writing, run, digest, answer)
-    if resent is not None and not resent.all:
-        sessions.add(run.uuid, session)
+    if resent is not None:
+        sessions.put(run.uuid, session, resent.session)
     return Json(answer)
 
 

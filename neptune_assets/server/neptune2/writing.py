@@ -70,6 +70,14 @@ class Application:
             else:
                 self._apply(operation)
 
+    def look_again(self, operations: Sequence[Operation]) -> None:
+        """Apply nothing, as the very same operations were applied; note where in their series they are."""
+        for operation in operations:
+            if isinstance(operation, Log) and self._operations.kind(operation.path) is operation.type:
+                attribute = self._operations.attribute(operation.path, operation.type)
+                if attribute is not None and self._resent is not None:
+                    self._resent.again(attribute, operation.points)
+
     def assign(self, path: str, kind: AttributeType, value: Any) -> bool:
         """Set a single value; False (and an error more) if the path holds another type."""
         if self._operations.assign(path, kind, encode(kind, value)):

@@ -139,8 +139,8 @@ def get_project(call: Call) -> Response:
     for project_id in service.store.projects():
         if wanted == service.store.project(project_id).uuid:
             wanted = project_id
-    if wanted not in service.projects():
-        # Only 2.x clients ask so, and list what there is after a 404.
+    # Only 2.x clients ask so, before they write; they list what there is after a 404.
+    if wanted not in service.projects() and not service.may_be_made(wanted):
         raise ApiError(404, "PROJECT_NOT_FOUND", f"There is no project {wanted!r}.")
     return JSONResponse(project_body(service, wanted))
 
