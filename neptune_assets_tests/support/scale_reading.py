@@ -20,6 +20,8 @@ def database_of(folder: Path, run_id: str) -> Path:
 
 
 def offline(*paths: Path, filters: Filters | None = None, **settings: Any) -> Offline:
+    """The scripts that recorded ran in these folders, so files below them may be read."""
+    settings.setdefault("files_from", [str(path) for path in paths])
     return Offline(OfflineSource(paths=[str(path) for path in paths], **settings), filters or Filters())
 
 

@@ -168,11 +168,11 @@ def _family(folder: Path) -> None:
     late.close()
 
 
-def _killed(folder: Path) -> None:
+def _killed(folder: Path, points: str = "50") -> None:
     """A run whose process dies without closing it."""
     run = _start(folder, "killed", creation_time=BASE)
     run.log_configs({"c": 1})
-    for step in range(50):
+    for step in range(int(points)):
         run.log_metrics({"m": step / 2}, step=step, timestamp=BASE + timedelta(seconds=step))
     os.kill(os.getpid(), signal.SIGKILL)
 

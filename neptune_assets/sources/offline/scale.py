@@ -29,7 +29,15 @@ from neptune_assets.sources.offline.recorded_files import (
     file_limits,
 )
 from neptune_assets.sources.offline.recordings import Fork
-from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_snapshot, writer
+from neptune_assets.sources.offline.scale_database import (
+    FileFacts,
+    Snapshot,
+    file_facts,
+    open_snapshot,
+    same_bytes,
+    whole_pages,
+    writer,
+)
 from neptune_assets.sources.offline.scale_operations import Operations, moment
 from neptune_assets.sources.offline.state import MAX_ISSUES, RunState
 from neptune_assets.sources.protocol import SourceFile
@@ -77,8 +85,13 @@ class ScaleRecording:
             identity.sequences,
         )
         """Equal for copies of one recording: the client puts the nanosecond of its start into the folder's name."""
+        self.facts = facts
         self._settings = settings
         self._uploads: tuple[FileFacts, Mapping[str, tuple[str, int]]] | None = None
+
+    def copies(self, other: ScaleRecording) -> bool:
+        """True if both are copies of one recording and neither was damaged since."""
+        return self.likeness == other.likeness and same_bytes(self.path, other.path, self.facts, other.facts)
 
     def fingerprint(self) -> str:
         """A mark over sizes and times of every file in the folder, and where lost files are looked for."""
@@ -98,7 +111,9 @@ class ScaleRecording:
         if pid is not None:
             state.note(f"{self.path} is still open in process {pid}: the run is read as far as it has got.")
         state.assign("sys/custom_run_id", AttributeType.STRING, self.run_id)
-        with self._opened() as connection:
+        with self._opened() as snapshot:
+            connection = snapshot.connection
+            self._look_at_files(snapshot, state)
             operations = Operations(state)
             yield from self._operations(connection, state, operations)
             operations.finish()
@@ -109,9 +124,11 @@ class ScaleRecording:
 
     def inherit(self, state: RunState, until: int) -> None:
         """Apply what was assigned up to ``until`` (epoch ms, by the clock of the machine) to ``state``; no series."""
-        with self._opened() as connection:
+        with self._opened() as snapshot:
             operations = Operations(state, points=False)
-            for sequence, recorded, kind, blob in _rows(connection):
+            for lost in snapshot.lost:
+                state.error(lost)
+            for sequence, recorded, kind, blob in _rows(snapshot.connection):
                 if recorded > until:
                     break
                 if kind == _UPDATE:
@@ -133,15 +150,29 @@ class ScaleRecording:
         roots, limits = allowed_roots([self.path.parent], self._settings), file_limits(self._settings)
         return [RecordedFile(name, candidates(source, folders), size, str(self.path), roots, limits.bytes)]
 
-    def _opened(self) -> _Snapshot:
-        return _Snapshot(self.path)
+    def _opened(self) -> _Opening:
+        return _Opening(self.path)
+
+    def _look_at_files(self, snapshot: Snapshot, state: RunState) -> None:
+        """Report what the files themselves show to be damaged or missing."""
+        for lost in snapshot.lost:
+            state.whole = False
+            state.error(
+                f"The recording is damaged: {lost}. What is whole is read, the rest is missing; look for another copy."
+            )
+        for doubt in snapshot.doubtful:
+            state.note(doubt)
+        wrong = whole_pages(snapshot.connection)
+        if wrong is not None:
+            state.whole = False
+            state.error(f"{self.path} has damaged pages ({wrong}). What can be read is read; look for another copy.")
 
     def _uploads_now(self) -> Mapping[str, tuple[str, int]]:
         """Source path and size of every upload by storage key, read again only if the database has changed."""
         facts = file_facts(self.path)
         if self._uploads is None or self._uploads[0] != facts:
-            with self._opened() as connection:
-                self._uploads = (facts, _read_uploads(connection))
+            with self._opened() as snapshot:
+                self._uploads = (facts, _read_uploads(snapshot.connection))
         return self._uploads[1]
 
     def _operations(
@@ -183,14 +214,14 @@ class ScaleRecording:
             state.note(f"neptune-scale recorded an error{where}: {error_type}: {details}")
 
 
-class _Snapshot:
+class _Opening:
     """Opens a recording and turns SQLite's errors into ones that name the path."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._manager = open_snapshot(path)
 
-    def __enter__(self) -> sqlite3.Connection:
+    def __enter__(self) -> Snapshot:
         try:
             return self._manager.__enter__()
         except sqlite3.Error as error:

@@ -8,10 +8,14 @@ copied: SQLite rebuilds it from ``-wal``.
 A copy taken from under a live process is consistent if the database did not change while it was copied (only folding
 the ``-wal`` in changes it) and the ``-wal`` did not start anew meanwhile (its header tells); what is appended to
 ``-wal`` in between is simply not read yet.
+
+A ``-wal`` that is damaged is folded into the copy here, since SQLite would stop at the damage or ignore the whole file:
+every whole frame is taken if the database is consistent with them, otherwise those before the first damaged one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sqlite3
 import struct
@@ -20,11 +24,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from neptune_assets.errors import SourceError
 from neptune_assets.scratch import ScratchDirectory
+from neptune_assets.sources.offline.scale_wal import in_wal_mode, lost_frames, read_wal
 
 _TRIES: Final = 8
 _WAL_HEADER: Final = 32
@@ -79,24 +85,110 @@ def open_in_place(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a database holds, and what its files show to be missing: ``lost`` for sure, ``doubtful`` perhaps."""
+
+    connection: sqlite3.Connection
+    lost: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+
+
 @contextmanager
-def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+def open_snapshot(path: Path) -> Iterator[Snapshot]:
     """Open everything a database holds: in place if that is all in one file, otherwise from a private copy.
 
     Raises SourceError if a live process keeps changing it, OSError and sqlite3.Error as they come.
     """
     if file_facts(path).lone:
         with open_in_place(path) as connection:
-            yield connection
+            yield Snapshot(connection, *_without_wal(path))
         return
     with ScratchDirectory("recording") as scratch:
         copy = scratch / "copy.sqlite3"
         _copy(path, copy)
+        lost = _fold_damaged(path, copy)
         connection = _connect(f"{copy.as_uri()}?mode=rw")
         try:
-            yield connection
+            yield Snapshot(connection, lost)
         finally:
             connection.close()
+
+
+def whole_pages(connection: sqlite3.Connection) -> str | None:
+    """What SQLite finds wrong with the pages of a database; None if nothing is."""
+    found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(5)")]
+    return None if found == ["ok"] else "; ".join(" ".join(line.split()) for line in found)
+
+
+@lru_cache(maxsize=4_096)
+def same_bytes(path: Path, other: Path, facts: FileFacts, other_facts: FileFacts) -> bool:
+    """True if two databases and their ``-wal`` hold the same bytes; compared once for as long as both stay the same.
+
+    Equal sizes prove nothing: a copy may be damaged.
+    """
+    return all(
+        _block_hash(_beside(path, suffix)) == _block_hash(_beside(other, suffix)) for suffix in ("", "-wal", "-journal")
+    )
+
+
+def _block_hash(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+    except FileNotFoundError:
+        return b""
+
+
+def may_lack_wal(path: Path) -> bool:
+    """True if the latest data may have been in a ``-wal`` that is not there, or cannot be read."""
+    facts = file_facts(path)
+    return facts.wal[0] > 0 or _beside(path, "-shm").exists() or bool(_without_wal(path)[1])
+
+
+def _without_wal(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a database without data in a ``-wal`` lacks for sure, and what it may lack."""
+    lost = lost_frames(_beside(path, "-shm"), None)
+    wal = _beside(path, "-wal")
+    if lost:
+        return (f"{wal} is missing or empty, and {lost:,} pages that {path.name}-shm counts were in it",), ()
+    if not wal.exists() and in_wal_mode(path):
+        return (), (
+            f"{wal} is not there. That is right if the client closed {path.name}; after a kill, the latest operations "
+            "are in it: look for it where this folder was copied from.",
+        )
+    return (), ()
+
+
+def _fold_damaged(path: Path, copy: Path) -> tuple[str, ...]:
+    """Save what is whole of a copy's damaged ``-wal``; returns what could not be read."""
+    copied = _beside(copy, "-wal")
+    wal = read_wal(copied, copy) if copied.exists() else None
+    if wal is None:
+        return ()
+    live = writer(path) is not None
+    found = [text.replace(str(copied), str(_beside(path, "-wal"))) for text in wal.findings(live=live)]
+    cut = 0 if live else lost_frames(_beside(path, "-shm"), wal)
+    if cut:
+        found.append(f"{_beside(path, '-wal')} lacks {cut:,} frames that {path.name}-shm counts: it was cut off")
+    if wal.damaged:
+        folded = copy.with_name("folded.sqlite3")
+        shutil.copyfile(copy, folded)
+        wal.fold_into(folded, wal.last_commit)
+        if not _consistent(folded):
+            shutil.copyfile(copy, folded)
+            wal.fold_into(folded, wal.last_sound_commit)
+        copied.unlink()
+        folded.replace(copy)
+    return tuple(found)
+
+
+def _consistent(database: Path) -> bool:
+    try:
+        with open_in_place(database) as connection:
+            return whole_pages(connection) is None
+    except sqlite3.Error:
+        return False
 
 
 def writer(path: Path) -> int | None:

@@ -17,7 +17,13 @@ from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.archives import archives_in
 from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
 from neptune_assets.sources.offline.scale import CREATE, Identity, ScaleRecording
-from neptune_assets.sources.offline.scale_database import FileFacts, file_facts, open_in_place, open_snapshot
+from neptune_assets.sources.offline.scale_database import (
+    FileFacts,
+    file_facts,
+    may_lack_wal,
+    open_in_place,
+    open_snapshot,
+)
 from neptune_assets.sources.offline.scale_operations import messages, milliseconds
 
 DATABASE: Final = "run_operations.sqlite3"
@@ -65,7 +71,13 @@ def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal 
     if identity is None:
         if not sure:
             return None
-        return Refusal(path, f"{path} names no run: neptune-scale stopped before it recorded anything. Delete it.")
+        if may_lack_wal(path):
+            return Refusal(
+                path,
+                f"{path} names no run: the data may be in its -wal file, which is damaged or was left where the folder "
+                "was copied from. Keep all of its files, and look for another copy.",
+            )
+        return Refusal(path, f"{path} names no run: neptune-scale stopped before it recorded anything.", notice=True)
     if identity.version != FORMAT:
         return Refusal(
             path,
@@ -94,8 +106,8 @@ def _identify(path: Path, inode: int, facts: FileFacts, copy: bool) -> Identity 
             raise
         identity = None
     if identity is None and not facts.lone and copy:
-        with open_snapshot(path) as connection:
-            identity = _read_identity(connection)
+        with open_snapshot(path) as snapshot:
+            identity = _read_identity(snapshot.connection)
     return identity
 
 

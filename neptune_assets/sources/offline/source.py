@@ -269,7 +269,7 @@ def _original(recordings: Sequence[Recording], found: Recording) -> Recording | 
     """The recording that ``found`` is a copy of. Copies that differ are all read: what one lacks another may have."""
     if isinstance(found, ScaleRecording):
         for recording in recordings:
-            if isinstance(recording, ScaleRecording) and recording.likeness == found.likeness:
+            if isinstance(recording, ScaleRecording) and found.copies(recording):
                 return recording
     return None
 

@@ -185,6 +185,7 @@ def test_errors_the_client_recorded_are_notes_and_pickles_are_never_read(
         "VALUES (1, 'NeptuneAttributePathInvalid', 'bad path', ?, 2)",
         values=(pickled,),
     )
-    (note,) = read(offline(folder), PROJECT, ["defaults"]).ends["defaults"].notes
+    notes = read(offline(folder), PROJECT, ["defaults"]).ends["defaults"].notes
+    (note,) = [note for note in notes if "-wal" not in note.message]
     assert "operation 2: NeptuneAttributePathInvalid: bad path" in note.message
     assert not trap.exists()
