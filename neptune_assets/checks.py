@@ -1,6 +1,7 @@
 """Asset checks: what must hold before the next stage may build on a table.
 
-Each function reads what is on disk and returns a result; none writes. Counts are exact, lists are cut at 50.
+Each function reads what is on disk and returns a result; none writes, but runs found damaged are noted for the next
+materialization. Counts are exact, lists are cut at 50.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
-import pyarrow.parquet as pq
 
 from neptune_assets.assets.metadata import table
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.reports import WriteReport
-from neptune_assets.schema import SCHEMA, Scope
+from neptune_assets.schema import Scope
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import ProjectPlan
 from neptune_assets.targets.reconcile import WORDS, Comparison
@@ -60,38 +60,31 @@ def check_everything_read(report: WriteReport, key: dg.AssetKey) -> dg.AssetChec
 
 
 def check_schema(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if every part in the lake opens and has its columns; parts read in place are checked while reading."""
+    """Pass if every part in the lake is of the commit that its run names, with its rows and the lake's columns.
+
+    Parts that are read in place are checked while reading. A run that fails is noted, and read anew by the next
+    materialization.
+    """
     wrong: list[tuple[str, str]] = []
     checked = 0
-    records = project.records()
-    for run_id, parts in project.parts().items():
-        if records[run_id].in_place is not None:
+    for run in project.runs():
+        if run.record.in_place is not None:
             continue
-        for part in parts:
+        for part in run.record.parts:
             checked += 1
-            try:
-                with project.filesystem.open(part, "rb") as file:
-                    schema = pq.ParquetFile(file).schema_arrow
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with a part is what this check reports
-                wrong.append((run_id, f"{part}: {error}"))
-                continue
-            if not schema.remove_metadata().equals(SCHEMA):
-                wrong.append((run_id, f"{part}: columns are {schema.names}"))
-    return _result("schema", key, wrong, f"{checked:,} parts have the lake's columns.")
+            problem = run.part_problem(part)
+            if problem is not None:
+                wrong.append((run.run_id, problem))
+    project.damaged.add(dict(wrong))
+    return _result("schema", key, wrong, f"{checked:,} parts have the lake's columns and are of the recorded commits.")
 
 
 def check_files(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
     """Pass if every file that the manifest names is there with its recorded size."""
-    wrong: list[tuple[str, str]] = []
-    checked = 0
-    for run in project.runs():
-        for item in run.record.files:
-            checked += 1
-            size = run.file_size(item.path)
-            if size is None:
-                wrong.append((run.run_id, f"{item.path} is missing"))
-            elif size != item.size:
-                wrong.append((run.run_id, f"{item.path} has {size:,} bytes instead of {item.size:,}"))
+    records = project.records().values()
+    sizes = project.file_sizes() if any(r.files and r.in_place is None for r in records) else {}
+    wrong = [(run.run_id, problem) for run in project.runs() for problem in run.file_problems(sizes)]
+    checked = sum(len(record.files) for record in records)
     return _result("files_present", key, wrong, f"{checked:,} files are in place.")
 
 

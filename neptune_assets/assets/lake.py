@@ -91,6 +91,7 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
         yield dg.Output(stream)
         report = stream.report or WriteReport(context.partition_key)
         _log_problems(context, report)
+        _log_incomplete(context, report)
         with clear_failures():
             project = Lake(lake_settings).project(context.partition_key, scope)
             results = [
@@ -104,6 +105,21 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
         raise_if_red(results, allow_retries=bool(report.failed))
 
     return lake
+
+
+def _log_incomplete(context: dg.AssetExecutionContext, report: WriteReport) -> None:
+    """Name partial and stale runs in the log: the check `complete` that shows them is only a warning."""
+    for word, run_ids in (("partial", report.partial), ("stale", report.stale)):
+        if run_ids:
+            more = f" and {len(run_ids) - _LOGGED:,} more" if len(run_ids) > _LOGGED else ""
+            context.log.warning(
+                "%d runs of %s are %s: %s%s. The check `complete` has the reasons.",
+                len(run_ids),
+                report.project_id,
+                word,
+                ", ".join(run_ids[:_LOGGED]),
+                more,
+            )
 
 
 def _log_problems(context: dg.AssetExecutionContext, report: WriteReport) -> None:

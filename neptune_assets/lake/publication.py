@@ -6,6 +6,7 @@ small runs wait for each other, up to :data:`GROUP_RUNS` or :data:`GROUP_BYTES`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -46,7 +47,8 @@ class _Change:
 class Publication:
     """Makes runs of one project visible while the lock is held.
 
-    ``present`` maps the names of final parts to their sizes and is kept up to date.
+    ``present`` maps the names of final parts to their sizes and is kept up to date. ``holds`` says of a record whether
+    its parts and files are in the lake as they were written.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Publication:
         lock: ProjectLock,
         report: WriteReport,
         present: dict[str, int],
+        holds: Callable[[RunRecord], bool],
         *,
         full_refresh: bool,
     ) -> None:
@@ -70,6 +73,7 @@ class Publication:
         self._lock = lock
         self._report = report
         self.present = present
+        self._holds = holds
         self._names = parts_by_run(present)
         self._full_refresh = full_refresh
         self._waiting = Waiting[_Change](GROUP_RUNS, GROUP_BYTES)
@@ -87,7 +91,7 @@ class Publication:
             old is not None
             and not self._full_refresh
             and same_content(old, record)
-            and (old.in_place is not None or self.holds(old))
+            and (old.in_place is not None or self._holds(old))
         ):
             if record.in_place is None:
                 self._staging.discard(record.generation, record.run_id)
@@ -130,10 +134,6 @@ class Publication:
             if change.facts is not None and self._statistics is not None:
                 self._statistics.add(change.facts)
 
-    def holds(self, record: RunRecord) -> bool:
-        """True if the run's parts lie in the lake with the sizes they were written with."""
-        return all(self.present.get(part.name) == part.bytes for part in record.parts)
-
     def reads_the_same(self, record: RunRecord) -> bool:
         """True if reading a run in place, without its source, gives the rows that the source gave."""
         try:
@@ -145,7 +145,7 @@ class Publication:
         """True if the complete state that the lake holds must not give way to a partial one."""
         if self._full_refresh or not old.complete or new.complete:
             return False
-        return self.holds(old) if old.in_place is None else self.reads_the_same(old)
+        return self._holds(old) if old.in_place is None else self.reads_the_same(old)
 
     def _keep_complete(self, old: RunRecord, new: RunRecord) -> None:
         """Discard a partial reading, leave the run as it is, and record why it is not newer."""

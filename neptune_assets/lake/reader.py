@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import fsspec
 
 from neptune_assets.errors import LakeError, UnknownProjectError
+from neptune_assets.lake.damage import DamagedRuns
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.integrity import CheckedParts
 from neptune_assets.lake.layout import MANIFEST, Layout, staging_group
@@ -139,6 +140,15 @@ class LakeProject:
             for record in self._records.values()
             if record.in_place is not None or all(sizes.get(part.name) == part.bytes for part in record.parts)
         }
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return what lies in the project's files directory, by one listing: full paths with sizes."""
+        return self.lake.storage.walk_sizes(self.lake.layout.files(self.project_id, self.scope))
+
+    @property
+    def damaged(self) -> DamagedRuns:
+        """The notes of runs that were found damaged, which the next materialization reads anew."""
+        return DamagedRuns(self.lake.storage, self.lake.layout, self.project_id, self.scope)
 
     def current_record(self, run_id: str) -> RunRecord | None:
         """Read the manifest again and return what it says of a run now."""

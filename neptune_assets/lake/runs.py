@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
@@ -92,13 +92,20 @@ class LakeRun:
         root = lake.layout.files(self.project_id, self.project.scope)
         return self._checked(self._open(lake.storage, root, [f"{root}/{path}"], path), path)
 
-    def file_size(self, path: str) -> int | None:
-        """Return the bytes of a file that a record names by its path, as they are now; None if it is not there."""
+    def file_problems(self, sizes: Mapping[str, int]) -> list[str]:
+        """Compare the run's files with a listing of the lake's, or with the export: missing, or of other size."""
         lake, root = self.project.lake, self.record.in_place
-        if root is not None:
-            storage = storage_in_place(root, lake.settings)
-            return storage.size(f"{storage.root}/{path}") if root else None
-        return lake.storage.size(f"{lake.layout.files(self.project_id, self.project.scope)}/{path}")
+        storage = lake.storage if root is None else storage_in_place(root, lake.settings)
+        directory = lake.layout.files(self.project_id, self.project.scope) if root is None else storage.root
+        wrong = []
+        for item in self.record.files:
+            path = f"{directory}/{item.path}"
+            size = sizes.get(path) if root is None else storage.size(path) if root else None
+            if size is None:
+                wrong.append(f"{item.path} is missing")
+            elif size != item.size:
+                wrong.append(f"{item.path} has {size:,} bytes instead of {item.size:,}")
+        return wrong
 
     def file_records(self, attribute_path: str) -> list[FileRecord]:
         """Return the records of the files of one attribute: one for a file, one a step or member for others."""
@@ -117,6 +124,18 @@ class LakeRun:
         for batch in self.batches():
             digest.update(pack(batch, attributes))
         return digest.hexdigest()
+
+    def part_problem(self, part: PartRecord) -> str | None:
+        """Look at a part's footer; return what is wrong, None if it is of this commit and has the rows and columns."""
+        try:
+            file, _ = self._open_part(part, ())
+        except LakeDamagedError as error:
+            return error.message
+        with file:
+            schema = file.schema_arrow
+        if schema.remove_metadata().equals(SCHEMA):
+            return None
+        return f"Part {part.name} of run {self.run_id!r} has the columns {', '.join(schema.names)}."
 
     def check(self) -> None:
         """Compare the run's parts with what was recorded, in one pass of bytes; files are not looked at.

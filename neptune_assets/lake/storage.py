@@ -103,6 +103,16 @@ class Storage:
         except FileNotFoundError:
             return []
 
+    def walk_sizes(self, directory: str) -> dict[str, int]:
+        """Return all files below a directory, by full path with their sizes; empty if there is no such directory."""
+        if self.local:
+            return {path: os.lstat(path).st_size for path in self.walk(directory)}
+        try:
+            found = self.filesystem.find(directory, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        return {str(path): int(entry["size"]) for path, entry in found.items()}
+
     def read(self, path: str) -> bytes:
         """Return a whole small file. Raises FileNotFoundError."""
         return Path(path).read_bytes() if self.local else cast(bytes, self.filesystem.cat_file(path))

@@ -13,6 +13,7 @@ from typing import Final
 
 from neptune_assets.errors import NeptuneAssetsError, SourceError
 from neptune_assets.lake.commits import RunBuilder, now
+from neptune_assets.lake.damage import DamagedRuns, Holdings
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.layout import Layout
@@ -94,6 +95,8 @@ class _ProjectWrite:
         self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch)
         self._statistics = StatisticsFiles(storage, layout, project_id, settings.scratch)
         self._report = WriteReport(project_id)
+        self._damaged = DamagedRuns(storage, layout, project_id, scope)
+        self._layout = layout
         self._manifest = Manifest(project_id)
         self._full_refresh = False
         self._started = time.monotonic()
@@ -106,6 +109,9 @@ class _ProjectWrite:
         sweep(self._settings.scratch)
         self._report.recovered = self._staging.recover(self._manifest)
         present, strays = self._staging.present(self._manifest)
+        damaged = self._damaged.read()
+        before = {run_id: self._generation(run_id) for run_id in damaged}
+        holdings = Holdings(present, self._stored_files(), self._layout.files(self._project_id, self._scope), damaged)
         self._publication = Publication(
             self._settings,
             self._manifest,
@@ -115,10 +121,11 @@ class _ProjectWrite:
             self._lock,
             self._report,
             present,
+            holdings.holds,
             full_refresh=full_refresh,
         )
         selection = Selection(
-            self._source, self._scope, self._manifest, self._report, self._publication.holds, full_refresh=full_refresh
+            self._source, self._scope, self._manifest, self._report, holdings.holds, full_refresh=full_refresh
         )
         todo = selection.choose(infos)
         self._mark(selection.vanished(infos))
@@ -137,7 +144,20 @@ class _ProjectWrite:
         if self._manifest.deltas > 1:
             self._lock.check()
             self._store.compact(self._manifest, written_at=now())
+        if damaged:
+            # A record with another generation has parts and files that were written since.
+            self._damaged.remove([run_id for run_id in damaged if before.get(run_id) != self._generation(run_id)])
         return self._finished(strays)
+
+    def _generation(self, run_id: str) -> str | None:
+        record = self._manifest.records.get(run_id)
+        return None if record is None else record.generation
+
+    def _stored_files(self) -> dict[str, int]:
+        """List the project's files, if a run has any."""
+        if not any(record.files and record.in_place is None for record in self._manifest.records.values()):
+            return {}
+        return self._storage.walk_sizes(self._layout.files(self._project_id, self._scope))
 
     def _ends(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> RunEnds:
         def builder(info: RunInfo) -> RunBuilder:
