@@ -200,6 +200,8 @@ class _Loading:
             return None
         started = time.monotonic()
         run = self.project.run(run_id)
+        # Before anything is written, so that what the target holds stays: a damaged run must not replace a good one.
+        run.check()
         plan = self.target.plan(run)
         if refused := refusals(plan, self.project.rules):
             raise TargetError(

@@ -1,5 +1,7 @@
 """Compare a target with the lake at any later time, reading only: what is gone, changed, doubled, or nobody knows.
 
+The lake is compared with its own hashes first: a target that differs from a damaged lake is not to blame.
+
 Every run that the target should hold is read back in full over a fresh connection, with the receipt of its load where
 the ledger has one; nothing is written, neither into the target nor into the ledger.
 """
@@ -14,7 +16,7 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from neptune_assets.errors import NeptuneAssetsError, TargetUnavailableError
+from neptune_assets.errors import LakeDamagedError, NeptuneAssetsError, TargetUnavailableError
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.targets.ledger import Entry, Ledger
@@ -22,11 +24,23 @@ from neptune_assets.targets.protocol import Receipt, Target, TargetRun
 from neptune_assets.targets.ruled import RuledProject
 from neptune_assets.targets.rules import Rules
 
-Word = Literal["equal", "withheld", "missing", "not_loaded", "unfinished", "outdated", "doubled", "differs", "unknown"]
+Word = Literal[
+    "equal",
+    "withheld",
+    "lake_damaged",
+    "missing",
+    "not_loaded",
+    "unfinished",
+    "outdated",
+    "doubled",
+    "differs",
+    "unknown",
+]
 
 WORDS: Final[dict[Word, str]] = {
     "equal": "the target holds what the lake holds",
     "withheld": "partial in the lake, and not in the target",
+    "lake_damaged": "the lake's own copy is damaged: repair the lake, and leave the target as it is",
     "missing": "was loaded, and is gone from the target",
     "not_loaded": "was never loaded",
     "unfinished": "a load of it did not finish",
@@ -118,11 +132,14 @@ def reconcile(
     try:
         comparison = Comparison(target.name, project.project_id)
         held: dict[str, list[TargetRun]] = {}
-        if not target.is_new():
+        new = target.is_new()
+        if not new:
             target.check()
             for item in target.runs(project.project_id):
                 held.setdefault(item.run_id, []).append(item)
-        comparing = _Comparing(ruled, open_target, ledger.entries() or {}, held, partial_runs == "withhold")
+        comparing = _Comparing(
+            ruled, open_target, ledger.entries() or {}, held, partial_runs == "withhold", None if new else target
+        )
         records = ruled.records()
         rows = 0
         for done, (run_id, record) in enumerate(records.items()):
@@ -148,10 +165,18 @@ class _Comparing:
     entries: dict[str, Entry]
     held: dict[str, list[TargetRun]]
     withholds: bool
+    target: Target | None
+    """None if there is no such place yet."""
 
     def one(self, run_id: str, record: RunRecord) -> Compared:
         """Compare one run of the lake."""
         found = self.held.get(run_id, [])
+        if not found and (there := self._found(run_id)) is not None:
+            found = [there]
+        try:
+            self.project.run(run_id).check()
+        except LakeDamagedError as error:
+            return Compared(run_id, "lake_damaged", found[0].target_id if found else None, (str(error),))
         if not found:
             if not record.complete and self.withholds:
                 return Compared(run_id, "withheld")
@@ -170,6 +195,10 @@ class _Comparing:
             return Compared(run_id, "outdated", held.target_id)
         differences = tuple(self._differences(run_id, held))
         return Compared(run_id, "differs" if differences else "equal", held.target_id, differences)
+
+    def _found(self, run_id: str) -> TargetRun | None:
+        """Ask for a run by its key: a target may list runs by a text that is not quite their id (NUL, length)."""
+        return None if self.target is None else self.target.find(self.project.project_id, run_id)
 
     def _differences(self, run_id: str, held: TargetRun) -> Iterator[str]:
         entry = self.entries.get(run_id)

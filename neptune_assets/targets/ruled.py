@@ -72,6 +72,10 @@ class RuledRun(LakeRun):
         """Return the digest of the run's content in the lake, whatever the rules."""
         return self._run.content_digest()
 
+    def check(self) -> None:
+        """Compare the run's parts in the lake with what was recorded. Raises LakeDamagedError."""
+        self._run.check()
+
     def whole(self, receipt: Receipt) -> Receipt:
         """Return a target's receipt together with the rows that rules dropped before the target saw them."""
         if not self.dropped:

@@ -7,6 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import NameRules
 from neptune_assets.targets.ledger import Ledger
@@ -14,7 +18,7 @@ from neptune_assets.targets.plan import ProjectPlan, plan_project
 from neptune_assets.targets.reconcile import Comparison, reconcile
 from neptune_assets.targets.report import balance
 from neptune_assets.targets.rules import Rules
-from neptune_assets.testing.lakes import file
+from neptune_assets.testing.lakes import file, forget_hashes
 from neptune_assets.testing.places import PROJECT, Place, born, histogram, load, param, point, settings_of, text
 from neptune_assets.testing.target_case import TargetCase
 
@@ -36,8 +40,58 @@ def _ledger(place: Place, root: Path) -> Ledger:
     return Ledger(settings_of(root), name, PROJECT)
 
 
+def _flip(path: Path, place: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+
+
 class PlanTests(TargetCase):
     """Plan, rules, reports, reconciliation."""
+
+    @pytest.mark.parametrize("damaged", ["a part", "a part from before parts were hashed", "a file"])
+    def test_nothing_is_loaded_from_a_damaged_lake_and_the_lake_is_named(
+        self, place: Place, tmp_path: Path, damaged: str
+    ) -> None:
+        good = born(*(point("m", step, math.sin(step)) for step in range(500)), file("f", bytes(range(256)) * 20))
+        self.lake(tmp_path, {"R-1": good, "R-2": born(point("m", 0, 1.0))})
+        self.good(load(place, tmp_path))
+        before = place.held(PROJECT)
+        assert compared(place, tmp_path).counts == {"equal": 2}
+        lake = Lake(settings_of(tmp_path)).project(PROJECT)
+        part = Path(lake.parts()["R-1"][0])
+        if damaged == "a file":
+            (stored,) = (path for path in (tmp_path / "lake" / "files").rglob("*") if path.is_file())
+            _flip(stored, 100)
+        elif damaged == "a part":
+            _flip(part, part.stat().st_size // 3)
+        else:
+            # As a part without checksums reads after a flip that happened to decode: other values, no error.
+            rows = pq.read_table(part)
+            values = pc.multiply(rows["float_value"], 2.0)
+            changed = rows.set_column(rows.schema.get_field_index("float_value"), "float_value", values)
+            metadata = pq.read_metadata(part).metadata
+            kept = {key: metadata[key] for key in metadata if key.startswith(b"neptune_assets")}
+            with pq.ParquetWriter(part, changed.schema, store_decimal_as_integer=True) as writer:
+                writer.write_table(changed)
+                writer.add_key_value_metadata({key.decode(): value.decode() for key, value in kept.items()})
+            forget_hashes(tmp_path / "lake")
+        report = load(place, tmp_path, full_refresh=True)
+        assert list(report.failed) == ["R-1"]
+        assert report.loaded == ["R-2"]
+        assert not report.transient
+        assert "damaged" in report.failed["R-1"]
+        assert "full_refresh" in report.failed["R-1"], "the next action is missing"
+        balanced = balance(report)
+        assert balanced.wrong == []
+        assert balanced.fates["float_series"] == {"failed": 500, "written": 1}
+        after = place.held(PROJECT)
+        assert after["R-1"] == before["R-1"], "the good copy was touched"
+        assert len(after["R-2"]) == 1
+        if damaged != "a file":
+            (wrong,) = compared(place, tmp_path).wrong
+            assert (wrong.run_id, wrong.word) == ("R-1", "lake_damaged")
+            assert str(part) in wrong.differences[0] or "digest" in wrong.differences[0]
 
     def test_a_plan_writes_nothing_and_comes_true(self, place: Place, tmp_path: Path) -> None:
         first = {

@@ -50,7 +50,7 @@ points = [[float(row["step"]), float(row["float_value"])] for row in rows
           if row["attribute_type"] == "float_series" and row["float_value"] not in (None, "inf", float("inf"))]
 print(json.dumps([sorted(points), len(rows)]))
 """
-POINTS = [[1.0, 1.0], [2.0, 0.25], [3.0, -0.0]]
+POINTS = [[0.0, 1.0], [1.0, 0.25], [2.0, -0.0]]
 
 
 def installed(directory: Path, *packages: str) -> Path:

@@ -148,12 +148,13 @@ def _write_files(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, count
                 continue
             base = plan.artifacts[(path, kind)]
             members = _members(run, path, kind, step, reference, base)
-            missing = 0
+            missing, recorded = 0, {record.path for record in run.file_records(path)}
             for artifact, reference_path in members.items():
                 try:
                     stream = run.open_file(reference_path)
                 except LakeError:
-                    if run.record.complete:
+                    # A source that had no file is one thing, a file that the lake lost is another.
+                    if run.record.complete or reference_path in recorded:
                         raise
                     missing += 1
                     continue

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from mlflow.exceptions import MlflowException
 
+from neptune_assets.errors import LakeError
 from neptune_assets.targets.mlflow import artifacts, mapping, verify
 from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.calls import Calls
@@ -60,10 +61,15 @@ class Served:
         run_uuid, uri = calls.create_run(job.experiment_id, plan.run_name, plan.start, first)
         store = self._artifacts(uri)
         accounts = Accounts(job, store)
-        artifacts.write_artifacts(run, plan, store, accounts.counts)
-        stream = job.stream()
-        calls.log_metrics(run_uuid, stream)
-        accounts.settle(stream)
+        try:
+            artifacts.write_artifacts(run, plan, store, accounts.counts)
+            stream = job.stream()
+            calls.log_metrics(run_uuid, stream)
+            accounts.settle(stream)
+        except LakeError:
+            # The lake is to blame, and MLflow can be asked: nothing half is left beside the run that it holds.
+            self._discard(HeldRun.from_tags(run_uuid, store.uri, first))
+            raise
         digest = {mapping.DIGEST: tags.pop(mapping.DIGEST)}
         calls.log_texts(run_uuid, plan.params, tags)
         for child in job.children:

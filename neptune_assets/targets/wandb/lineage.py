@@ -59,6 +59,7 @@ def ancestors(run: LakeRun) -> tuple[Ancestor, ...]:
     found = []
     for run_id, until in chain(run.project.records(), run.run_id):
         other = run.project.run(run_id)
+        other.check()
         found.append(Ancestor(RuledRun(other, run.rules) if isinstance(run, RuledRun) else other, until))
     return tuple(found)
 
