@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 
 import filetype
 
+from neptune_assets import durable
 from neptune_assets.errors import FileGoneError, LakeError, UnsafePathError
 from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.layout import Layout, extension_of, file_path, file_set_path, member_paths
@@ -45,16 +46,27 @@ class _Hashed:
 
 
 class FileStore:
-    """Stores the files of one project; every method works on one row."""
+    """Stores the files of one project; every method works on one row.
+
+    ``placed`` is called with the path of each file that has its final name; neither it nor its bytes are durable yet.
+    """
 
     def __init__(
-        self, storage: Storage, layout: Layout, source: Source, project_id: str, scope: Scope, scratch: str | None
+        self,
+        storage: Storage,
+        layout: Layout,
+        source: Source,
+        project_id: str,
+        scope: Scope,
+        scratch: str | None,
+        placed: Callable[[str], None],
     ) -> None:
         self._storage = storage
         self._source = source
         self._project_id = project_id
         self._scope = scope
         self._scratch = scratch
+        self._placed = placed
         self._root = layout.files(project_id, scope)
         self._staging = layout.files_staging(project_id, scope)
         self.bytes = 0
@@ -182,8 +194,12 @@ class FileStore:
         target = f"{self._root}/{path}"
         if self._storage.size(target) == item.size and self._is_stored(target, item.sha256):
             Path(item.temporary).unlink()
+        elif self._storage.local:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(item.temporary).replace(target)
         else:
             self._storage.put_file(item.temporary, target)
+        self._placed(target)
 
     def _is_stored(self, target: str, digest: str) -> bool:
         with self._storage.open(target) as stream:
@@ -198,7 +214,7 @@ class FileStore:
     def _temporary(self) -> Path:
         if self._storage.local:
             directory = Path(self._staging)
-            directory.mkdir(parents=True, exist_ok=True)
+            durable.make_directory(directory)
         else:
             self._directory = self._directory or ScratchDirectory("files", self._scratch)
             directory = self._directory.path

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from neptune_assets import durable
 from neptune_assets.errors import LakeBusyError, LakeError
 from neptune_assets.lake.storage import Storage
 
@@ -56,7 +57,7 @@ class _FileLock(ProjectLock):
         self._descriptor = -1
 
     def acquire(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(self._path.parent)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

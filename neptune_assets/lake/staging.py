@@ -18,8 +18,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from neptune_assets.durable import SyncPool
 from neptune_assets.errors import LakeError
-from neptune_assets.lake.durability import Durability
 from neptune_assets.lake.layout import Layout, parse_part_name, safe_name, staging_group
 from neptune_assets.lake.manifest import Manifest
 from neptune_assets.lake.parts import part_generation
@@ -44,7 +44,7 @@ class Staging:
         self._shown = layout.shown(project_id) if scope is Scope.RUNS else None
         self._files = layout.files(project_id, scope)
         self._files_staging = layout.files_staging(project_id, scope)
-        self._durability = Durability(storage)
+        self._syncs = SyncPool()
         self._group = uuid.uuid4().hex
         self._number = 0
         self._begun = False
@@ -55,7 +55,16 @@ class Staging:
 
     def part_written(self, path: str) -> None:
         """Begin to make a part that was written whole durable, while others are written."""
-        self._durability.file(path)
+        if self._storage.local:
+            self._syncs.file(path)
+
+    def file_placed(self, path: str) -> None:
+        """Begin to make a file that has its final name durable, and the names that lead to it; :meth:`seal` waits."""
+        if self._storage.local:
+            self._syncs.file(path)
+            while len(path) > len(self._files):
+                path = path.rpartition("/")[0]
+                self._syncs.directory(path)
 
     def new_generation(self) -> str:
         """Return the generation of a run that is to be built; the runs until the next :meth:`seal` share a commit."""
@@ -75,13 +84,15 @@ class Staging:
         name = f"{INTENT}-{generation.partition('.')[2]}.json"
         # Not made durable: after a power cut without it, at worst some unreferenced files stay.
         content = json.dumps({"run_id": run_id}).encode("ascii")
-        self._storage.put(f"{self.directory(generation)}/{name}", content, durable=False)
+        self._storage.note(f"{self.directory(generation)}/{name}", content)
 
     def seal(self) -> str:
         """Make all that was staged since the last call durable and return its group; the next run begins another."""
         group, begun = self._group, self._begun
         self._group, self._number, self._begun = uuid.uuid4().hex, 0, False
-        self._durability.wait(*((f"{self._root}/{group}", self._root) if begun else ()))
+        if begun and self._storage.local:
+            self._syncs.directory(f"{self._root}/{group}")
+        self._syncs.wait()
         return group
 
     def promote(
@@ -125,6 +136,9 @@ class Staging:
         for record in records:
             if with_files is None or record.run_id in with_files:
                 self.sweep_files(record.run_id, record)
+        if staged:
+            # The caller removes the staging directory next, and with it the only other name of these parts.
+            self._storage.sync(self._project)
 
     def _show(self, parts: Iterable[str]) -> None:
         """Link all parts of runs that are about to be moved where views look, unless an interrupted move did so."""
@@ -143,10 +157,7 @@ class Staging:
             self._storage.delete_tree(self._shown)
 
     def clear(self, group: str) -> None:
-        """Remove the directory of a commit whose parts were moved; until it is gone the next writer moves them again.
-
-        Nothing is synced: should a power cut undo the moves, the parts are in staging again and are moved again.
-        """
+        """Remove the directory of a commit whose parts were moved; until then the next writer moves them again."""
         self._storage.delete_tree(f"{self._root}/{group}")
 
     def discard(self, generation: str, run_id: str) -> None:
@@ -160,7 +171,7 @@ class Staging:
 
     def close(self) -> None:
         """Let go of the threads that make parts durable."""
-        self._durability.close()
+        self._syncs.close()
 
     def tidy(self) -> None:
         """Remove empty staging directories, and the one in which nothing waits for a commit any more."""

@@ -1,7 +1,7 @@
 """One way to read and write local directories and object stores: atomic, durable, exclusive where asked.
 
-A thin layer over fsspec. Local paths go through ``os`` directly, because only that can fsync and rename; everything
-else goes through the file system's own calls. Listings are never cached.
+A thin layer over fsspec. Local paths go through :mod:`neptune_assets.durable`, because only that can fsync and rename;
+everything else goes through the file system's own calls. Listings are never cached.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from neptune_assets import durable
 from neptune_assets.errors import SettingsError
 from neptune_assets.settings import StorageSettings
 
@@ -124,24 +124,28 @@ class Storage:
         return cast(BinaryIO, self.filesystem.open(path, "rb"))
 
     def make_directory(self, path: str) -> None:
-        """Create a directory and its parents; nothing happens on object stores, which have none."""
+        """Create a directory and its parents, durably; nothing happens on object stores, which have none."""
         if self.local:
-            Path(path).mkdir(parents=True, exist_ok=True)
+            durable.make_directory(path)
 
-    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        """Write a small file as a whole, replacing any: readers see the old one or the new one.
-
-        ``durable`` waits until it would survive a power cut.
-        """
-        if not self.local:
+    def put(self, path: str, data: bytes) -> None:
+        """Write a small file as a whole, durably, replacing any: readers see the old one or the new one."""
+        if self.local:
+            durable.write(path, data)
+        else:
             self.filesystem.pipe_file(path, data)
-            return
-        self._put_local(path, data, exclusive=False, durable=durable)
+
+    def note(self, path: str, data: bytes) -> None:
+        """Write a small file that a power cut may lose or tear; its directory is there."""
+        if self.local:
+            Path(path).write_bytes(data)
+        else:
+            self.filesystem.pipe_file(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a small file as a whole only if there is none; False if there is one. Atomic against other writers."""
         if self.local:
-            return self._put_local(path, data, exclusive=True, durable=True)
+            return durable.write(path, data, exclusive=True)
         try:
             self.filesystem.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -153,12 +157,9 @@ class Storage:
         return True
 
     def put_file(self, local: str, path: str) -> None:
-        """Move a local temporary file to its final place, which becomes visible as a whole."""
+        """Move a local temporary file to its final place, durably; it becomes visible as a whole."""
         if self.local:
-            self.make_directory(os.path.dirname(path))  # noqa: PTH120
-            sync_file(local)
-            Path(local).replace(path)
-            sync_directory(os.path.dirname(path))  # noqa: PTH120
+            durable.put(local, path)
             return
         self.filesystem.put_file(local, path)
         Path(local).unlink()
@@ -217,7 +218,7 @@ class Storage:
     def sync(self, directory: str) -> None:
         """Make renames in a local directory survive a power cut."""
         if self.local:
-            sync_directory(directory)
+            durable.sync(directory)
 
     def free_bytes(self) -> int | None:
         """Return the free bytes where the root lies; None on object stores."""
@@ -227,44 +228,6 @@ class Storage:
         while not place.exists() and place != place.parent:
             place = place.parent
         return shutil.disk_usage(place).free
-
-    def _put_local(self, path: str, data: bytes, *, exclusive: bool, durable: bool) -> bool:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                if durable:
-                    os.fsync(stream.fileno())
-            if exclusive:
-                try:
-                    # A link fails if the name is taken, and unlike O_EXCL never shows a half-written file.
-                    os.link(temporary, target)
-                except FileExistsError:
-                    return False
-            else:
-                temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if durable:
-            sync_directory(str(target.parent))
-        return True
-
-
-def sync_file(path: str) -> None:
-    """Write a local file's data to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_directory(path: str) -> None:
-    """Write a local directory's entries to the disk."""
-    sync_file(path)
 
 
 def _precondition_failed(error: OSError) -> bool:

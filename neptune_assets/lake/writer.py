@@ -92,7 +92,7 @@ class _ProjectWrite:
         self._lock = lock
         self._store = ManifestStore(storage, layout, project_id, scope)
         self._staging = Staging(storage, layout, project_id, scope)
-        self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch)
+        self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch, self._staging.file_placed)
         self._statistics = StatisticsFiles(storage, layout, project_id, settings.scratch)
         self._report = WriteReport(project_id)
         self._damaged = DamagedRuns(storage, layout, project_id, scope)

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import jwt
 
+from neptune_assets import durable
 from neptune_assets.errors import SettingsError
-from neptune_assets.lake.storage import sync_directory
 from neptune_assets.server.store.database import StoreError
 from neptune_assets.server.store.files import private_directory
 
@@ -182,20 +182,8 @@ def load_secrets(store: Path, api_key_env: str | None) -> Secrets:
     private_directory(store)
     if not path.exists():
         content = {name: secrets.token_hex(32) for name in ("api_key", "token_key", "url_key")}
-        temporary = store / f".{_SECRETS}.{os.getpid()}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            json.dump(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            # Unlike a rename, a link fails if another process was first.
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-        sync_directory(str(store))
+        # Another process may be first; its secrets are read then.
+        durable.write(path, json.dumps(content).encode("ascii"), exclusive=True, mode=0o600)
     if path.stat().st_mode & 0o077:
         raise StoreError(f"Other users can read the secrets in {path}.", hint=f"Run `chmod 600 {path}`.")
     found = json.loads(path.read_text(encoding="ascii"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from neptune_assets.lake.storage import sync_directory, sync_file
+from neptune_assets import durable
 from neptune_assets.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Writers of the same path wait for each other, so the last to begin is the last to finish. Readers keep the old file
     as long as they have it open. What a killed writer left behind is removed by the next.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(path.parent)
     with _waiting_lock(path.with_name(f".{path.name}.lock")):
         # Under the lock nobody else is writing: whatever looks like a temporary file is left over.
         prefix = f".{path.name}-"
@@ -36,9 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f"{prefix}{uuid.uuid4().hex}.tmp")
         try:
             yield temporary
-            sync_file(str(temporary))
-            temporary.replace(path)
-            sync_directory(str(path.parent))
+            durable.put(temporary, path)
         finally:
             for name in path.parent.iterdir():
                 if name.name.startswith(temporary.name):

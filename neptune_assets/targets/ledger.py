@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from neptune_assets import durable
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import ProjectLock, project_lock
 from neptune_assets.lake.storage import Storage
@@ -116,7 +117,7 @@ class Ledger:
             self.save()
         elif self._storage.local:
             with storage_errors(self._storage, "Writing the ledger"):
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                durable.make_directory(Path(self._path).parent)
                 with Path(self._path).open("ab") as stream:
                     stream.write(_line(entry))
         elif time.monotonic() - self._saved > SAVE_SECONDS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from neptune_assets.lake.storage import sync_directory
+from neptune_assets import durable
 from neptune_assets.server.neptune2.errors import RANGE_MISMATCH, BadRequestError, NotFoundError
 
 _RANGE: Final = re.compile(r"bytes=(\d+)-(\d+)/(\d+)")
@@ -53,8 +52,8 @@ class Uploads:
         self._remove_abandoned()
         identifier = secrets.token_hex(16)
         directory = self._root / identifier
-        directory.mkdir(parents=True, mode=0o700)
-        (directory / "about.json").write_text(json.dumps({"total": total, **about}), encoding="utf-8")
+        durable.make_directory(directory, mode=0o700)
+        durable.write(directory / "about.json", json.dumps({"total": total, **about}).encode("utf-8"))
         return identifier
 
     def about(self, identifier: str) -> dict[str, Any]:
@@ -76,13 +75,7 @@ class Uploads:
         if len(content) != at.length:
             raise BadRequestError(f"{RANGE_MISMATCH}: {len(content)} bytes arrived of {at.length}.")
         target = self._directory(identifier) / f"{at.start:020d}-{at.length:020d}"
-        temporary = target.with_name(f".{secrets.token_hex(8)}")
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-        sync_directory(str(target.parent))
+        durable.write(target, content)
 
     def blocks(self, identifier: str) -> Iterator[bytes]:
         """Yield the whole file in blocks.

@@ -118,11 +118,11 @@ async def _chunk(service: Service, request: Request, grant: Grant) -> Response:
                 if not first <= last < total:
                     raise ApiError(400, "BAD_REQUEST", "Content-Range is no range.")
                 if first > upload.size:
-                    return _so_far(upload)
+                    return await _so_far(upload)
                 upload.start_at(first)
                 await _stream(service, request, upload.write, last - first + 1)
             if upload.size < total:
-                return _so_far(upload)
+                return await _so_far(upload)
             stored = await run_in_threadpool(_keep_whole, project, grant, upload)
     except FileNotFoundError as error:
         raise ApiError(404, "NO_SUCH_UPLOAD", str(error)) from None
@@ -139,7 +139,8 @@ def _keep_whole(project: ProjectStore, grant: Grant, upload: Resumable) -> Store
     return stored
 
 
-def _so_far(upload: Resumable) -> Response:
+async def _so_far(upload: Resumable) -> Response:
+    await run_in_threadpool(upload.sync)
     return Response(status_code=308, headers={"Range": f"bytes=0-{upload.size - 1}"} if upload.size else {})
 
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from neptune_assets.lake.storage import sync_directory
+from neptune_assets import durable
 from neptune_assets.server.store.database import StoreError
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -26,10 +26,7 @@ _KEPT_SECONDS: Final = 7 * 86_400
 
 def private_directory(path: Path) -> None:
     """Make a directory for its owner only, or take one that nobody else can write to. Raises StoreError otherwise."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(exist_ok=True, mode=0o700)
-        sync_directory(str(path.parent))
+    durable.make_directory(path, mode=0o700)
     if path.stat().st_mode & 0o022:
         raise StoreError(
             f"Other users can write to the directory {path}, so nothing in it can be trusted.",
@@ -63,23 +60,17 @@ class Incoming:
 
     def keep(self) -> Stored:
         """Make the bytes durable under their hash."""
-        self._sync()
+        self._stream.close()
         digest = self._hash.hexdigest()
-        self._objects.adopt(self._path, digest)
+        durable.put(self._path, self._objects.path(digest))
         return Stored(digest, self.size)
 
     def keep_part(self, directory: Path, number: int) -> Stored:
         """Make the bytes durable as a part of the upload in this directory."""
-        self._sync()
-        digest = self._hash.hexdigest()
-        self._path.replace(directory / f"{number:05d}-{digest}")
-        sync_directory(str(directory))
-        return Stored(digest, self.size)
-
-    def _sync(self) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
         self._stream.close()
+        digest = self._hash.hexdigest()
+        durable.put(self._path, directory / f"{number:05d}-{digest}")
+        return Stored(digest, self.size)
 
     def drop(self) -> None:
         """Forget the bytes; does nothing after :meth:`keep`."""
@@ -98,12 +89,16 @@ class Resumable:
 
     def __enter__(self) -> Resumable:
         """Lock the upload. Raises BlockingIOError if another chunk of it is coming in."""
-        self._descriptor = os.open(self._directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self._directory / "data"
+        new = not path.exists()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
             raise
+        if new:
+            durable.sync(self._directory)
         self.size = os.fstat(self._descriptor).st_size
         return self
 
@@ -124,16 +119,19 @@ class Resumable:
             view = view[written:]
             self.size += written
 
+    def sync(self) -> None:
+        """Make what is there durable, before anybody is told how much it is."""
+        os.fsync(self._descriptor)
+
     def keep(self) -> Stored:
         """Make the whole file durable under its hash, and remember that this upload is done."""
-        os.fsync(self._descriptor)
         digest = sha256()
         path = self._directory / "data"
         with path.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
         stored = Stored(digest.hexdigest(), self.size)
-        self._objects.adopt(path, stored.sha256)
+        durable.put(path, self._objects.path(stored.sha256))
         return stored
 
     def finish(self) -> None:
@@ -154,8 +152,7 @@ class ObjectStore:
         self._incoming = directory / "incoming"
         self._uploads = directory / "uploads"
         for part in (self._objects, self._incoming, self._uploads):
-            part.mkdir(parents=True, exist_ok=True, mode=0o700)
-        sync_directory(str(directory))
+            durable.make_directory(part, mode=0o700)
         # The store is ours alone: whatever is here was cut short.
         for left in self._incoming.iterdir():
             left.unlink()
@@ -196,27 +193,18 @@ class ObjectStore:
         """Where the bytes with this SHA-256 lie, or would lie."""
         return _place(self._objects, digest)
 
-    def adopt(self, path: Path, digest: str) -> None:
-        """Move a file of ours, which is on the disk already, to its place."""
-        target = self.path(digest)
-        if not target.parent.is_dir():
-            target.parent.mkdir(exist_ok=True)
-            sync_directory(str(self._objects))
-        path.replace(target)
-        sync_directory(str(target.parent))
-
     def begin_upload(self, key: str) -> str:
         """Begin an upload in several steps, for bytes that ``key`` will name, and return its id."""
         upload = secrets.token_hex(16)
         directory = self._uploads / upload
-        directory.mkdir()
-        (directory / "key").write_text(key, encoding="utf-8")
-        sync_directory(str(self._uploads))
+        durable.make_directory(directory)
+        durable.write(directory / "key", key.encode("utf-8"))
         return upload
 
     def note_type(self, upload: str, mime_type: str) -> None:
         """Remember what an upload in parts is. Raises FileNotFoundError if there is no such upload."""
-        (self._upload(upload) / "type").write_text(mime_type, encoding="utf-8")
+        if self.upload_of(upload)[0] != mime_type:
+            durable.write(self._upload(upload) / "type", mime_type.encode("utf-8"))
 
     def upload_of(self, upload: str) -> tuple[str | None, str]:
         """What an upload in parts is, if it was told, and its key. Raises FileNotFoundError if there is none."""

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from neptune_assets import durable
 from neptune_assets.errors import LakeBusyError, UnknownProjectError
 from neptune_assets.lake.layout import safe_name
-from neptune_assets.lake.storage import sync_directory
 from neptune_assets.partitions import validate_project_key
 from neptune_assets.server.store.database import DATABASE, StoreError, open_reader, open_writer
 from neptune_assets.server.store.files import ObjectStore, private_directory
@@ -83,8 +83,7 @@ class Store:
             self._projects.pop(project_id, None)
             project.close()
             gone = self.root / "projects" / f".deleted-{uuid.uuid4().hex}"
-            project.directory.rename(gone)
-            sync_directory(str(self.root / "projects"))
+            durable.rename(project.directory, gone)
         shutil.rmtree(gone)
 
     def close(self) -> None:
@@ -195,7 +194,7 @@ def existing_projects(root: Path) -> dict[str, Path]:
 
 
 def _create(directory: Path, project_id: str, key: str, last_number: int) -> ProjectStore:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable.make_directory(directory, mode=0o700)
 
     def first_row(connection: sqlite3.Connection) -> None:
         connection.execute(
@@ -204,8 +203,7 @@ def _create(directory: Path, project_id: str, key: str, last_number: int) -> Pro
         )
 
     open_writer(directory / DATABASE, first_row).close()
-    sync_directory(str(directory))
-    sync_directory(str(directory.parent))
+    durable.sync(directory)
     project = _existing(directory)
     if project is None or project.project_id != project_id:
         raise StoreError(f"Project {project_id!r} cannot be made in {directory}.", hint="Look what is there.")

@@ -10,13 +10,15 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from neptune_assets import durable
+from neptune_assets.durable import SyncPool
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.scratch import ScratchDirectory
 
@@ -29,13 +31,18 @@ class Artifacts:
         self.written: dict[str, tuple[int, str]] = {}
         self._repository: Any = get_artifact_repository(uri, tracking_uri=tracking_uri)
         self._local = _local_path(uri)
+        self._syncs = SyncPool()
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
         """Write one artifact from blocks of bytes."""
         if self._local is not None:
             target = self._local / path
+            if not self.written:
+                durable.make_directory(self._local)
             target.parent.mkdir(parents=True, exist_ok=True)
             self.written[path] = _copy(blocks, target)
+            self._syncs.file(str(target))
+            self._syncs.directory(*(str(self._local / parent) for parent in PurePosixPath(path).parents))
             return
         directory, _, name = path.rpartition("/")
         with ScratchDirectory("artifact") as folder:
@@ -43,6 +50,11 @@ class Artifacts:
             self.written[path] = _copy(blocks, file)
             with _storage_errors(self.uri):
                 self._repository.log_artifact(str(file), directory or None)
+
+    def sync(self) -> None:
+        """Return once everything written through this object is on a local disk; object stores answer only then."""
+        self._syncs.wait()
+        self._syncs.close()
 
     def sizes(self) -> dict[str, int]:
         """Return what is there: path -> bytes."""
@@ -79,6 +91,7 @@ class Artifacts:
 
     def delete(self) -> None:
         """Delete everything; nothing happens if nothing is there."""
+        self._syncs.close()
         if self._local is not None:
             if self._local.exists():
                 shutil.rmtree(self._local)

@@ -57,9 +57,10 @@ def write_sidecar(store: Artifacts, batches: list[pa.RecordBatch]) -> None:
 
 
 def write_manifest(store: Artifacts) -> str:
-    """Write the list of artifacts as the last of them; return its sha256."""
+    """Write the list of artifacts as the last of them; return its sha256. All of them are durable then."""
     listing = {path: {"size": size, "sha256": sha} for path, (size, sha) in sorted(store.written.items())}
     store.write(MANIFEST_FILE, [json.dumps(listing, ensure_ascii=False).encode()])
+    store.sync()
     return store.written[MANIFEST_FILE][1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from neptune_assets import durable
 from neptune_assets.errors import SettingsError, TargetError
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.settings import LakeSettings, WandbTarget
@@ -129,7 +129,7 @@ class StagedProject:
 
     def new(self) -> Path:
         """Return an empty directory to stage a run in, on the same file system and out of ``wandb sync``'s sight."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(self._scratch)
         return Path(tempfile.mkdtemp(prefix="run-", dir=self._scratch))
 
     def publish(self, staged: Path, name: str, wandb_run: str) -> Path:
@@ -137,17 +137,20 @@ class StagedProject:
 
         Between the two renames there is neither, and the next load stages the run again; there is never a mix.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        durable.sync_tree(staged)
+        durable.make_directory(self.path)
         target = self.path / name
         for old in self.directories(wandb_run):
             self.discard(old)
-        staged.rename(target)
-        _sync_directory(self.path)
+            if old != target:
+                # After a power cut there must not be two.
+                durable.sync(self.path)
+        durable.rename(staged, target)
         return target
 
     def discard(self, directory: Path) -> None:
         """Remove a directory so that it is gone at once, however long deleting takes."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(self._scratch)
         away = Path(tempfile.mkdtemp(prefix="old-", dir=self._scratch))
         directory.rename(away / directory.name)
         shutil.rmtree(away)
@@ -161,12 +164,7 @@ def directory_name(wandb_run: str, start_ms: int | None) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file as a whole or not at all; it is on disk once this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    durable.write(path, json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8"))
 
 
 def write_marker(directory: Path, marker: Marker | Synced) -> None:
@@ -204,11 +202,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
     return data if isinstance(data, dict) else None
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

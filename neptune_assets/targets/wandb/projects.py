@@ -42,7 +42,6 @@ class ProjectNames:
         path = self._path(project_id)
         value = {**self._inputs(project_id), "wandb_project": self.name(project_id)}
         if _kept(path) != value:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, value)
 
     def _path(self, project_id: str) -> Path:

@@ -6,7 +6,6 @@ carries a CRC-32 over its kind and its bytes, so that a torn or damaged file nev
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ _SEEDS: Final = {kind: zlib.crc32(bytes([kind])) for kind in (_FULL, _FIRST, _MI
 
 
 class LogWriter:
-    """Writes records to a new ``.wandb`` file; the file is on disk once :meth:`close` has returned."""
+    """Writes records to a new ``.wandb`` file; all of it is written once :meth:`close` has returned."""
 
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("xb", buffering=1 << 20)
@@ -67,10 +66,8 @@ class LogWriter:
         return self._offset
 
     def close(self) -> None:
-        """Flush to disk and close."""
+        """Write what is buffered and close."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
 
     def __enter__(self) -> LogWriter:

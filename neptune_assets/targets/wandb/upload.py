@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.targets.wandb.client import WandbClient
 from neptune_assets.targets.wandb.config import Marker, StagedProject, Synced, read_synced, write_marker
@@ -122,12 +124,9 @@ def _refuse_other_rows(held: int, hashes: Hashes, directory: Path, marker: Marke
 
 
 def _remember_rows(directory: Path, hashes: Hashes) -> None:
-    temporary = directory / f".{ROWS}.tmp"
-    with temporary.open("wb") as file:
-        np.save(file, hashes, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / ROWS)
+    content = io.BytesIO()
+    np.save(content, hashes, allow_pickle=False)
+    durable.write(directory / ROWS, content.getvalue())
 
 
 def _rest(project: StagedProject, directory: Path, log: Path, held: int) -> Path:
