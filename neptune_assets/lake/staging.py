@@ -145,10 +145,9 @@ class Staging:
         if self._shown is None or self._storage.exists(f"{self._shown}/{COMPLETE}"):
             return
         self._storage.delete_tree(self._shown)
-        self._storage.make_directory(self._shown)
         for part in parts:
             self._storage.link(part, f"{self._shown}/{part.rpartition('/')[2]}")
-        self._storage.put(f"{self._shown}/{COMPLETE}", b"", durable=False)
+        self._storage.note(f"{self._shown}/{COMPLETE}", b"")
 
     def _unshow(self) -> None:
         """Let views look at the final places again, where all parts are now."""

@@ -173,10 +173,11 @@ class Storage:
         self.filesystem.rm_file(source)
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name; a copy where the file system has no links, and on object stores."""
+        """Give a file a second name for a while, which a power cut may undo; a copy where there are no links."""
         if not self.local:
             self.filesystem.cp_file(source, target)
             return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source, target)
         except OSError as error:
