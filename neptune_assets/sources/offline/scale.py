@@ -2,7 +2,7 @@
 
 Decisions. A recording of a live process is read as it is at that moment, with a note. Where a server has already taken
 the first operations, the client deleted them here: what is left is read, and the run is partial. ``sys/id`` was the
-server's to give and is not made up. Other formats are refused.
+server's to give and is not made up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +74,7 @@ class ScaleRecording:
         self.fork = identity.fork
         self.created_at = None if identity.created_ms is None else moment(identity.created_ms)
         self.started_at = None if identity.started_ms is None else moment(identity.started_ms)
-        self.modified_at: datetime | None = datetime.fromtimestamp(facts.modified_ns / 1e9, UTC)
+        self.modified_at: datetime | None = moment(facts.modified_ns // 1_000_000)
         self.size = facts.size
         self.likeness = (
             path.parent.name,
@@ -99,10 +99,14 @@ class ScaleRecording:
         with os.scandir(self.path.parent) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 # Any reader that opens the database remakes -shm; it holds no data.
-                if entry.name != f"{self.path.name}-shm" and entry.is_file():
+                if entry.name != f"{self.path.name}-shm" and self._is_ours(entry.name) and entry.is_file():
                     status = entry.stat()
                     marks.append(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}")
         return hashlib.blake2b("\n".join(marks).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def _is_ours(self, name: str) -> bool:
+        """False for what other runs have in the same folder, as flat files of old formats do."""
+        return not name.endswith((".sqlite3", "-wal", "-journal")) or name.startswith(self.path.name)
 
     def replay(self, state: RunState) -> Iterator[pa.RecordBatch]:
         """Apply every operation to ``state``, in the order recorded; yields batches as they fill."""
@@ -202,11 +206,11 @@ class ScaleRecording:
                 f"{self.path}: {missing} operations are not here any more. neptune-scale deletes what a server has "
                 "taken, so this recording was partly synced; what is left of the run is read."
             )
-        elif not operations.created:
-            state.whole = False
-            state.error(f"{self.path} does not say how the run was created; its creation time and parent are unknown.")
+        state.created = bool(state.created) or operations.created
 
     def _client_errors(self, connection: sqlite3.Connection, state: RunState) -> None:
+        if not _has_table(connection, "operation_errors"):  # formats before v5
+            return
         # error_body holds a pickle: never read.
         query = "SELECT error_type, error_details, sequence_id FROM operation_errors ORDER BY error_id LIMIT ?"
         for error_type, details, sequence in connection.execute(query, (MAX_ISSUES,)):
@@ -241,8 +245,19 @@ class _Opening:
 
 def _read_uploads(connection: sqlite3.Connection) -> dict[str, tuple[str, int]]:
     """Source path and size by storage key; the last upload to a key is what a server would have kept."""
+    if not _has_table(connection, "file_upload_requests"):  # format v1
+        return {}
     query = "SELECT destination, source_path, size_bytes FROM file_upload_requests ORDER BY id"
-    return {str(key): (str(source), int(size)) for key, source, size in connection.execute(query)}
+    return {
+        str(key): (str(source), size)
+        for key, source, size in connection.execute(query)
+        if isinstance(size, int)  # anything else was not written by the client; its file is then reported as gone
+    }
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return connection.execute(query, (name,)).fetchone() is not None
 
 
 def _rows(connection: sqlite3.Connection) -> Iterator[tuple[int, int, int, bytes]]:

@@ -1,11 +1,14 @@
 """Finds recordings of neptune-scale and tells what each says of itself, reading as little as can be.
 
-Decisions. Format v5 is read, every other is refused with its path and version. Databases under other names are
-Neptune's only if they hold its tables: clients of before v5 wrote flat files into ``.neptune``.
+Decisions. All formats that releases wrote are read, v1 (neptune-scale 0.11) to v5 (0.20 and later): operations are the
+same messages in all of them, only tables were added (``DB_VERSION`` in neptune_scale/sync/operations_repository.py).
+Any other is refused with its path and version. Databases under other names are Neptune's only if they hold its tables:
+v1 wrote flat files ``<project>_<run>_<nanoseconds>.sqlite3`` into ``.neptune`` or the client's log directory.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from functools import lru_cache
@@ -27,7 +30,8 @@ from neptune_assets.sources.offline.scale_database import (
 from neptune_assets.sources.offline.scale_operations import messages, milliseconds
 
 DATABASE: Final = "run_operations.sqlite3"
-FORMAT: Final = "v5"
+FORMATS: Final = frozenset({"v1", "v2", "v3", "v4", "v5"})
+_FLAT: Final = re.compile(r".+_.+_\d{18,20}\.sqlite3", re.ASCII | re.DOTALL)
 
 
 def find_scale_recordings(root: Path, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:
@@ -52,19 +56,21 @@ def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecordi
             found = _recognise(folder.path / name, settings)
             if found is not None:
                 yield found
-    if DATABASE in folder.special:
-        path = folder.path / DATABASE
+    for name in folder.special:
+        path = folder.path / name
+        if name != DATABASE and not (folder.path.name == ".neptune" and name.endswith(".sqlite3")):
+            continue
         yield Refusal(path, f"{path} is not a regular file (a pipe, a socket or a device). Put the recording back.")
 
 
 def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal | None:
     """Tell what a database is; None for databases that are none of Neptune's."""
-    sure = path.name == DATABASE
+    sure = path.name == DATABASE or path.parent.name == ".neptune" or _FLAT.fullmatch(path.name) is not None
     try:
         facts = file_facts(path)
-        identity = _identify(path, path.stat().st_ino, facts, sure or path.parent.name == ".neptune")
+        identity = _identify(path, path.stat().st_ino, facts, sure)
     except (sqlite3.Error, OSError, SourceError) as error:
-        if not sure and path.parent.name != ".neptune":
+        if not sure:
             return None
         reason = error.message if isinstance(error, SourceError) else f"{path} cannot be read: {error}."
         return Refusal(path, f"{reason} If there is another copy of this recording, use that.")
@@ -78,12 +84,12 @@ def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal 
                 "was copied from. Keep all of its files, and look for another copy.",
             )
         return Refusal(path, f"{path} names no run: neptune-scale stopped before it recorded anything.", notice=True)
-    if identity.version != FORMAT:
+    if identity.version not in FORMATS:
         return Refusal(
             path,
-            f"{path} has format {identity.version!r}, and only {FORMAT!r} is understood. It was recorded by an older "
-            "or newer neptune-scale: sync it with the neptune-scale release that recorded it, or look for a newer "
-            "neptune_assets.",
+            f"{path} has format {identity.version!r}, which is not one of {', '.join(sorted(FORMATS))}. Look for a "
+            "newer neptune_assets; or start `python -m neptune_assets.server`, install the neptune-scale release that "
+            "recorded it, and run its `neptune sync` against that server, which then is the source.",
             identity.project_id or None,
             identity.run_id or None,
         )
@@ -122,7 +128,7 @@ def _read_identity(connection: sqlite3.Connection) -> Identity | None:
     if row is None:
         return None
     version, project, run = map(str, row)
-    if version != FORMAT:
+    if version not in FORMATS:
         return Identity(version, project, run, None, None, None)
     first = connection.execute(
         "SELECT timestamp, operation_type, operation FROM run_operations ORDER BY sequence_id LIMIT 1"

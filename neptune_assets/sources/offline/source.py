@@ -242,6 +242,12 @@ class Offline:
                 # One of several recordings may be damaged: the others still have their part of the run.
                 state.whole = False
                 state.error(str(error))
+        if state.created is False and state.whole:
+            state.whole = False
+            state.error(
+                f"No recording says how run {key[2]!r} was created, so it was resumed here and began elsewhere; its "
+                "creation time and parent are unknown. Add the recording of its beginning."
+            )
         for refusal in index.unread(key):
             state.whole = False
             state.error(f"A recording of this run could not be read: {refusal.message}")

@@ -24,7 +24,8 @@ class RunState:
 
     ``rows`` takes points of series at once (``state.rows.point(...)``); single values go through :meth:`assign`,
     :meth:`change_set` and :meth:`delete`, keyed by path and type, so that a path recorded with two types loses neither.
-    ``whole`` becomes False when a recording is known to lack data: then nothing is promised.
+    ``whole`` becomes False when a recording is known to lack data: then nothing is promised. ``created`` is True once a
+    recording held the beginning of the run, False if one was read that began later, None if recordings cannot tell.
     """
 
     def __init__(self, project_id: str, run_id: str, keep: Callable[[str, str], bool]) -> None:
@@ -32,6 +33,7 @@ class RunState:
         self.run_id = run_id
         self.rows = RowBuilder(project_id, run_id, keep)
         self.whole = True
+        self.created: bool | None = None
         self._values: dict[str, dict[AttributeType, Any]] = {}
         self._errors = _Issues()
         self._notes = _Issues()

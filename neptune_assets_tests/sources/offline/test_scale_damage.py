@@ -53,21 +53,21 @@ def test_an_uploaded_file_is_gone(everything: Path, copied: Callable[[Path, str]
 
 def test_other_formats_are_refused(everything: Path, copied: Callable[[Path, str], tuple[Path, Path]]) -> None:
     folder, database = copied(everything, "everything")
-    edit(database, "UPDATE metadata SET version = 'v4'")
+    edit(database, "UPDATE metadata SET version = 'v6'")
     source = offline(folder)
     assert "everything" not in {info.run_id for info in source.runs(PROJECT)}
     (problem,) = source.problems(PROJECT)
     assert str(database) in problem.message
-    assert "'v4'" in problem.message
-    assert "sync it with" in problem.message
+    assert "'v6'" in problem.message
+    assert "neptune sync" in problem.message
 
 
-def test_flat_files_of_old_clients_are_refused(everything: Path, tmp_path: Path) -> None:
+def test_flat_files_of_unknown_formats_are_refused(everything: Path, tmp_path: Path) -> None:
     flat = tmp_path / ".neptune" / "team_vision_run_1700000000.sqlite3"
     flat.parent.mkdir()
     shutil.copyfile(database_of(everything, "everything"), flat)
-    edit(flat, "UPDATE metadata SET version = 'v1'")
-    with pytest.raises(SourceError, match="'v1'") as caught:
+    edit(flat, "UPDATE metadata SET version = 'v0'")
+    with pytest.raises(SourceError, match="'v0'") as caught:
         offline(tmp_path).projects()
     assert str(flat) in str(caught.value)
 

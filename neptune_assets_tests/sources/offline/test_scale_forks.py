@@ -57,8 +57,9 @@ def test_a_parent_in_another_folder_changes_the_childs_fingerprint(
 ) -> None:
     folder, _ = copied(family, "child")
     shutil.rmtree(folder / "elsewhere")
-    alone = {info.run_id: info.fingerprint for info in offline(folder).runs(PROJECT)}
-    together = {info.run_id: info.fingerprint for info in offline(folder, family / "elsewhere").runs(PROJECT)}
+    alone = {info.run_id: info.fingerprint for info in offline(folder, files_from=[]).runs(PROJECT)}
+    both = offline(folder, family / "elsewhere", files_from=[])
+    together = {info.run_id: info.fingerprint for info in both.runs(PROJECT)}
     assert alone["child"] != together["child"]
     assert alone["grandchild"] != together["grandchild"]
     assert alone["plain"] == together["plain"]
