@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from neptune_assets.server.store.database import DamagedError, is_busy, is_full
 PROTOBUF = "application/x-protobuf"
 PUBLIC_BYTES = 16 << 10
 """What a body may have without a token."""
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _RETRY_SECONDS = 30
 _ROOM_SECONDS = 60.0
 _log = logging.getLogger(__name__)
@@ -69,14 +71,27 @@ class Call:
         """Parameters of the URL; the last one of a name."""
         return self.request.query_params
 
-    def json(self) -> Any:
-        """The body as JSON. Raises ApiError if it is not valid JSON."""
+    def json(self, *, any_text: bool = False) -> Any:
+        """The body as JSON. Raises ApiError if it is not valid JSON, or holds text that is not, unless ``any_text``."""
         try:
-            return json.loads(self.body) if self.body else {}
+            found = json.loads(self.body) if self.body else {}
         except ValueError as error:
             raise ApiError(400, "BAD_REQUEST", f"The request body is not valid JSON: {error}") from None
         except RecursionError:
             raise ApiError(400, "BAD_REQUEST", "The request body is nested too deeply.") from None
+        if not any_text and not self.is_text(found):
+            raise ApiError(400, "BAD_REQUEST", "The request body holds half of a character (a lone surrogate).")
+        return found
+
+    def is_text(self, value: Any) -> bool:
+        """True if all text in a part of the JSON body is UTF-8: escapes can spell half a character."""
+        if _HALF.search(self.body) is None:
+            return True
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return False
+        return True
 
     def json_object(self) -> dict[str, Any]:
         """The body as a JSON object. Raises ApiError for anything else."""

@@ -66,7 +66,12 @@ def ping(call: Call) -> Response:
 
 def execute_operations(call: Call) -> Response:
     """Apply operations to attributes; durable before the answer, which tells what was refused."""
-    operations = parse_operations(call.json())
+    items = call.json(any_text=True)
+    unwritable: list[str] = []
+    if isinstance(items, list) and not call.is_text(items):
+        unwritable = [_unwritable(item) for item in items if not call.is_text(item)]
+        items = [item for item in items if call.is_text(item)]
+    operations = parse_operations(items)
     state = state_of(call)
     containers, sessions = state.containers, state.sessions
     numbered = needs_numbers(operations)
@@ -81,7 +86,7 @@ def execute_operations(call: Call) -> Response:
             application.look_again(operations)
         else:
             application.apply(operations)
-            answer = answer_of(application.errors)
+            answer = answer_of([*unwritable, *application.errors])
             if numbered:
                 remember(writing, run, digest, answer)
     if resent is not None:
@@ -104,6 +109,11 @@ def _body(call: Call, container: Container) -> dict[str, Any]:
         "trashed": container.trashed,
         "type": TYPES[container.scope],
     }
+
+
+def _unwritable(item: Any) -> str:
+    path = item.get("path") if isinstance(item, dict) else None
+    return f"An operation on {path!a} was left out: its text holds half of a character (a lone surrogate)."
 
 
 def _identifiers(call: Call) -> list[str]:

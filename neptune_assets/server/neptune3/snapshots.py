@@ -93,7 +93,11 @@ class Snapshots:
 
     def _append(self, snapshot: Any) -> None:
         append = snapshot.append
-        time = milliseconds(snapshot.timestamp) if snapshot.HasField("timestamp") else self._writing.now
+        try:
+            time = milliseconds(snapshot.timestamp) if snapshot.HasField("timestamp") else self._writing.now
+        except RefusedError as error:
+            self.outcome[error.code] += len(append)
+            return
         step: int | None = None
         if snapshot.HasField("step"):
             where = snapshot.step

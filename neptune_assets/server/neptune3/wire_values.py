@@ -39,10 +39,12 @@ class RefusedError(Exception):
 
 
 def milliseconds(stamp: Any) -> int:
-    """Epoch milliseconds of a protobuf Timestamp, rounded down.
+    """Epoch milliseconds of a protobuf Timestamp, rounded down. Raises RefusedError for what no calendar holds.
 
     The client goes through a float, which turns .123 s into 122_999_906 ns: whole microseconds undo that first.
     """
+    if not _FIRST_SECOND <= stamp.seconds <= _LAST_SECOND:
+        raise RefusedError(IngestCode.DATETIME_VALUE_OUT_OF_RANGE)
     return int(stamp.seconds * 1000 + (stamp.nanos + 500) // 1_000 // 1_000)
 
 
@@ -55,8 +57,6 @@ def assigned(value: Any) -> tuple[AttributeType, Any]:
     if kind is AttributeType.STRING:
         return kind, _string(value.string)
     if kind is AttributeType.DATETIME:
-        if not _FIRST_SECOND <= value.timestamp.seconds <= _LAST_SECOND:
-            raise RefusedError(IngestCode.DATETIME_VALUE_OUT_OF_RANGE)
         return kind, milliseconds(value.timestamp)
     if kind is AttributeType.STRING_SET:
         members = list(value.string_set.values)

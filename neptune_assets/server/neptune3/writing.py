@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from neptune_assets.errors import SettingsError, UnknownProjectError
-from neptune_assets.schema import MICROSTEPS
+from neptune_assets.schema import MAX_STEP, MICROSTEPS
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call, Endpoint
 from neptune_assets.server.neptune3.forks import inherited_atoms
 from neptune_assets.server.neptune3.snapshots import Snapshots
 from neptune_assets.server.neptune3.statuses import Outcome, statuses, submitted
-from neptune_assets.server.neptune3.wire_values import milliseconds
+from neptune_assets.server.neptune3.wire_values import RefusedError, milliseconds
 from neptune_assets.server.service import Service
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import NewRun, Run
@@ -75,6 +75,12 @@ def _create(service: Service, project: ProjectStore, run_id: str, new: Any) -> O
     step = None
     if fork is not None and fork.HasField("step"):
         step = fork.step.whole * MICROSTEPS + fork.step.micro
+        if fork.step.whole >= MAX_STEP or fork.step.micro >= MICROSTEPS:
+            return Outcome({IngestCode.RUN_INVALID_CREATION_PARAMETERS: 1})
+    try:
+        created = milliseconds(new.creation_time) if new.HasField("creation_time") else None
+    except RefusedError:
+        return Outcome({IngestCode.RUN_INVALID_CREATION_PARAMETERS: 1})
     lake = service.lake_project(project.project_id)
     with project.write() as writing:
         there = writing.run(run_id)
@@ -100,7 +106,7 @@ def _create(service: Service, project: ProjectStore, run_id: str, new: Any) -> O
                 fork_step=step,
                 requested_parent=fork.requested_parent_id or None if fork is not None else None,
                 inherit_configs=inherits,
-                created_at=milliseconds(new.creation_time) if new.HasField("creation_time") else None,
+                created_at=created,
                 owner=service.settings.user,
             )
         )
