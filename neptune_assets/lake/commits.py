@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,19 +18,21 @@ from neptune_assets.lake.in_place import storage_in_place
 from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.parts import PartWriter, open_parquet
 from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
-from neptune_assets.lake.repair import DUPLICATE_ROWS
+from neptune_assets.lake.repair import CONFLICTING_ROWS, DUPLICATE_ROWS
 from neptune_assets.lake.rows import NONE, Attributes
 from neptune_assets.lake.small_runs import SortedRun
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.staging import Staging
 from neptune_assets.lake.statistics import RunStatistics
 from neptune_assets.lake.storage import Storage
-from neptune_assets.schema import FILE_TYPES, MICROSTEPS
+from neptune_assets.schema import FILE_TYPES, MICROSTEPS, SERIES_TYPES
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo
 
 _FILE_TYPES: Final = frozenset(str(kind) for kind in FILE_TYPES)
+_SERIES_TYPES: Final = frozenset(str(kind) for kind in SERIES_TYPES)
+_NAMED_CONFLICTS: Final = 1_000
 _FACTS: Final = (
     ("sys/name", "string"),
     ("sys/creation_time", "datetime"),
@@ -85,7 +87,9 @@ class RunBuilder:
                 pass
             parts = self._parts_in_place(in_place)
         # How many duplicates there were is known only now.
-        return self._record(attributes, counts, sorter.duplicates, digest.hexdigest(), parts, end, in_place)
+        return self._record(
+            attributes, counts, sorter.duplicates, sorter.conflicts, digest.hexdigest(), parts, end, in_place
+        )
 
     def build_small(self, run: SortedRun, end: RunEnd | None) -> RunRecord:
         """Do the same for a run that was sorted together with others."""
@@ -94,7 +98,7 @@ class RunBuilder:
         self._note_facts(run.rows, ids, run.attributes)
         self.statistics = run.statistics
         parts = self._stage([run.rows], run.attributes)
-        return self._record(run.attributes, counts, run.duplicates, run.digest, parts, end, None)
+        return self._record(run.attributes, counts, run.duplicates, run.conflicts, run.digest, parts, end, None)
 
     def _stage(self, batches: Iterable[pa.RecordBatch], attributes: Attributes) -> list[PartRecord]:
         directory = self._staging.begin(self.generation)
@@ -193,6 +197,7 @@ class RunBuilder:
         attributes: Attributes,
         counts: npt.NDArray[np.int64],
         duplicates: int,
+        conflicts: Mapping[int, int],
         digest: str,
         parts: Sequence[PartRecord],
         end: RunEnd | None,
@@ -215,8 +220,10 @@ class RunBuilder:
             if end.promised is not None:
                 promised = {kind: count for kind, count in sorted(end.promised.items()) if count}
                 errors.extend(_missing(promised, arrived))
-        if duplicates:
-            repairs[DUPLICATE_ROWS] = repairs.get(DUPLICATE_ROWS, 0) + duplicates
+        conflicting = sum(conflicts.values())
+        for name, count in ((DUPLICATE_ROWS, duplicates - conflicting), (CONFLICTING_ROWS, conflicting)):
+            if count:
+                repairs[name] = repairs.get(name, 0) + count
         created = self._facts.get(("sys/creation_time", "datetime")) or self._info.created_at
         fork = self._facts.get(("sys/forking/step", "int"))
         if fork is None:
@@ -234,7 +241,7 @@ class RunBuilder:
             parts=tuple(parts),
             files=tuple(self._records),
             errors=tuple(errors),
-            notes=tuple(_issues(end.notes if end else ())),
+            notes=(*_issues(end.notes if end else ()), *_conflict_notes(conflicts, attributes)),
             repairs=repairs,
             source=self._source_kind,
             created_at=None if created is None else created.astimezone(UTC).isoformat(),
@@ -274,6 +281,23 @@ def now() -> str:
 
 def _issues(issues: Sequence[Issue]) -> list[IssueRecord]:
     return [IssueRecord(issue.message, issue.attribute_path, issue.attribute_type) for issue in issues]
+
+
+def _conflict_notes(conflicts: Mapping[int, int], attributes: Attributes) -> Iterator[IssueRecord]:
+    """Name the attributes that had several values for one step, or several values, and how many were replaced."""
+    named = sorted((attributes.names[number], count) for number, count in conflicts.items())
+    for (path, kind), count in named[:_NAMED_CONFLICTS]:
+        where = "at a step that has " if kind in _SERIES_TYPES else "where there is "
+        yield IssueRecord(
+            f"{count:,} values were replaced by another one {where}several: the latest by time is kept, of equal times "
+            "the one that was read last.",
+            path,
+            kind,
+        )
+    if len(named) > _NAMED_CONFLICTS:
+        rest = named[_NAMED_CONFLICTS:]
+        replaced = sum(count for _, count in rest)
+        yield IssueRecord(f"{len(rest):,} more attributes had {replaced:,} values replaced by others in the same way.")
 
 
 def _missing(promised: Mapping[str, int], arrived: Mapping[str, int]) -> list[IssueRecord]:

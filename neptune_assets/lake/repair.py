@@ -45,7 +45,10 @@ LOST_FILES: Final = "lost_files"
 """Points of a file series dropped because they name no file."""
 
 DUPLICATE_ROWS: Final = "duplicate_rows"
-"""Rows dropped because a later one has the same attribute (and step); done by sorting, in the lake."""
+"""Rows dropped because a later one has the same attribute (and step) and value; done by sorting, in the lake."""
+
+CONFLICTING_ROWS: Final = "conflicting_rows"
+"""Rows dropped because a later one has the same attribute (and step) and another value. A note names each attribute."""
 
 NOT_COUNTS: Final = frozenset({TIMEZONE_SHIFT_MS})
 """Names in a ``repairs`` mapping that must not be added up."""

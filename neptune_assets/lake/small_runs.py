@@ -33,6 +33,9 @@ class SortedRun:
     rows: pa.RecordBatch
     """Compact rows in order, without duplicates."""
     duplicates: int
+    """Rows left out as duplicates."""
+    conflicts: dict[int, int]
+    """How many of them had another value than the row that was kept, by attribute id."""
     digest: str
     statistics: RunStatistics
 
@@ -83,7 +86,11 @@ def sort_together(runs: Sequence[Sequence[pa.RecordBatch]]) -> list[SortedRun]:
     order = sort_order(rows, _ranks(names, of_run))
     if order is not None:
         rows = rows.take(pa.array(order))
-    kept = last_of_each(rows, series_among(names))
+    kept, conflicts = last_of_each(rows, series_among(names))
+    conflicts_of: list[dict[int, int]] = [{} for _ in runs]
+    for number, count in conflicts.items():
+        run = int(of_run[number])
+        conflicts_of[run][number - int(edges[run])] = count
     ids = kept["attribute"].to_numpy()
     starts = np.searchsorted(of_run[ids], np.arange(len(runs) + 1)).tolist()
     statistics = RunStatistics(names)
@@ -102,6 +109,7 @@ def sort_together(runs: Sequence[Sequence[pa.RecordBatch]]) -> list[SortedRun]:
                 attributes=Attributes(names[edges[run] : edges[run + 1]]),
                 rows=kept.slice(start, end - start),
                 duplicates=lengths[run] - (end - start),
+                conflicts=conflicts_of[run],
                 digest=digest.hexdigest(),
                 statistics=measured,
             )
@@ -130,4 +138,4 @@ def _ranks(names: Sequence[tuple[str, str]], of_run: npt.NDArray[np.int64]) -> n
 
 
 def _empty() -> SortedRun:
-    return SortedRun(Attributes(), no_rows(), 0, RunDigest([]).hexdigest(), RunStatistics([]))
+    return SortedRun(Attributes(), no_rows(), 0, {}, RunDigest([]).hexdigest(), RunStatistics([]))

@@ -8,6 +8,7 @@ The merge is ours because it moves Arrow arrays as they are: NUL characters, NaN
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from neptune_assets.lake.rows import Attributes, concat, pack, pieces
+from neptune_assets.lake.rows import KEYS, Attributes, concat, pack, pieces, raw, validity
 from neptune_assets.schema import SERIES_TYPES
 from neptune_assets.scratch import ScratchDirectory
 
@@ -36,6 +38,8 @@ class RunSorter:
         self.attributes = Attributes()
         self.duplicates = 0
         """Rows left out as duplicates, known once all sorted rows were taken."""
+        self.conflicts: Counter[int] = Counter()
+        """How many of them had another value than the row that was kept, by attribute id."""
         self._max_rows = rows_in_memory
         self._max_bytes = memory_mb * 1_048_576 // 2
         self._scratch = scratch
@@ -145,11 +149,14 @@ class RunSorter:
         series = series_among(self.attributes.names)
         held: pa.RecordBatch | None = None
         for batch in batches:
-            kept = last_of_each(batch, series)
+            kept, conflicts = last_of_each(batch, series)
             self.duplicates += batch.num_rows - kept.num_rows
+            self.conflicts.update(conflicts)
             # A batch waits for the next one, which may begin with a later row for the step it ends with.
             if held is not None:
                 if _same(held, kept, series):
+                    both = concat([held.slice(held.num_rows - 1), kept.slice(0, 1)])
+                    self.conflicts.update(_conflicts(both, np.array([0]), np.array([1])))
                     held = held.slice(0, held.num_rows - 1)
                     self.duplicates += 1
                 if held.num_rows:
@@ -250,18 +257,49 @@ def series_among(names: Sequence[tuple[str, str]]) -> npt.NDArray[np.bool_]:
     return np.asarray([kind in _SERIES for _, kind in names], np.bool_)
 
 
-def last_of_each(rows: pa.RecordBatch, series: npt.NDArray[np.bool_]) -> pa.RecordBatch:
-    """Keep the last row of each attribute and step (series), of each attribute (others); rows are sorted."""
+def last_of_each(rows: pa.RecordBatch, series: npt.NDArray[np.bool_]) -> tuple[pa.RecordBatch, dict[int, int]]:
+    """Keep the last row of each attribute and step (series), of each attribute (others); rows are sorted.
+
+    Also returns how many of the others had another value than the one that is kept, by attribute id.
+    """
     attribute, step = rows["attribute"].to_numpy(), rows["step"].to_numpy()
     same = attribute[1:] == attribute[:-1]
     if not same.any():
-        return rows
+        return rows, {}
     same &= (step[1:] == step[:-1]) | ~series[attribute[1:]]
     if not same.any():
-        return rows
+        return rows, {}
     keep = np.ones(len(attribute), np.bool_)
     keep[:-1] = ~same
-    return rows.filter(pa.array(keep))
+    kept, dropped = np.flatnonzero(keep), np.flatnonzero(~keep)
+    conflicts = _conflicts(rows, dropped, kept[np.searchsorted(kept, dropped)])
+    return rows.filter(pa.array(keep)), conflicts
+
+
+def _conflicts(rows: pa.RecordBatch, dropped: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> dict[int, int]:
+    """Count the dropped rows whose value is not that of the row kept instead, by attribute id. Times do not count."""
+    different = np.zeros(len(dropped), np.bool_)
+    for name in rows.schema.names:
+        if name not in KEYS:
+            column = rows[name]
+            different |= _different(column.take(pa.array(dropped)), column.take(pa.array(kept)))
+    attributes, counts = np.unique(rows["attribute"].to_numpy()[dropped[different]], return_counts=True)
+    return dict(zip(attributes.tolist(), counts.tolist(), strict=True))
+
+
+def _different(values: pa.Array, others: pa.Array) -> npt.NDArray[np.bool_]:
+    """Compare values bit by bit; all NaN are equal, and so are two nulls."""
+    if pa.types.is_floating(values.type):
+        bits, other_bits = (raw(item, np.float64) for item in (values, others))
+        unequal = (bits.view(np.int64) != other_bits.view(np.int64)) & ~(np.isnan(bits) & np.isnan(other_bits))
+    elif pa.types.is_nested(values.type):
+        pairs = zip(values.to_pylist(), others.to_pylist(), strict=True)
+        return np.fromiter((repr(one) != repr(other) for one, other in pairs), np.bool_, len(values))
+    else:
+        unequal = pc.fill_null(pc.not_equal(values, others), False).to_numpy(zero_copy_only=False)
+    present, other_present = validity(values), validity(others)
+    result: npt.NDArray[np.bool_] = np.where(present & other_present, unequal, present != other_present)
+    return result
 
 
 def _same(before: pa.RecordBatch, after: pa.RecordBatch, series: npt.NDArray[np.bool_]) -> bool:

@@ -12,7 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
-from neptune_assets.lake.repair import DUPLICATE_ROWS, NAN_VALUES, PHANTOM_ROWS, TIMEZONE, TIMEZONE_SHIFT_MS
+from neptune_assets.lake.repair import (
+    CONFLICTING_ROWS,
+    DUPLICATE_ROWS,
+    NAN_VALUES,
+    PHANTOM_ROWS,
+    TIMEZONE,
+    TIMEZONE_SHIFT_MS,
+)
 from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, SCHEMA, SERIES_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.summary.quoting import identifier, literal, literals, parquet, parquet_of, plain_path
 
@@ -69,7 +76,7 @@ class Repairs:
             in_place=True,
             phantoms=bool(repairs.get(PHANTOM_ROWS)),
             nans=bool(repairs.get(NAN_VALUES)),
-            duplicates=bool(repairs.get(DUPLICATE_ROWS)),
+            duplicates=bool(repairs.get(DUPLICATE_ROWS) or repairs.get(CONFLICTING_ROWS)),
             shift_ms=repairs.get(TIMEZONE_SHIFT_MS, 0),
             zone=zones[0] if zones else None,
         )

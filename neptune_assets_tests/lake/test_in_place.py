@@ -105,7 +105,7 @@ def test_in_place_nothing_is_copied_and_reading_gives_the_same_as_a_copy(tmp_pat
     source.stays = False
     other = LakeWriter(copied, source).write_project(P)
     assert report.digest == other.digest
-    assert report.repairs == other.repairs == {"phantom_rows": 1, "nan_values": 1, "duplicate_rows": 1}
+    assert report.repairs == other.repairs == {"phantom_rows": 1, "nan_values": 1, "conflicting_rows": 1}
     assert report.partial == ["a"]
     assert not list((tmp_path / "in place" / "data").rglob("*.parquet"))
     assert not (tmp_path / "in place" / "files").exists()

@@ -100,6 +100,27 @@ def test_any_rows_any_batches(
 
 
 @pytest.mark.parametrize("limit", [1000, 4, 1])
+def test_values_replaced_by_other_values_are_told_apart_from_equal_repeats(limit: int) -> None:
+    nan = float("nan")
+    rows = [
+        *metric("equal", [1.0, nan, -0.0]),
+        *metric("equal", [1.0, nan, -0.0], start=START + timedelta(hours=1)),
+        *metric("zero", [0.0]),
+        *metric("zero", [-0.0]),
+        *metric("some", [1.0, 2.0, 3.0]),
+        *metric("some", [1.0, 7.0, nan]),
+        param("p", 1),
+        param("p", 1),
+        param("q", "a"),
+        param("q", "b"),
+    ]
+    _, sorter = sort(rows, limit=limit, batch=2)
+    conflicts = {sorter.attributes.names[number][0]: count for number, count in sorter.conflicts.items()}
+    assert conflicts == {"zero": 1, "some": 2, "q": 1}
+    assert sorter.duplicates == 9
+
+
+@pytest.mark.parametrize("limit", [1000, 4, 1])
 def test_of_duplicates_the_last_by_time_then_by_arrival_stays(limit: int) -> None:
     late, early = START + timedelta(hours=1), START
     rows = [

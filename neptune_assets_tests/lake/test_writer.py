@@ -132,7 +132,7 @@ def test_counts_state_and_facts_stand_in_the_record(tmp_path: Path) -> None:
 def test_duplicates_are_counted_as_a_repair(tmp_path: Path) -> None:
     rows = [*metric("m", [1.0, 2.0]), *metric("m", [3.0], steps=[1], start=START.replace(year=2026))]
     report = write(tmp_path, TableSource({P: {"a": run(rows, "a", repairs={"phantom_rows": 4})}}))
-    assert report.repairs == {"phantom_rows": 4, "duplicate_rows": 1}
+    assert report.repairs == {"phantom_rows": 4, "conflicting_rows": 1}
     assert [row["float_value"] for row in rows_of(tmp_path, "a")] == [1.0, 3.0]
 
 

@@ -108,7 +108,7 @@ def test_in_place_and_copied_are_the_same(export: ExportFactory, tmp_path: Path,
     records = in_place.project("ws/p").records()
     assert all(record.in_place is not None for record in records.values())
     repairs = {name for record in records.values() for name in record.repairs}
-    assert {"phantom_rows", "nan_values", "duplicate_rows"} <= repairs
+    assert {"phantom_rows", "nan_values", "conflicting_rows"} <= repairs
     storage = "EXCLUDE (parquet_bytes, in_place, committed_at)"
     found, expected = contents(in_place, storage), contents(copied, storage)
     assert all(found.values())

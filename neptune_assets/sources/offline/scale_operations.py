@@ -4,7 +4,8 @@ Belongs here: what each kind of operation means. Does not belong here: where ope
 
 Decisions. An int appended to a series becomes a float, as on the server. Previews are no points: they are counted, and
 a series that ends in one says so in a note. A path may hold values of two types; the server would have refused the
-second, here neither is lost. A second create operation (a resumed run) changes nothing that the first one set.
+second, here neither is lost. Several points of one step are all handed on: the lake decides. A second create operation
+(a resumed run) changes nothing that the first one set.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.writer import LakeWriter
+from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.conformance.sources import read
 from neptune_assets_tests.support.scale_reading import offline, points_of, values_of
 
@@ -75,6 +78,21 @@ def test_a_run_resumed_by_an_older_release_has_the_points_of_both_and_is_complet
         (step, (1000.0 if step < 5 else 2000.0) + step) for step in range(10)
     ]
     assert [problem for problem in source.problems("team/scale") if "three" not in problem.message] == []
+
+
+def test_steps_that_a_resumed_run_logged_again_keep_the_latest_value_and_are_named(tmp_path: Path) -> None:
+    made = LakeSettings(root=str(tmp_path))
+    report = LakeWriter(made, offline(CASES / "overlapping-steps")).write_project("team/scale")
+    run = Lake(made).project("team/scale").run("job-7")
+    points = points_of([row for batch in run.batches() for row in batch.to_pylist()], "loss", "float_value")
+    again = {6, 7, 8}
+    assert [(int(step), value) for step, _, value in points] == [
+        (step, (2000.0 if step in again else 1000.0) + step) for step in range(10)
+    ]
+    assert run.record.complete
+    assert report.repairs["conflicting_rows"] == 3
+    (note,) = [note for note in run.record.notes if note.attribute_path == "loss"]
+    assert note.message.startswith("3 values were replaced")
 
 
 def test_a_session_that_was_resumed_alone_is_partial() -> None:
