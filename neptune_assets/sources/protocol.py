@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 
 from neptune_assets.schema import Scope
+from neptune_assets.sources.values import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class Issue:
     attribute_path: str | None = None
     attribute_type: str | None = None
     notice: bool = False
+
+    def __post_init__(self) -> None:
+        """Make what names bytes that are not UTF-8 printable: manifests, logs and pages hold UTF-8."""
+        for name in ("message", "attribute_path"):
+            text = getattr(self, name)
+            if text is not None and not text.isascii():
+                object.__setattr__(self, name, printable(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, STEP_TYPE, TIME_TYPE, VALUE_COLUMN, AttributeType
+from neptune_assets.sources.values import printable
 
 BATCH_ROWS: Final = 65_536
 BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -21,6 +22,7 @@ BATCH_BYTES: Final = 16 * 1024 * 1024
 
 _STEP_LIMIT: Final = MAX_STEP * MICROSTEPS
 _INT64_MIN: Final = -(2**63)
+_YEAR_1: Final = -62_135_596_800_000
 _TIME_LIMIT: Final = 253_402_300_800_000
 """Epoch milliseconds of the year 10000; Python's and DuckDB's times end there."""
 
@@ -31,12 +33,14 @@ class RowBuilder:
     ``keep(path, attribute_type)`` is asked once for every attribute; rows of attributes it refuses are dropped.
     Steps are whole micro-steps, times are epoch milliseconds in UTC. A value that no row can hold (a step or time out
     of range, an int beyond 64 bits, a string that is not Unicode) raises ValueError and leaves the builder unchanged.
+    With ``escape``, strings that are not Unicode are kept as :func:`~.values.printable` has them and are counted.
     """
 
-    def __init__(self, project_id: str, run_id: str, keep: Callable[[str, str], bool]) -> None:
+    def __init__(self, project_id: str, run_id: str, keep: Callable[[str, str], bool], *, escape: bool = False) -> None:
         self.project_id = project_id
         self.run_id = run_id
         self._keep = keep
+        self._escape = escape
         self._buffers: dict[AttributeType, _Buffer] = {}
         self._ready: list[pa.RecordBatch] = []
 
@@ -44,6 +48,11 @@ class RowBuilder:
     def ready(self) -> bool:
         """True if :meth:`drain` would give batches."""
         return bool(self._ready)
+
+    @property
+    def escaped(self) -> int:
+        """How many paths and values were not Unicode and are kept with escapes."""
+        return sum(buffer.escaped for buffer in self._buffers.values())
 
     def drain(self) -> list[pa.RecordBatch]:
         """Take the batches that are full; call it often, for what is not taken stays in memory."""
@@ -119,7 +128,7 @@ class RowBuilder:
         return self._keep(path, str(attribute_type))
 
     def _open(self, attribute_type: AttributeType) -> _Buffer:
-        buffer = self._buffers[attribute_type] = _Buffer(attribute_type, self._keep)
+        buffer = self._buffers[attribute_type] = _Buffer(attribute_type, self._keep, self._escape)
         return buffer
 
     def _close(self, buffer: _Buffer) -> None:
@@ -130,9 +139,11 @@ class RowBuilder:
 class _Buffer:
     """Rows of one attribute type. Paths are kept once and rows hold their number; -1 marks a path left out."""
 
-    def __init__(self, attribute_type: AttributeType, keep: Callable[[str, str], bool]) -> None:
+    def __init__(self, attribute_type: AttributeType, keep: Callable[[str, str], bool], escape: bool) -> None:
         self.attribute_type = attribute_type
         self._keep = keep
+        self._escape = escape
+        self.escaped = 0
         self._numbers: dict[str, int] = {}
         self.names: list[str] = []
         self.kept = 0
@@ -155,9 +166,9 @@ class _Buffer:
         if not self._keep(path, str(self.attribute_type)):
             self._numbers[path] = -1
             return -1
-        _unicode(path)
+        name = self._readable(path)
         number = self._numbers[path] = len(self.names)
-        self.names.append(path)
+        self.names.append(name)
         self.kept += 1
         return number
 
@@ -166,13 +177,27 @@ class _Buffer:
         if self._column == "float_value":
             self._values.append(value)
         else:
-            self._bytes += check_value(self._column, value)
+            try:
+                self._bytes += check_value(self._column, value)
+            except UnicodeEncodeError:
+                if self._column == "string_set_value":
+                    value = [self._readable(item) for item in value]
+                elif self._column == "string_value":
+                    value = self._readable(value)
+                self._bytes += check_value(self._column, value)
             self._values.append(value)
         self.codes.append(code)
         # The lowest number marks a null: no step and no time that passed the checks comes near it.
         self._steps.append(_INT64_MIN if step is None else step)
         self._times.append(_INT64_MIN if time is None else time)
         return len(self.codes) >= BATCH_ROWS or self._bytes >= BATCH_BYTES
+
+    def _readable(self, text: str) -> str:
+        """A string as UTF-8 holds it; raises ValueError if it does not and is not to be changed."""
+        known = printable(text) if self._escape else text
+        _unicode(known)
+        self.escaped += known != text
+        return known
 
     def extend(self, paths: Sequence[str], step: int, time: int, values: Sequence[float]) -> bool:
         """Add one float row for each path; True if the buffer is full."""
@@ -269,6 +294,11 @@ def check_value(column: str, value: Any) -> int:
     if column == "datetime_value" and not -_TIME_LIMIT < value < _TIME_LIMIT:
         raise ValueError(f"time {value} ms is out of range")
     return 8
+
+
+def is_time(milliseconds: int) -> bool:
+    """True if every reader of a row can hold this time, in epoch milliseconds: from the year 1 to 9999."""
+    return _YEAR_1 <= milliseconds < _TIME_LIMIT
 
 
 def _check(step: int, time: int | None) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final
 
 from neptune_assets.schema import MICROSTEPS
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_ESCAPED: Final = re.compile("[\\\\\ud800-\udfff]")
 _EXACT: Final = 2.0**43
 """Below this the product of a double and 1,000 or 1,000,000 is off by less than a thousandth."""
 
@@ -23,6 +27,34 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is no string")
     return value
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates become escapes, bytes that were not UTF-8 among them ``\\xNN``.
+
+    Other text is returned as it is. In text that is changed, backslashes are doubled, so that it can be changed back.
+    """
+    return _escaped(text) if not text.isascii() and _SURROGATE.search(text) else text
+
+
+def printable_names(names: Iterable[str]) -> dict[str, str]:
+    """Names as :func:`printable` has them; if one is changed, backslashes of all are doubled, so that no two meet."""
+    listed = list(names)
+    if all(printable(name) == name for name in listed):
+        return {name: name for name in listed}
+    return {name: _escaped(name) for name in listed}
+
+
+def _escaped(text: str) -> str:
+    return _ESCAPED.sub(lambda match: _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    code = ord(character)
+    # os.fsdecode makes these of the bytes 0x80 to 0xff.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def micro_steps(step: float) -> int:

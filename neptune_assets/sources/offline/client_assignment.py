@@ -11,6 +11,7 @@ from neptune_assets.sources.offline.client_layout import EPOCH
 from neptune_assets.sources.offline.client_operations import Plan, SeriesPlan, Tracked, Upload
 from neptune_assets.sources.offline.client_references import References
 from neptune_assets.sources.offline.state import RunState
+from neptune_assets.sources.values import printable_names
 
 
 def assign(plan: Plan, state: RunState, references: References, run_id: str, created: datetime | None) -> None:
@@ -46,18 +47,25 @@ def _assign_file(path: str, kind: AttributeType, value: Any, state: RunState, re
         _note_change(path, value, state)
         return
     if isinstance(value, Tracked):
-        if value.hash is not None:
-            state.error(
-                f"{path!r} was assigned the artifact {value.hash}; the list of its files was on the server only.",
+        found, elsewhere, missing = references.tracked(value)
+        for item in elsewhere:
+            what = f"tracks {item.location}" if item.location else f"was assigned by the hash {item.hash}"
+            state.note(
+                f"The artifact {path!r} {what}. A list of its files was never recorded, so that is all there is of it.",
                 path,
                 kind,
             )
-            return
-        found, missing = references.tracked(value)
-        there = bool(found) or not value.entries
+        there = bool(found or elsewhere) or not value.entries
     else:
         members, missing = references.members(value)
         there = bool(members)
+        if any(shown != name for name, shown in printable_names(members).items()):
+            state.note(
+                f"The file set {path!r} has names that are not UTF-8; its names are kept with escapes like \\xe9, and "
+                "with backslashes doubled.",
+                path,
+                kind,
+            )
     for message in missing:
         state.error(message, path, kind)
     if there:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, compo
 from neptune_assets.sources.offline.client_layout import moment_of
 from neptune_assets.sources.offline.client_operations import SetChange
 from neptune_assets.sources.offline.recorded_files import file_limits
+from neptune_assets.sources.values import printable, printable_names
 
 LIMITS: Final = "source.offline.file_limits"
 
@@ -275,6 +277,36 @@ class TrackedFile:
     path: Path
 
 
+_REMOTE: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
+"""A location in some storage; one letter and a colon is a drive of Windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedLocation:
+    """What an artifact tracks in storage elsewhere, or by the hash it was assigned; its files were never listed."""
+
+    location: str
+    destination: str | None = None
+    hash: str | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """Its entry in the list of the artifact's files, with null for what only the server could have added."""
+        match = _REMOTE.match(self.location)
+        return {
+            "filePath": printable(self.destination or ""),
+            "fileHash": self.hash,
+            "type": match["scheme"].upper() if match else "Artifact",
+            "size": None,
+            "metadata": [{"key": "location", "value": printable(self.location)}] if match else [],
+        }
+
+
+def is_remote(location: str) -> bool:
+    """True if an artifact's location is in storage elsewhere, not in files."""
+    match = _REMOTE.match(location)
+    return match is not None and match["scheme"].lower() != "file"
+
+
 def tracked_files(
     location: str, destination: str | None, ran_in: Path | None, finder: FileFinder, roots: AllowedRoots
 ) -> tuple[list[TrackedFile], list[str]]:
@@ -293,14 +325,21 @@ def tracked_files(
     return files, search.problems
 
 
-def files_list(tracked: Iterable[TrackedFile], roots: AllowedRoots, limits: Limits) -> bytes:
+def files_list(
+    tracked: Iterable[TrackedFile], elsewhere: Iterable[TrackedLocation], roots: AllowedRoots, limits: Limits
+) -> bytes:
     """The list of an artifact's files as JSON, in the words of Neptune's service.
 
-    Sorted by name; of two files of one name the later is meant. Times of change are in UTC.
+    Sorted by name; of two files of one name the later is meant. Times of change are in UTC. What was never listed has
+    an entry that names its location only.
     Raises FileGoneError if a file went away meanwhile, UnsafePathError if it is where nothing may be read from.
     """
     files = {file.name: file.path for file in tracked}
-    described = [_description(name, files[name], roots, limits) for name in sorted(files)]
+    names = printable_names(files)
+    described = [_description(names[name], files[name], roots, limits) for name in sorted(files)]
+    described.extend(
+        item.entry() for item in sorted(elsewhere, key=lambda item: (item.destination or "", item.location))
+    )
     return json.dumps(described, ensure_ascii=False).encode()
 
 
@@ -320,7 +359,7 @@ def _description(name: str, path: Path, roots: AllowedRoots, limits: Limits) -> 
         "type": "Local",
         "size": status.st_size,
         "metadata": [
-            {"key": "file_path", "value": f"file://{path.resolve().as_posix()}"},
+            {"key": "file_path", "value": printable(f"file://{path.resolve().as_posix()}")},
             *([{"key": "last_modified", "value": changed.strftime("%Y-%m-%d %H:%M:%S")}] if changed else []),
         ],
     }

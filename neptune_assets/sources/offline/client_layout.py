@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from neptune_assets.schema import Scope
 from neptune_assets.sources.files import open_regular
-from neptune_assets.sources.offline.client_log import Log
-from neptune_assets.sources.offline.client_operations import ContainerKey
+from neptune_assets.sources.offline.client_log import Entry, Log
+from neptune_assets.sources.offline.client_operations import SERIES, ContainerKey
 from neptune_assets.sources.offline.recorded_files import training_directory
 from neptune_assets.sources.offline.recordings import Folder, Refusal
+from neptune_assets.sources.values import printable
 
 SCOPES: Final = {"run": Scope.RUNS, "model": Scope.MODELS, "model_version": Scope.MODEL_VERSIONS}
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,6 +35,10 @@ class Execution:
     folder: Path
     log: Log
     started_at: datetime | None
+    order: tuple[float, int]
+    """Epoch seconds by which executions of one container are ordered, 0 if nothing tells; then the folder's number."""
+    empty: bool = False
+    """True if nothing was recorded, not even lost: forked workers and clients that were killed leave such folders."""
     recorded_as: ContainerKey | None = None
     """What its metadata call the container: another one than the folder's name after `neptune sync` moved it."""
 
@@ -63,7 +70,7 @@ def stable_id(identifier: str) -> str:
     try:
         return f"OFFLINE-{uuid.UUID(identifier).hex[:12]}"
     except ValueError:
-        return f"OFFLINE-{identifier}"
+        return f"OFFLINE-{printable(identifier)}"
 
 
 def execution_in(
@@ -89,16 +96,21 @@ def execution_in(
         )
     structure = metadata.get("structureVersion", 3)
     if structure not in _STRUCTURES:
-        return Refusal(
+        return refusal_of(
+            key,
             path,
             f"{path} has structureVersion {structure!r}; this version reads {min(_STRUCTURES)} to {max(_STRUCTURES)}. "
             "Install a newer neptune_assets, or report it if there is none.",
             project,
         )
     try:
-        return key, Execution(path, log, _started_at(metadata, log), _metadata_key(metadata))
+        first = next(log.entries(skim=True), None)
+        started_at = _started_at(metadata, first)
+        order = (_seconds(path.name, log) if started_at is None else started_at.timestamp(), _number(path.name))
+        empty = first is None and _nothing_lost(log)
+        return key, Execution(path, log, started_at, order, empty, _metadata_key(metadata))
     except OSError as error:
-        return Refusal(path, f"{error.filename or path} cannot be read: {error.strerror or error}.", project)
+        return refusal_of(key, path, f"{error.filename or path} cannot be read: {error.strerror or error}.", project)
 
 
 def _key(path: Path) -> ContainerKey | None:
@@ -137,18 +149,96 @@ def _metadata_key(metadata: Mapping[str, Any]) -> ContainerKey | None:
     return None
 
 
-def _started_at(metadata: Mapping[str, Any], log: Log) -> datetime | None:
-    """When an execution began: from its metadata, or from its first record that can be read."""
+def _started_at(metadata: Mapping[str, Any], first: Entry | None) -> datetime | None:
+    """When an execution began: from its metadata, or from its first record."""
     written = metadata.get("createdAt")
     if isinstance(written, str):
         try:
             moment = datetime.fromisoformat(written)
-        except ValueError:
-            pass
-        else:
             return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    first = next(log.entries(), None)
+        except (ValueError, OverflowError):
+            pass
     return None if first is None or first.at is None else moment_of(first.at)
+
+
+_EXECUTION: Final = re.compile(
+    r"exec-(?P<number>\d{1,12}(?:\.\d+)?)-(?P<date>\d{4}-\d\d-\d\d[ T_]\d\d[:.]\d\d[:.]\d\d(?:\.\d+)?)(?:-.*)?",
+    re.ASCII,
+)
+"""Names of executions: before 0.16.17 ``exec-<count>-<local date>``, since then ``exec-<epoch seconds>-<date>-...``.
+
+Source: neptune-client 0.9 to 1.14, ``async_operation_processor.py`` and ``operation_processors/utils.py``.
+"""
+_EPOCH_SECONDS: Final = 1_000_000_000
+_QUARTER: Final = 900.0
+_POINTS_LOOKED_AT: Final = 1_000
+
+
+def _number(name: str) -> int:
+    """The number in an execution's folder name, 0 if it has none."""
+    match = _EXECUTION.fullmatch(name)
+    return int(float(match["number"])) if match else 0
+
+
+def _seconds(name: str, log: Log) -> float:
+    """When an execution began that records no times, by its folder's name and its points; 0 if neither tells.
+
+    The name's date is local time: the time of the first point tells how many quarters of an hour it is off.
+    """
+    match = _EXECUTION.fullmatch(name)
+    if match and float(match["number"]) >= _EPOCH_SECONDS:
+        return float(match["number"])
+    point = _first_point(log)
+    if match is None:
+        return point or 0.0
+    date, clock = match["date"][:10], match["date"][11:]
+    try:
+        local = datetime.fromisoformat(f"{date}T{clock[:8].replace('.', ':')}").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return point or 0.0
+    local += float(f"0{clock[8:]}")
+    away = 0.0 if point is None else _QUARTER * ((point - local) // _QUARTER)
+    return local + away if abs(away) <= 24 * 3_600 else local
+
+
+def _first_point(log: Log) -> float | None:
+    """The time of the first point among the first records, if it is one in seconds that a calendar has."""
+    for entry in islice(log.entries(), _POINTS_LOOKED_AT):
+        values = entry.operation.get("values")
+        if entry.operation.get("type") in SERIES and isinstance(values, list):
+            for item in values:
+                ts = item.get("ts") if isinstance(item, dict) else None
+                if isinstance(ts, int | float) and not isinstance(ts, bool) and moment_of(ts) is not None:
+                    return float(ts)
+    return None
+
+
+class _Losses:
+    """Counts what is missing in a log."""
+
+    def __init__(self) -> None:
+        self.lost_any = False
+
+    def lost(self, message: str) -> None:
+        """Data is missing."""
+        self.lost_any = True
+
+    def noted(self, message: str) -> None:
+        """Nothing is missing."""
+
+
+def _nothing_lost(log: Log) -> bool:
+    losses = _Losses()
+    for _ in log.entries(losses, skim=True):
+        pass
+    return not losses.lost_any
+
+
+def refusal_of(key: ContainerKey, path: Path, message: str, project: str | None) -> Refusal:
+    """A refusal of what belongs to a known container."""
+    if key[0] not in SCOPES:
+        return Refusal(path, message, project)
+    return Refusal(path, message, project, run_id=stable_id(key[1]), scope=SCOPES[key[0]])
 
 
 def _facts(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -184,7 +274,7 @@ def distinct(executions: Iterable[Execution]) -> tuple[list[Execution], list[Pat
             copies.append(execution.folder)
         else:
             kept.append(execution)
-    kept.sort(key=lambda item: (item.started_at or EPOCH, str(item.folder)))
+    kept.sort(key=lambda item: (item.order, str(item.folder)))
     return kept, copies
 
 

@@ -25,6 +25,9 @@ LOG_NAME: Final = re.compile(r"data-(\d{1,19})\.log", re.ASCII)
 _CHUNK: Final = 1024 * 1024
 _FILE: Final = 2**48
 """More bytes than a log file has: places of records in the files of one log are counted in these."""
+_FIRST: Final = -62_135_596_800
+_LAST: Final = 253_402_300_800
+"""Epoch seconds of the years 1 and 10,000."""
 _JUMP: Final = 1_000_000
 """Versions that one gap may hold for what came before and behind it to be kept in one array."""
 _MAX_RECORD: Final = 512 * 1024 * 1024
@@ -141,10 +144,13 @@ class Log:
             )
         put = self.counter("last_put_version")
         if put is not None and put > seen.last + (1 if torn else 0):
-            told.lost(
-                f"Operations {seen.last + 1} to {put} of {self.folder} were logged but never reached the disk "
-                "(the process was killed, or is still writing)."
-            )
+            if (self.counter("last_ack_version") or 0) >= put:
+                self._tell_gap(seen.last + 1, put, told)
+            else:
+                told.lost(
+                    f"Operations {seen.last + 1} to {put} of {self.folder} were logged but never reached the disk "
+                    "(the process was killed, or is still writing)."
+                )
 
     def _marks(self, until: int) -> Iterator[tuple[int, int]]:
         """Version and mark of every record before a place."""
@@ -182,9 +188,9 @@ class Log:
 
     def _tell_gap(self, first: int, last: int, told: Flaws) -> None:
         acknowledged = self.counter("last_ack_version") or 0
-        if first == 1 and acknowledged >= last:
+        if acknowledged >= last:
             told.lost(
-                f"Operations 1 to {last} of {self.folder} were acknowledged by the server and deleted from the disk; "
+                f"Operations {first} to {last} of {self.folder} were acknowledged by the server and deleted here; "
                 "they are not in this recording. An export of the run may hold them."
             )
         else:
@@ -262,7 +268,7 @@ def _entry(record: Any, number: int, name: str, offset: int) -> Entry | None:
     operation, version, at = record.get("obj"), record.get("version"), record.get("at")
     if not isinstance(operation, dict) or type(version) is not int or version < 1:
         return None
-    if isinstance(at, bool) or not isinstance(at, int | float):
+    if isinstance(at, bool) or not isinstance(at, int | float) or not _FIRST <= at < _LAST:
         at = None
     return Entry(version, at, operation, name, offset, number * _FILE + offset)
 
@@ -303,7 +309,7 @@ def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[
                 continue
             following = text.find(_BEGINNING, position + 1)
             if following < 0 and incomplete and ended and bad is None:
-                yield Garbage(base + position, base + len(text), torn=True)
+                yield Garbage(base + position, base + len(text), torn=text[position] == "{")
                 return
             bad = base + position if bad is None else bad
             if following < 0:  # the beginning of a record may itself be cut off by the end of the text

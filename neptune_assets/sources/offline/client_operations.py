@@ -7,6 +7,7 @@ which its points count. The second pass (:class:`Points`) hands on the points be
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,7 +23,8 @@ from neptune_assets.sources.offline.client_values import (
     texts,
     tracked_entry,
 )
-from neptune_assets.sources.values import micro_steps, text
+from neptune_assets.sources.rows import is_time
+from neptune_assets.sources.values import micro_steps, scaled, text
 
 ContainerKey = tuple[str, str]
 """Type and uuid of a container, as in the names of its folders."""
@@ -36,6 +38,10 @@ SERIES: Final = {
     "LogStrings": AttributeType.STRING_SERIES,
     "LogImages": AttributeType.FILE_SERIES,
 }
+_UNITS: Final = (1_000, 1_000_000, 1_000_000_000)
+_FROM: Final = 1_400_000_000
+_UNTIL: Final = 4_102_444_800
+"""Times from 2014 to 2100 in milli-, micro- or nanoseconds: as seconds they would be after the year 10,000."""
 _CLEAR_SERIES: Final = {
     "ClearFloatLog": AttributeType.FLOAT_SERIES,
     "ClearStringLog": AttributeType.STRING_SERIES,
@@ -237,6 +243,10 @@ class Points:
         self._fault = fault
         self._last: dict[tuple[str, AttributeType], int] = {}
         self.numbered = 0
+        self.rescaled: Counter[str] = Counter()
+        """Points by path whose times were in another unit than seconds."""
+        self.timeless: Counter[str] = Counter()
+        """Points by path whose times are none; they are kept without."""
 
     def apply(self, order: Order, execution: int, entry: Entry) -> None:
         """Hand on the points of one operation, if it has any that count."""
@@ -261,8 +271,7 @@ class Points:
                 self.numbered += given is None
                 last = step
                 ts = item.get("ts")
-                seconds = entry.at if ts is None else ts
-                time = None if seconds is None else milliseconds(seconds)
+                time = self._time(path, entry.at if ts is None else ts)
                 self._point(kind, path, step, time, self._value(kind, path, execution, entry, index, item["value"]))
             except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ArithmeticError) as error:
                 self._fault(
@@ -270,6 +279,22 @@ class Points:
                     path,
                 )
         self._last[key] = last
+
+    def _time(self, path: str, seconds: Any) -> int | None:
+        """Epoch milliseconds of a point's time; None if it has none that a calendar holds."""
+        if seconds is None:
+            return None
+        try:
+            if is_time(time := milliseconds(seconds)):
+                return time
+            for factor in _UNITS:
+                if _FROM <= seconds / factor < _UNTIL:
+                    self.rescaled[path] += 1
+                    return scaled(seconds / factor, 1_000)
+        except (TypeError, ValueError, ArithmeticError):
+            pass
+        self.timeless[path] += 1
+        return None
 
     def _value(self, kind: AttributeType, path: str, execution: int, entry: Entry, index: int, value: Any) -> Any:
         if kind is AttributeType.FLOAT_SERIES:

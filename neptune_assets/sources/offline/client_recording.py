@@ -33,6 +33,7 @@ from neptune_assets.sources.offline.client_references import References
 from neptune_assets.sources.offline.recordings import Fork
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import SourceFile
+from neptune_assets.sources.values import printable, printable_names
 
 
 class ClientRecording:
@@ -128,6 +129,12 @@ class ClientRecording:
                 yield from state.rows.drain()
         if points.numbered:
             state.repair("steps_numbered", points.numbered)
+        for path, count in points.rescaled.items():
+            state.repair("times_rescaled", count)
+            state.note(f"The times of {count} points of {path!r} were not in seconds but in a smaller unit: set right.")
+        for path, count in points.timeless.items():
+            state.repair("times_dropped", count)
+            state.note(f"{count} points of {path!r} have times that no calendar has; they are kept without a time.")
 
     def files(self, reference: str) -> Sequence[SourceFile] | None:
         """Files behind a reference of this recording. Raises FileGoneError if they are gone."""
@@ -139,11 +146,11 @@ class ClientRecording:
             members, _ = self._references.members(self._collection(place, AttributeType.FILE_SET) or [])
             if not members:
                 raise gone(f"The file set {place!r} of {self.path}", "none of its files is there any more")
-            return [self._references.on_disk(name, path) for name, path in sorted(members.items())]
+            names = printable_names(members)
+            return [self._references.on_disk(names[name], path) for name, path in sorted(members.items())]
         if kind == AttributeType.ARTIFACT:
             tracked = self._collection(place, AttributeType.ARTIFACT) or Tracked()
-            found, _ = self._references.tracked(tracked)
-            return [FileInMemory("files_list.json", self._references.list_of(found))]
+            return [FileInMemory("files_list.json", self._references.files_list(tracked))]
         return [self._references.logged_file(reference, kind, place)]
 
     def values_at(self, wanted: Sequence[Copied], busy: frozenset[ContainerKey]) -> list[Any]:
@@ -178,8 +185,7 @@ class ClientRecording:
             return
 
         def timed(number: int) -> Iterator[tuple[Order, int, Entry]]:
-            start = self._executions[number].started_at
-            latest = start.timestamp() if start is not None else 0.0
+            latest = self._executions[number].order[0]
             for entry in self._executions[number].log.entries(flaws, skim=skim):
                 # A clock may step back; the order inside one log is the order of its records all the same.
                 latest = max(latest, entry.at) if entry.at is not None else latest
@@ -229,7 +235,7 @@ class ClientRecording:
 
     def _keep_collections(self, plan: Plan) -> None:
         self._collections = {
-            (path, kind): value
+            (printable(path), kind): value
             for path, kinds in plan.attributes.items()
             for kind, value in kinds.items()
             if kind in {AttributeType.FILE_SET, AttributeType.ARTIFACT}

@@ -18,6 +18,7 @@ from neptune_assets.sources.offline.client_files import (
     FileFinder,
     FileInMemory,
     TrackedFile,
+    TrackedLocation,
     copied_upload,
     decode,
     delete_members,
@@ -25,6 +26,7 @@ from neptune_assets.sources.offline.client_files import (
     gone,
     image_data,
     image_extension,
+    is_remote,
     not_folder,
     set_members,
     tracked_files,
@@ -34,6 +36,7 @@ from neptune_assets.sources.offline.client_log import Entry
 from neptune_assets.sources.offline.client_operations import SetChange, Tracked, Upload
 from neptune_assets.sources.offline.recorded_files import RecordedFile, allowed_roots
 from neptune_assets.sources.protocol import SourceFile
+from neptune_assets.sources.values import printable
 
 
 class References:
@@ -54,7 +57,7 @@ class References:
 
     def collection(self, kind: AttributeType, path: str) -> str:
         """Reference of a file set or an artifact."""
-        return f"{self.mark}:{kind}:{path}"
+        return f"{self.mark}:{kind}:{printable(path)}"
 
     def image(self, execution: int, entry: Entry, path: str, index: int, value: Any) -> str:
         """Reference of an image; raises ValueError if the record holds none."""
@@ -73,24 +76,31 @@ class References:
             missing.extend(problems)
         return members, missing
 
-    def tracked(self, tracked: Tracked) -> tuple[list[TrackedFile], list[str]]:
-        """Files an artifact tracks, and a message for everything that is missing."""
+    def tracked(self, tracked: Tracked) -> tuple[list[TrackedFile], list[TrackedLocation], list[str]]:
+        """Files an artifact tracks, locations that were never listed, and a message for everything that is missing."""
+        if tracked.hash is not None:
+            return [], [TrackedLocation("", hash=tracked.hash)], []
         found: list[TrackedFile] = []
+        elsewhere: list[TrackedLocation] = []
         missing: list[str] = []
         for number, location, destination in tracked.entries:
-            execution = self._executions[number]
+            if is_remote(location):
+                elsewhere.append(TrackedLocation(location, destination))
+                continue
+            ran_in = self._executions[number].ran_in
             try:
-                files, problems = tracked_files(location, destination, execution.ran_in, self._finder, self._roots)
+                files, problems = tracked_files(location, destination, ran_in, self._finder, self._roots)
             except (FileGoneError, UnsafePathError) as error:
                 missing.append(str(error))
                 continue
             found.extend(files)
             missing.extend(problems)
-        return found, missing
+        return found, elsewhere, missing
 
-    def list_of(self, tracked: Sequence[TrackedFile]) -> bytes:
-        """The list of the files an artifact tracks; raises as :func:`~.client_files.files_list` does."""
-        return files_list(tracked, self._roots, self._finder.limits)
+    def files_list(self, tracked: Tracked) -> bytes:
+        """The list of what an artifact tracks; raises as :func:`~.client_files.files_list` does."""
+        found, elsewhere, _ = self.tracked(tracked)
+        return files_list(found, elsewhere, self._roots, self._finder.limits)
 
     def logged_file(self, reference: str, kind: str, place: str) -> SourceFile:
         """The file of one record: an image, an upload from memory, or an upload by path."""
@@ -137,6 +147,6 @@ class References:
 
 def _file_name(segment: str, extension: Any) -> str:
     """A file's name: the attribute's last segment and the extension, without anything that would lead elsewhere."""
-    name = segment.replace("/", "_").replace("\0", "_")
+    name = printable(segment).replace("/", "_").replace("\0", "_")
     plain = isinstance(extension, str) and extension and not set(extension) & {"/", "\\", "\0"}
     return f"{name}.{extension}" if plain else (name if name not in {"", ".", ".."} else "file")

@@ -148,11 +148,12 @@ class Offline:
 
     def _scan(self) -> _Index:
         """Search every path again; recordings met twice count once."""
-        from neptune_assets.sources.offline.client import find_client_recordings
+        from neptune_assets.sources.offline.client import ClientSearch
 
         index = _Index()
         seen: set[Path] = set()
         refused: set[tuple[Path, str]] = set()
+        client = ClientSearch(self._settings)
         with self._lock:
             for name in self._settings.paths:
                 root = Path(name).expanduser()
@@ -161,12 +162,18 @@ class Offline:
                     index.refusals.append(Refusal(root, message))
                     continue
                 count, refusals = 0, len(index.refusals)
-                for find in (find_scale_recordings, find_client_recordings):
-                    for found in find(root, self._settings):
-                        self._add(index, found, seen, refused)
-                        count += not isinstance(found, Refusal)
+                for found in find_scale_recordings(root, self._settings):
+                    self._add(index, found, seen, refused)
+                    count += not isinstance(found, Refusal)
+                for execution in client.search(root):
+                    if isinstance(execution, Refusal):
+                        self._add(index, execution, seen, refused)
+                    else:
+                        count += 1
                 if not count:
                     index.refusals.append(_empty(root, index.refusals[refusals:]))
+            for recording in client.recordings():
+                self._add(index, recording, seen, refused)
             for recordings in index.runs.values():
                 recordings.sort(key=lambda item: (item.started_at or item.created_at or _BEGINNING, str(item.path)))
             self._last = index

@@ -31,7 +31,7 @@ class RunState:
     def __init__(self, project_id: str, run_id: str, keep: Callable[[str, str], bool]) -> None:
         self.project_id = project_id
         self.run_id = run_id
-        self.rows = RowBuilder(project_id, run_id, keep)
+        self.rows = RowBuilder(project_id, run_id, keep, escape=True)
         self.whole = True
         self.created: bool | None = None
         self._values: dict[str, dict[AttributeType, Any]] = {}
@@ -94,6 +94,12 @@ class RunState:
         batches.extend(self.rows.flush())
         for path, names in self.rows.conflicts().items():
             self.note(f"{path!r} holds values of several types: {', '.join(names)}. All of them are kept.", path)
+        if self.rows.escaped:
+            self.repair("text_escaped", self.rows.escaped)
+            self.note(
+                f"{self.rows.escaped} names or values hold bytes that are not UTF-8, or halves of characters; they are "
+                "kept with escapes like \\xe9, and with backslashes doubled."
+            )
         return batches
 
     def end(self) -> RunEnd:

@@ -1,0 +1,124 @@
+"""Made the recordings in `neptune-client/`, each with the Python of a virtual environment that holds one release.
+
+    <venv>/bin/python client_recordings.py SCENARIO    in an empty directory; leaves `.neptune` there
+
+Only what every release from 0.9 to 1.14 has is used. `neptune-client/<release>.tar.gz` has a directory per scenario.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def start(**options: Any) -> Any:
+    try:
+        import neptune
+
+        init = neptune.init_run
+    except (ImportError, AttributeError):
+        import neptune.new
+
+        init = getattr(neptune.new, "init_run", neptune.new.init)
+    quiet = {f"capture_{name}": False for name in ("stdout", "stderr", "hardware_metrics")}
+    return init(mode="offline", source_files=[], **quiet, **options)
+
+
+def append(series: Any, value: Any, **options: Any) -> None:
+    getattr(series, "append", series.log)(value, **options)
+
+
+def _only_reads(epoch: int) -> None:
+    assert epoch >= 0
+
+
+def readers() -> None:
+    """Workers that never log: what the parent had not written out when it forked is written by each of them."""
+    context = multiprocessing.get_context("fork")
+    run = start(name="readers")
+    run["params/lr"] = 0.1
+    for epoch in range(3):
+        for step in range(4):
+            append(run["loss"], 1 / (1 + epoch * 4 + step))
+            append(run["log"], f"line {epoch * 4 + step}")
+        workers = [context.Process(target=_only_reads, args=(epoch,)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    run["result"] = "ok"
+    run.stop()
+
+
+def _logs(run: Any, number: int) -> None:
+    for step in range(5):
+        append(run[f"worker/{number}/loss"], float(10 * number + step))
+    run[f"worker/{number}/done"] = True
+    run.wait(disk_only=True)
+    # As a worker of multiprocessing leaves: without the handlers that run at exit.
+
+
+def writers() -> None:
+    """Workers that log into the run of their parent."""
+    context = multiprocessing.get_context("fork")
+    run = start(name="writers")
+    run["params/lr"] = 0.1
+    for epoch in range(2):
+        append(run["loss"], 1.0 / (1 + epoch))
+        workers = [context.Process(target=_logs, args=(run, 2 * epoch + number)) for number in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    run["result"] = "ok"
+    run.stop()
+
+
+def files() -> None:
+    """File sets by pattern, by folder and by list, single files, and tracked files."""
+    for name, text in {"conf/a.yaml": "aaa", "conf/b.yaml": "bbb", "data/x.csv": "1,2", "data/deep/y.csv": "3"}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    run = start(name="files")
+    run["cfg"].upload_files("conf/*.yaml")
+    run["dataset"].upload_files("data")
+    run["all"].upload_files("**/*.csv")
+    run["one"].upload("conf/a.yaml")
+    if hasattr(run["art"], "track_files"):
+        run["art"].track_files("data")
+        run["far"].track_files("s3://bucket/prefix", destination="val")
+    run.stop()
+
+
+def names() -> None:
+    """Names and values with bytes that are not UTF-8, as os.fsdecode gives them."""
+    odd = os.fsdecode(b"caf\xe9")
+    Path("w").mkdir()
+    Path("w", f"{odd}.txt").write_text("latin")
+    Path("w", "ok.txt").write_text("ok")
+    run = start(name="names")
+    run["set"].upload_files("w")
+    run["one"].upload(f"w/{odd}.txt")
+    run["value"] = f"w/{odd}.txt"
+    run[f"path/{odd}"] = 1
+    run["tags"].add([odd])
+    append(run["texts"], odd)
+    if hasattr(run["art"], "track_files"):
+        run["art"].track_files("w")
+    run.stop()
+
+
+def milliseconds() -> None:
+    """Points whose times are in milliseconds, as a common mistake makes them."""
+    run = start(name="milliseconds")
+    for step in range(3):
+        append(run["loss"], 0.5 + step, step=step, timestamp=1_700_000_000_000.0 + 1_000 * step)
+        append(run["far"], 0.5 + step, step=step, timestamp=1e18)
+    run.stop()
+
+
+if __name__ == "__main__":
+    {item.__name__: item for item in (readers, writers, files, names, milliseconds)}[sys.argv[1]]()
