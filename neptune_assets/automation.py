@@ -31,13 +31,15 @@ def on_changed_data() -> dg.AutomationCondition[Any]:
     ).with_label("on changed data")
 
 
-def backfill_schedule(
+def project_schedule(
     name: str,
     job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition,
     keys: Sequence[str],
+    cron: str,
     settings: AutomationSettings,
+    description: str,
 ) -> dg.ScheduleDefinition:
-    """Build the schedule that runs the job for every project; runs queue behind the instance's limits."""
+    """Build a schedule that runs a job for every project; runs queue behind the instance's limits."""
 
     def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if not keys:
@@ -48,11 +50,11 @@ def backfill_schedule(
     return dg.ScheduleDefinition(
         name=name,
         job=job,
-        cron_schedule=settings.schedule,
+        cron_schedule=cron,
         execution_timezone=settings.time_zone,
         execution_fn=requests,
         default_status=dg.DefaultScheduleStatus.RUNNING if settings.enabled else dg.DefaultScheduleStatus.STOPPED,
-        description="Materialize every project from source to targets; what did not change is not read again.",
+        description=description,
     )
 
 

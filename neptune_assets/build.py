@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from neptune_assets.assets.context import Migration
-from neptune_assets.assets.lake import lake_assets
+from neptune_assets.assets.lake import lake_assets, verified_asset
 from neptune_assets.assets.metadata import lake_metadata
 from neptune_assets.assets.models import model_assets
 from neptune_assets.assets.reconciliation import reconciliation_assets
@@ -24,7 +24,7 @@ from neptune_assets.assets.source import source_assets
 from neptune_assets.assets.summary import database_asset, summary_assets
 from neptune_assets.assets.tables import ParquetTables
 from neptune_assets.assets.targets import target_assets
-from neptune_assets.automation import backfill_schedule, growth_sensor
+from neptune_assets.automation import growth_sensor, project_schedule
 from neptune_assets.lake.io_manager import LakeIOManager
 from neptune_assets.partitions import project_keys
 from neptune_assets.settings import Settings
@@ -64,12 +64,15 @@ def build_defs(
     targets = [*target_assets(migration), *model_assets(migration)]
     comparisons = reconciliation_assets(migration)
     database = database_asset(migration)
+    verified = verified_asset(migration)
+    verify = _job(f"{prefix}_verify", [verified], "A share of the lake read again and compared with what was recorded.")
     partitioned = [*source_and_lake, *summary, *targets]
     migrate = _job(f"{prefix}_migrate", partitioned, "One project through every stage: source, lake, summary, targets.")
     jobs = [
         migrate,
         _job(f"{prefix}_lake", source_and_lake, "One project from the source into the lake, no further."),
         _job(f"{prefix}_database", [database], "Build neptune.duckdb anew and check every project."),
+        verify,
     ]
 
     if comparisons:
@@ -90,10 +93,27 @@ def build_defs(
         **(resource_overrides or {}),
     }
     return dg.Definitions(
-        assets=[*partitioned, *comparisons, database],
+        assets=[*partitioned, verified, *comparisons, database],
         resources=resources,
         jobs=jobs,
-        schedules=[backfill_schedule(f"{prefix}_backfill", migrate, migration.keys, settings.automation)],
+        schedules=[
+            project_schedule(
+                f"{prefix}_backfill",
+                migrate,
+                migration.keys,
+                settings.automation.schedule,
+                settings.automation,
+                "Materialize every project from source to targets; what did not change is not read again.",
+            ),
+            project_schedule(
+                f"{prefix}_verify_share",
+                verify,
+                migration.keys,
+                settings.automation.verify_schedule,
+                settings.automation,
+                "Read a share of the lake again and compare every byte; all of it within lake.verify_days.",
+            ),
+        ],
         sensors=[
             growth_sensor(f"{prefix}_growth", migrate, migration.keys, settings.automation, watch),
             dg.AutomationConditionSensorDefinition(

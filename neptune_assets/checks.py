@@ -13,6 +13,7 @@ import dagster as dg
 from neptune_assets.assets.metadata import table
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.reports import WriteReport
+from neptune_assets.lake.verification import VerifyReport
 from neptune_assets.schema import Scope
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import ProjectPlan
@@ -86,6 +87,12 @@ def check_files(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
     wrong = [(run.run_id, problem) for run in project.runs() for problem in run.file_problems(sizes)]
     checked = sum(len(record.files) for record in records)
     return _result("files_present", key, wrong, f"{checked:,} files are in place.")
+
+
+def check_intact(report: VerifyReport, key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if every byte that was read is as it was recorded."""
+    wrong = [(item.run_id or f"{item.project_id} ({item.scope})", item.message) for item in report.damaged]
+    return _result("intact", key, wrong, f"{report.runs:,} runs and {report.files:,} files are as they were written.")
 
 
 def check_load(report: LoadReport, key: dg.AssetKey) -> dg.AssetCheckResult:

@@ -23,11 +23,12 @@ class ProgressLog:
         self._last = now
         elapsed = now - self._start
         part = share if share else (done / total if total else 0.0)
-        left = _duration(elapsed / part - elapsed) if part else "unknown time"
+        left = duration(elapsed / part - elapsed) if part else "unknown time"
         self._write(f"{self._what}: {done:,}/{total:,} runs, {rows:,} rows, {rows / elapsed:,.0f} rows/s, {left} left")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as a person would write them: hours and minutes, minutes and seconds, or seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -105,6 +105,9 @@ class LakeSettings(Model):
     )
     sort_memory_mb: int = Field(default=128, ge=32, description="Memory for sorting runs that spilled, in MiB.")
     part_mb: int = Field(default=50, ge=1, description="A run's part file is closed once it is this large, in MiB.")
+    verify_days: int = Field(
+        default=30, ge=1, description="Days within which the asset lake/verified reads all of the lake again."
+    )
     scratch: str | None = Field(
         default=None,
         description="Local directory for temporary files of the lake and its summaries; the system's if left out. What "
@@ -138,8 +141,11 @@ class AutomationSettings(Model):
     """What runs by itself. Schedules and sensors ship switched off; turn them on in the UI or here."""
 
     schedule: str = Field(default="0 3 * * *", description="Cron schedule of the backfill over all projects.")
-    time_zone: str = Field(default="UTC", description="Time zone of the schedule.")
-    enabled: bool = Field(default=False, description="Start with the schedule and the sensor switched on.")
+    verify_schedule: str = Field(
+        default="0 5 * * *", description="Cron schedule on which a share of each project in the lake is read again."
+    )
+    time_zone: str = Field(default="UTC", description="Time zone of the schedules.")
+    enabled: bool = Field(default=False, description="Start with the schedules and the sensors switched on.")
     sensor_seconds: int = Field(
         default=60, ge=10, description="How often the sensor looks for new or grown recordings."
     )

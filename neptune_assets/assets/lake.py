@@ -8,11 +8,20 @@ import dagster as dg
 
 from neptune_assets.assets.context import Migration, RefreshConfig
 from neptune_assets.assets.metadata import parquet_column_schema
-from neptune_assets.checks import check_complete, check_everything_read, check_files, check_schema, raise_if_red
+from neptune_assets.checks import (
+    check_complete,
+    check_everything_read,
+    check_files,
+    check_intact,
+    check_schema,
+    raise_if_red,
+)
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.io_manager import ProjectStream
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.reports import WriteReport
+from neptune_assets.lake.verification import Subset, Verification, VerifyReport, has_project
+from neptune_assets.progress import ProgressLog
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
@@ -29,9 +38,77 @@ _LOGGED = 1_000
 
 def lake_assets(migration: Migration) -> list[dg.AssetsDefinition]:
     """Build the lake's assets: ``runs`` always, the model registry where the source can hold one."""
-    registry = has_model_registry(migration.settings)
-    scopes = [Scope.RUNS, *([Scope.MODELS, Scope.MODEL_VERSIONS] if registry else [])]
-    return [_lake_asset(migration, scope) for scope in scopes]
+    return [_lake_asset(migration, scope) for scope in _scopes(migration.settings)]
+
+
+class VerifyConfig(dg.Config):
+    """Run config of the asset that reads the lake again."""
+
+    everything: bool = False
+    """Read all runs now instead of the day's share."""
+
+
+def verified_asset(migration: Migration) -> dg.AssetsDefinition:
+    """Build the asset that reads a share of the lake again and compares it with what was recorded."""
+    key = migration.key("lake", "verified")
+    scopes = _scopes(migration.settings)
+    settings = migration.settings.lake
+
+    @dg.asset(
+        key=key,
+        deps=[migration.key("lake", scope.value) for scope in scopes],
+        group_name="lake",
+        description=(
+            f"The lake read again, what was read longest ago first: all of it within {settings.verify_days} days if "
+            "materialized daily. Damaged runs are read anew from the source by the next materialization of lake/runs."
+        ),
+        partitions_def=migration.partitions,
+        kinds={"parquet"},
+        code_version="1",
+        pool=migration.pool("lake"),
+        check_specs=[
+            migration.check(key, "intact", "Every byte that was read is as it was recorded when it was written.")
+        ],
+    )
+    def verified(context: dg.AssetExecutionContext, config: VerifyConfig) -> Iterator[Any]:
+        log = ProgressLog(context.log.info, f"{context.partition_key} verified")
+
+        def progress(now: VerifyReport) -> None:
+            log.update(now.runs, now.runs_total, now.rows, now.bytes / now.bytes_total if now.bytes_total else None)
+
+        share = None if config.everything else Subset(share=1 / settings.verify_days)
+        with clear_failures():
+            lake = Lake(settings)
+            project_id = context.partition_key
+            held = [(project_id, scope) for scope in scopes if has_project(lake, project_id, scope)]
+            report = Verification(lake, progress=progress).run(held, share)
+        for item in report.damaged[:_LOGGED]:
+            context.log.error("Damaged: %s", item.message)
+        for note in report.notes:
+            context.log.warning("%s", note)
+        result = check_intact(report, key)
+        moments = list(report.verified_through.values())
+        through = None if None in moments else min((moment for moment in moments if moment), default=None)
+        yield dg.MaterializeResult(
+            metadata={
+                "verified_through": through or "not all of it yet",
+                "runs_verified": report.runs,
+                "rows_verified": report.rows,
+                "files_verified": report.files,
+                "bytes_verified": report.bytes,
+                "seconds": round(report.seconds, 3),
+                "damaged": len(report.damaged),
+            },
+            check_results=[result],
+        )
+        raise_if_red([result])
+
+    return verified
+
+
+def _scopes(settings: Settings) -> list[Scope]:
+    registry = has_model_registry(settings)
+    return [Scope.RUNS, *([Scope.MODELS, Scope.MODEL_VERSIONS] if registry else [])]
 
 
 def has_model_registry(settings: Settings) -> bool:

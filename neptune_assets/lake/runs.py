@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import LakeDamagedError, LakeError, UnsafePathError
 from neptune_assets.lake.digest import RunDigest
 from neptune_assets.lake.in_place import AGAIN, check_in_place, rows_in_place, storage_in_place
-from neptune_assets.lake.integrity import REPAIR, CheckedFile
+from neptune_assets.lake.integrity import REPAIR, CheckedFile, hash_stream
 from neptune_assets.lake.parts import open_parquet, part_generation, row_group_bounds
 from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
@@ -80,6 +80,9 @@ class LakeRun:
         Raises LakeError if it is not there; reading raises LakeDamagedError, before the last bytes leave, if it is
         not what was recorded.
         """
+        return self._checked(self._open_stored(path), path)
+
+    def _open_stored(self, path: str) -> BinaryIO:
         parts = path.replace("\\", "/").split("/") if self.record.in_place is not None else path.split("/")
         if not path or any(part in {"", ".", ".."} for part in parts) or "\x00" in path:
             raise UnsafePathError(
@@ -90,7 +93,7 @@ class LakeRun:
             return self._open_in_place(path, "/".join(parts))
         lake = self.project.lake
         root = lake.layout.files(self.project_id, self.project.scope)
-        return self._checked(self._open(lake.storage, root, [f"{root}/{path}"], path), path)
+        return self._open(lake.storage, root, [f"{root}/{path}"], path)
 
     def file_problems(self, sizes: Mapping[str, int]) -> list[str]:
         """Compare the run's files with a listing of the lake's, or with the export: missing, or of other size."""
@@ -106,6 +109,26 @@ class LakeRun:
             elif size != item.size:
                 wrong.append(f"{item.path} has {size:,} bytes instead of {item.size:,}")
         return wrong
+
+    def file_damage(self, item: FileRecord, progress: Callable[[int], None] | None = None) -> str | None:
+        """Read one of the run's files and return what is wrong with it, None if it is as recorded.
+
+        ``progress`` is told how many bytes were read.
+        """
+        try:
+            # Unlike a reader of rows this wants to go on after a damaged file, and to its end.
+            with self._open_stored(item.path) as stream:
+                size, found = hash_stream(stream, progress)
+        except LakeError as error:
+            return error.message
+        except OSError as error:
+            return f"File {item.path!r} of run {self.run_id!r} cannot be read: {error}."
+        if (size, found) == (item.size, item.sha256):
+            return None
+        return (
+            f"File {item.path!r} of run {self.run_id!r} is damaged: it has {size:,} bytes with sha256 {found} "
+            f"instead of {item.size:,} with {item.sha256}."
+        )
 
     def file_records(self, attribute_path: str) -> list[FileRecord]:
         """Return the records of the files of one attribute: one for a file, one a step or member for others."""
@@ -298,7 +321,7 @@ class LakeRun:
             raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=AGAIN)
         storage = storage_in_place(root, self.project.lake.settings)
         candidates = [f"{storage.root}/{item}" for item in dict.fromkeys((path, normal))]
-        return self._checked(self._open(storage, storage.root, candidates, path), path)
+        return self._open(storage, storage.root, candidates, path)
 
     def _open(self, storage: Storage, root: str, candidates: Sequence[str], path: str) -> BinaryIO:
         for candidate in candidates:
