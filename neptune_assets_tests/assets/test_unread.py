@@ -18,7 +18,9 @@ import pytest
 from neptune_assets.build import build_defs, discover_projects
 from neptune_assets.errors import SourceError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import Settings
+from neptune_assets.server.store.projects import Store
+from neptune_assets.settings import Filters, OfflineSource, Settings
+from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.support.export_factory import ExportFactory, run_v3
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -197,11 +199,50 @@ def test_refreshing_names_a_path_without_recordings(
     assert any(str(unknown / "backup.7z") in line and "Unpack" in line for line in warnings)
 
 
-@pytest.mark.parametrize("what", ["project of which no part can be read", "run that the exporter failed on"])
+def test_a_link_that_leads_nowhere_is_named(recordings: Path, tmp_path: Path) -> None:
+    (recordings / "one" / "job-9").symlink_to(tmp_path / "not mounted")
+    source = Offline(OfflineSource(paths=[str(recordings / "one")]), Filters())
+    source.projects()
+    (notice,) = source.problems()
+    assert notice.notice
+    assert str(recordings / "one" / "job-9") in notice.message
+
+
+def test_a_project_of_a_store_that_cannot_be_opened_fails(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for name in (PROJECT, "team/other"):
+        store.project(name, create=True)
+    store.close()
+    other = min((tmp_path / "store" / "projects").glob("*/*.sqlite3"))
+    other.write_bytes(b"not a database" * 1000)
+    for left in other.parent.glob(f"{other.name}-*"):
+        left.unlink()
+    source: dict[str, Any] = {"server": {"store": str(tmp_path / "store")}}
+    made = Settings.model_validate({"source": source, "lake": {"root": str(tmp_path / "lake")}})
+    (project,) = discover_projects(made)
+    fails_and_names(materialize(made, project), other)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "project of which no part can be read",
+        "directory of Parquet files that are not named as parts",
+        "Parquet file beside the projects",
+        "run that the exporter failed on",
+    ],
+)
 def test_what_an_export_holds_and_cannot_be_read_fails(tmp_path: Path, what: str) -> None:
     export = ExportFactory(tmp_path)
     export.run("ws/one", "a", run_v3("a"))
-    if what.startswith("project"):
+    if what.startswith("directory"):
+        named = export.data / "ws_three" / "RUN-1.parquet"
+        named.parent.mkdir()
+        shutil.copy(export.part("ws/one", "a"), named)
+    elif what.startswith("Parquet"):
+        named = export.data / "RUN-1.parquet"
+        shutil.copy(export.part("ws/one", "a"), named)
+    elif what.startswith("project"):
         export.run("ws/two words", "b", run_v3("b"))
         part = export.part("ws/two words", "b")
         part.write_bytes(b"PAR1 torn")

@@ -275,7 +275,7 @@ def test_two_directories_of_one_project(factory):
     (copy / factory.part(PROJECT, "r").name).write_bytes(factory.part(PROJECT, "r").read_bytes())
     export = source(factory)
     assert export.projects() == [PROJECT]
-    assert "aaa" in messages(export.problems())
+    assert "aaa" in messages(export.problems(PROJECT))
     assert len(export.runs(PROJECT)) == 1
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -185,11 +185,10 @@ def existing_projects(root: Path) -> dict[str, Path]:
         path = directory / DATABASE
         if path.is_file():
             try:
-                connection = open_reader(path)
-            except (StoreError, sqlite3.OperationalError):
-                continue  # Being made at this moment, or its making was cut short: it holds nothing yet.
-            found[str(connection.execute("SELECT project_id FROM project").fetchone()[0])] = path
-            connection.close()
+                with closing(open_reader(path)) as connection:
+                    found[str(connection.execute("SELECT project_id FROM project").fetchone()[0])] = path
+            except (StoreError, sqlite3.DatabaseError):
+                continue  # Being made at this moment, or its making was cut short; or damaged: the source reports it.
     return found
 
 

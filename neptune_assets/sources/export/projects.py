@@ -73,26 +73,37 @@ class Projects:
             else "Give the directory that neptune-exporter wrote its data to, by default exports/data.",
         )
 
-    def directories(self, scopes: Iterable[Scope], candidates: Iterable[str]) -> tuple[dict[str, str], list[Issue]]:
-        """Return directory by project id, and what is wrong with directories that are no project's or a second one."""
+    def directories(
+        self, scopes: Iterable[Scope], candidates: Iterable[str]
+    ) -> tuple[dict[str, str], list[tuple[str | None, Issue]]]:
+        """Return directory by project id, and what else is there that is not read, with its project if that is known.
+
+        That is directories whose project cannot be named, a second one of a project, links, and Parquet files that are
+        in no project's directory or not named like parts.
+        """
         found: dict[str, str] = {}
         scopes, candidates = tuple(scopes), tuple(candidates)
-        problems = [
-            Issue(f"{entry.path} is a symbolic link that leads out of the export; it is not read.")
-            for entry in self._root.entries() or []
-            if entry.leads_out
-        ]
+        problems: list[tuple[str | None, Issue]] = []
+        for entry in self._root.entries() or []:
+            if entry.leads_out:
+                message = f"{entry.path} is a symbolic link that leads out of the export; it is not read."
+                problems.append((None, Issue(message)))
+            elif not entry.is_directory and ".parquet" in entry.name.lower():
+                message = (
+                    f"{entry.path} is in no project's directory; it is not read. Move it into that of its project."
+                )
+                problems.append((None, Issue(message)))
         for entry in project_directories(self._root):
-            listings = [listing for scope in scopes if (listing := list_runs(self._root, entry.name, scope)).runs]
-            if not listings:
+            listings = [list_runs(self._root, entry.name, scope) for scope in scopes]
+            if not any(listing.runs for listing in listings):
+                problems.extend((None, issue) for listing in listings for issue in listing.problems)
                 continue
             project_id = self._project_of(entry.name, listings, candidates)
             if project_id is None:
-                problems.append(
-                    Issue(
-                        f"No part in {entry.path} can be read, so the name of its project is unknown. Export it again."
-                    )
+                message = (
+                    f"No part in {entry.path} can be read, so the name of its project is unknown. Export it again."
                 )
+                problems.append((None, Issue(message)))
             elif project_id not in found:
                 found[project_id] = entry.name
             else:
@@ -100,9 +111,8 @@ class Projects:
                 if other == safe_name(project_id):
                     keep, other = other, keep
                 found[project_id] = keep
-                problems.append(
-                    Issue(f"{self._root.url}/{other} holds runs of {project_id}, as {keep} does; only {keep} is read.")
-                )
+                message = f"{self._root.url}/{other} holds runs of {project_id}, as {keep} does; only {keep} is read."
+                problems.append((project_id, Issue(message)))
         return found, problems
 
     def runs(self, directory: str, scope: Scope, candidates: Iterable[str]) -> FoundProject:

@@ -46,7 +46,7 @@ class Export:
         self._projects = {root.setting: Projects(root) for root in (self._data, self._model_data) if root is not None}
         self._found: dict[tuple[str, Scope], FoundProject] = {}
         self._directories: dict[str, dict[str, str]] = {}
-        self._strays: list[Issue] = []
+        self._strays: list[tuple[str | None, Issue]] = []
         self._report: ErrorReport | None = None
 
     def projects(self) -> list[str]:
@@ -106,7 +106,7 @@ class Export:
         """What is wrong with a project as a whole, its model registry included: see :mod:`.audit`."""
         known: set[str] = set()
         self._look()
-        issues = list(self._strays)
+        issues = [issue for project, issue in self._strays if project in {None, project_id}]
         if project_id is None:
             return issues
         for setting, directories in self._directories.items():

@@ -58,6 +58,10 @@ def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecordi
                 yield found
     for name in folder.special:
         path = folder.path / name
+        if path.is_symlink() and not path.exists():
+            message = f"{path} is a link that leads nowhere. If recordings are behind it, bring back what it leads to."
+            yield Refusal(path, message, notice=True)
+            continue
         if name != DATABASE and not (folder.path.name == ".neptune" and name.endswith(".sqlite3")):
             continue
         yield Refusal(path, f"{path} is not a regular file (a pipe, a socket or a device). Put the recording back.")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
-from neptune_assets.server.store.database import open_reader
+from neptune_assets.server.store.database import DATABASE, open_reader
 from neptune_assets.server.store.files import object_path
 from neptune_assets.server.store.projects import existing_projects
 from neptune_assets.server.store.runs import SELECT_RUN, Run, find_run, run_of
@@ -97,8 +97,18 @@ class Server:
         return [StoredFile(file_name(rest, row["mime_type"] or ""), object_path(directory, row["sha256"]))]
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
-        """Nothing: a store has no stray files."""
-        return ()
+        """Databases of projects that cannot be opened, so that not even the name of the project is known."""
+        readable = set(existing_projects(self._root).values())
+        databases = sorted((self._root / "projects").glob(f"*/{DATABASE}"))
+        return [
+            Issue(
+                f"{path} cannot be opened, so the project in it is not read. Start the server to repair it, or put a "
+                "backup of its directory in its place."
+            )
+            for path in databases
+            # One without bytes is being made at this moment, or its making was cut short.
+            if path not in readable and path.stat().st_size
+        ]
 
     def _database(self, project_id: str) -> Path:
         known = {name: path for name, path in existing_projects(self._root).items() if self._selection.project(name)}
