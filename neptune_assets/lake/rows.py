@@ -90,7 +90,7 @@ def pack(batch: pa.RecordBatch, attributes: Attributes) -> pa.RecordBatch:
 
 
 def compact(batch: pa.RecordBatch, ids: Int32) -> pa.RecordBatch:
-    """Turn rows in the lake's schema, whose attributes have these ids, into compact rows."""
+    """Turn rows in the lake's schema, whose attributes have these ids, into compact rows; value columns may lack."""
     arrays = [
         pa.array(ids),
         pa.array(microsteps(batch["step"])),
@@ -98,6 +98,8 @@ def compact(batch: pa.RecordBatch, ids: Int32) -> pa.RecordBatch:
     ]
     names = list(KEYS)
     for name in VALUES:
+        if name not in batch.schema.names:
+            continue
         column = batch[name]
         if column.null_count < len(column):
             names.append(name)

@@ -140,13 +140,17 @@ class LakeRun:
         Files count by the sha256 that the manifest holds, so only rows are read.
         """
         attributes = Attributes()
-        by_row: dict[tuple[str, int | None], list[FileRecord]] = {}
-        for item in self.record.files:
-            by_row.setdefault((item.attribute_path, item.step), []).append(item)
-        digest = RunDigest(attributes.names, lambda path, step, _: by_row.get((path, step), []))
+        digest = self.new_digest(attributes)
         for batch in self.batches():
             digest.update(pack(batch, attributes))
         return digest.hexdigest()
+
+    def new_digest(self, attributes: Attributes) -> RunDigest:
+        """Return the digest of the run before its first row, for who reads all of its rows anyway."""
+        by_row: dict[tuple[str, int | None], list[FileRecord]] = {}
+        for item in self.record.files:
+            by_row.setdefault((item.attribute_path, item.step), []).append(item)
+        return RunDigest(attributes.names, lambda path, step, _: by_row.get((path, step), []))
 
     def part_problem(self, part: PartRecord) -> str | None:
         """Look at a part's footer; return what is wrong, None if it is of this commit and has the rows and columns."""
@@ -167,12 +171,7 @@ class LakeRun:
         costs as much as reading its rows. Raises LakeDamagedError if anything differs.
         """
         if not self.record.hashed:
-            if self.content_digest() != self.record.digest:
-                raise LakeDamagedError(
-                    f"The rows of run {self.run_id!r} of {self.project_id!r} in the lake are damaged: their digest is "
-                    f"not the recorded {self.record.digest}.",
-                    hint=REPAIR,
-                )
+            self.compare(self.content_digest())
             return
         try:
             for part in self.record.parts:
@@ -184,6 +183,15 @@ class LakeRun:
                     check_in_place(self.record, part, self.project.lake.settings)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise self.unreadable(error) from error
+
+    def compare(self, digest: str) -> None:
+        """Raise LakeDamagedError if the digest of all rows is not the recorded one."""
+        if digest != self.record.digest:
+            raise LakeDamagedError(
+                f"The rows of run {self.run_id!r} of {self.project_id!r} in the lake are damaged: their digest is "
+                f"not the recorded {self.record.digest}.",
+                hint=REPAIR,
+            )
 
     def unreadable(self, error: Exception) -> LakeError:
         """Return the error of a part that cannot be read: damaged, unless the storage refused to give its bytes."""

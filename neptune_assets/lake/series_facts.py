@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +14,8 @@ from neptune_assets.lake.rows import NONE
 
 SCALE: Final = 2.0**-64
 """A plain sum of finite values can overflow though their mean cannot; this factor is exact and leaves room."""
+_UNIT: Final = 1 << 1126
+"""Every finite double is a whole number of 2^-1126."""
 _SHORT: Final = 256
 """Points of a series up to which plain sums are as good as pairwise ones."""
 
@@ -23,7 +26,11 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class SeriesFacts:
-    """One series. ``total`` is the sum of finite values times :data:`SCALE`; NONE stands for no step and no time."""
+    """One series; NONE stands for no step and no time.
+
+    The mean is the exact sum of the finite values, rounded once, divided by their number: it does not depend on how the
+    rows came in batches. ``total`` is that sum, in units of 2^-1126.
+    """
 
     attribute: int
     """Id of the attribute in its run."""
@@ -35,8 +42,10 @@ class SeriesFacts:
     last: float | None = None
     least: float | None = None
     greatest: float | None = None
-    total: float = 0.0
+    total: int = 0
     finite: int = 0
+    short_mean: float | None = None
+    """Mean of a series that was measured at once, whose exact sum is not kept."""
     first_step: int = NONE
     last_step: int = NONE
     first_time: int = NONE
@@ -46,7 +55,9 @@ class SeriesFacts:
     @property
     def mean(self) -> float | None:
         """Mean of finite values."""
-        return self.total / self.finite / SCALE if self.finite else None
+        if self.short_mean is not None or not self.finite:
+            return self.short_mean
+        return _mean(self.total, self.finite)
 
     @property
     def variance(self) -> float | None:
@@ -93,10 +104,41 @@ class SeriesFacts:
             low, high = float(values.min()), float(values.max())
             self.least = low if self.least is None else min(self.least, low)
             self.greatest = high if self.greatest is None else max(self.greatest, high)
-            total = float((values * SCALE).sum())
-            self.total += total
+            self.total += exact_sum(values)
             self.finite += len(values)
-            self.moments.add(values, total / len(values) / SCALE)
+            self.moments.add(values, float((values * SCALE).sum()) / len(values) / SCALE)
+
+
+def exact_sum(values: Floats) -> int:
+    """Return the sum of finite values in units of 2^-1126, exactly: bounded memory, whatever their order."""
+    fractions, exponents = np.frexp(values)
+    whole = np.ldexp(fractions, 53).astype(np.int64)
+    shifts = exponents.astype(np.int64) + 1073
+    low = int(shifts.min())
+    places = shifts - low
+    # Halves of 27 bits: sums of up to 2^26 of them are exact in a double.
+    highs = np.bincount(places, weights=(whole >> 27).astype(np.float64))
+    lows = np.bincount(places, weights=(whole & ((1 << 27) - 1)).astype(np.float64))
+    total = 0
+    for place in np.flatnonzero((highs != 0) | (lows != 0)).tolist():
+        total += ((int(highs[place]) << 27) + int(lows[place])) << (place + low)
+    return total
+
+
+def _mean(total: int, count: int) -> float:
+    try:
+        return total / _UNIT / count
+    except OverflowError:
+        # The sum is no double, the mean is one. Dividing whole numbers rounds once.
+        return total / (_UNIT * count)
+
+
+def _short_mean(values: list[float]) -> float:
+    """Return the mean of a few finite values, the same as :func:`_mean` of their exact sum."""
+    try:
+        return (math.fsum(values) + 0.0) / len(values)
+    except OverflowError:
+        return _mean(exact_sum(np.asarray(values)), len(values))
 
 
 def short_segments(
@@ -146,7 +188,6 @@ def short_series(
         values[edges + counts - 1],
         np.minimum.reduceat(values, edges),
         np.maximum.reduceat(values, edges),
-        totals,
         steps[starts],
         steps[ends - 1],
         np.minimum.reduceat(times, edges),
@@ -156,7 +197,8 @@ def short_series(
         squares,
     )
     found = {}
-    for attribute, count, first, last, low, high, total, begin, end, early, late, mean, rest, square in zip(
+    listed, place = values.tolist(), 0
+    for attribute, count, first, last, low, high, begin, end, early, late, mean, rest, square in zip(
         *(column.tolist() for column in columns), strict=True
     ):
         moments = Moments()
@@ -168,12 +210,13 @@ def short_series(
             last=last,
             least=low,
             greatest=high,
-            total=total,
             finite=count,
+            short_mean=_short_mean(listed[place : place + count]),
             first_step=begin,
             last_step=end,
             first_time=early,
             last_time=late,
             moments=moments,
         )
+        place += count
     return found

@@ -56,9 +56,9 @@ class RunStatistics:
         if len(chosen):
             self._measure(rows, starts, ends, of_segment, chosen)
 
-    def facts(self, run_id: str, digest: str) -> RunFacts | None:
-        """Return what was found out, or None for a run whose parameters are too large."""
-        if self._parameter_bytes > PARAMETER_BYTES:
+    def facts(self, run_id: str, digest: str, *, parameters: bool = True) -> RunFacts | None:
+        """Return what was found out, or None for a run whose parameters are too large, unless they are left out."""
+        if parameters and self._parameter_bytes > PARAMETER_BYTES:
             return None
         names = self._names
         return RunFacts(
@@ -66,8 +66,12 @@ class RunStatistics:
             digest,
             self._series,
             [names[item.attribute] for item in self._series],
-            self._parameters,
-            [names[place] for batch in self._parameters for place in batch["attribute"].to_numpy().tolist()],
+            self._parameters if parameters else [],
+            [
+                names[place]
+                for batch in (self._parameters if parameters else [])
+                for place in batch["attribute"].to_numpy().tolist()
+            ],
             self._parameter_bytes,
         )
 
@@ -117,6 +121,9 @@ class RunStatistics:
                 # An attribute that goes on from the batch before is the first segment.
                 if int(of_segment[short[0]]) == self._last_id:
                     short = short[1:]
+                # The last segment may go on in the next batch, so its exact sum has to be kept.
+                if len(short) and int(ends[short[-1]]) == rows.num_rows:
+                    short = short[:-1]
                 together = short_series(starts[short], ends[short], of_segment[short], values, steps, times)
         for number in chosen.tolist():
             current = int(of_segment[number])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from neptune_assets.lake.hashed_files import UNKNOWN, difference, replacing_hashed
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.parts import open_parquet
 from neptune_assets.lake.records import RunRecord
@@ -16,12 +19,15 @@ from neptune_assets.lake.statistics_tables import PARAMS, SERIES, RunFacts, para
 from neptune_assets.lake.storage import Storage
 from neptune_assets.scratch import ScratchDirectory
 
+log = logging.getLogger(__name__)
+
 _SCHEMAS: Final = {"series": SERIES, "params": PARAMS}
 _BATCH_ROWS: Final = 65_536
 _BATCH_BYTES: Final = 16 << 20
 _OPTIONS: Final[dict[str, Any]] = {
     "compression": "zstd",
     "compression_level": 13,
+    "write_page_checksum": True,
     "store_decimal_as_integer": True,
     "use_dictionary": [field.name for schema in (SERIES, PARAMS) for field in schema if field.type == pa.string()],
 }
@@ -79,16 +85,35 @@ class StatisticsFiles:
                 for batches, wanted in ((old, kept), (new, self._added)):
                     for table in _gathered((_of(batch, wanted) for batch in batches), schema):
                         writer.write_table(table)
-            self._storage.put_file(local, target)
+            with replacing_hashed(Path(local), target, None if self._storage.local else self._storage.filesystem):
+                self._storage.put_file(local, target)
+
+    def added(self) -> dict[str, str]:
+        """Write what was added to Parquet files that live until :meth:`close`, by table; empty if nothing was."""
+        if self._held:
+            self._spill()
+        if self._spool is None:
+            return {}
+        self._close_writers()
+        found = {}
+        for name, schema in _SCHEMAS.items():
+            found[name] = f"{self._spool.path}/{name}-added.parquet"
+            with pq.ParquetWriter(found[name], schema, store_decimal_as_integer=True) as writer:
+                for table in _gathered(_spooled(f"{self._spool.path}/{name}.arrow"), schema):
+                    writer.write_table(table)
+        return found
 
     def _stored(self, path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
+            if not usable_statistics(self._storage, path):
+                return
             with open_parquet(self._storage, path) as file:
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                     yield _completed(batch, schema)
-        except (FileNotFoundError, pa.ArrowInvalid):
-            # None yet, or damaged: what is not in the new file is scanned by the summary.
+        except FileNotFoundError:
             return
+        except (pa.ArrowException, OSError) as error:
+            log.warning("Statistics %s cannot be read (%s): the summary makes them again.", path, error)
 
     def close(self) -> None:
         """Remove what was spooled."""
@@ -102,6 +127,14 @@ class StatisticsFiles:
             writer.close()
             sink.close()
         self._writers = []
+
+
+def usable_statistics(storage: Storage, path: str) -> bool:
+    """True if statistics are as they were written; a warning names those that are damaged. They can be made again."""
+    damage = difference(path, None if storage.local else storage.filesystem)
+    if damage not in {None, UNKNOWN}:
+        log.warning("Statistics %s are damaged: %s. They are made again.", storage.url(path), damage)
+    return damage is None
 
 
 def _spooled(path: str) -> Iterator[pa.RecordBatch]:

@@ -6,6 +6,7 @@ Belongs here: running ``sql/*.sql`` with bounded memory. What the tables mean is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,21 +15,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from neptune_assets.errors import LakeError
-from neptune_assets.lake.parts import GENERATION
-from neptune_assets.schema import SCHEMA, TIME_TYPE
+from neptune_assets.errors import LakeBusyError, LakeError, NeptuneAssetsError
+from neptune_assets.lake.lock import project_lock
+from neptune_assets.lake.rows import Attributes, pack
+from neptune_assets.lake.statistics import RunStatistics
+from neptune_assets.lake.statistics_files import StatisticsFiles, usable_statistics
+from neptune_assets.lake.statistics_tables import PARAMS, SERIES
+from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType, Scope
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.filesystems import register_filesystems
 from neptune_assets.summary.manifest import load_manifest
-from neptune_assets.summary.quoting import identifier, literal, parquet, parquet_of, plain_path
-from neptune_assets.summary.rows import COLUMN_NAMES, Rows, project_rows
-from neptune_assets.summary.writing import write_table
+from neptune_assets.summary.quoting import identifier, literal, parquet, plain_path
+from neptune_assets.summary.rows import project_rows
 
 if TYPE_CHECKING:
-    from neptune_assets.lake.reader import LakeProject
+    from neptune_assets.lake.reader import LakeProject, LakeRun
     from neptune_assets.settings import LakeSettings, SummarySettings
+
+log = logging.getLogger(__name__)
+
+_STAMPED: Final = ("attribute_path", "attribute_type", "step", "timestamp")
+_SERIES_COLUMNS: Final = (*_STAMPED, "float_value")
+_PARAMETER_COLUMNS: Final = (*_STAMPED, *sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES}))
 
 BATCH_ROWS: Final = 65_536
 """Rows of a batch that a table is read by."""
@@ -43,6 +54,7 @@ class Summary:
     def __init__(self, project: LakeProject, settings: SummarySettings, lake_settings: LakeSettings) -> None:
         self.project_id = project.project_id
         self.digest = project.digest
+        self._directory_of_scratch = lake_settings.scratch
         self._directory = ScratchDirectory("summary", lake_settings.scratch)
         self._scratch = str(self._directory.path)
         self._project = project
@@ -98,73 +110,109 @@ class Summary:
         return self._con.cursor().sql(sql).to_arrow_reader(BATCH_ROWS)
 
     def rows(self, run_ids: Collection[str] | None = None) -> Iterator[str]:
-        """Yield SELECT statements for :meth:`query` that give the lake's rows, repaired, some runs at a time."""
+        """Yield SELECT statements for :meth:`query` that give the lake's rows, repaired, some runs at a time.
+
+        Raises LakeDamagedError if a part of them is not what was recorded.
+        """
+        for run in self._project.runs():
+            if run.record.hashed and (run_ids is None or run.run_id in run_ids):
+                run.check()
         for rows in project_rows(self._project, run_ids):
             yield rows.sql(self._empty_part)
 
     def _scan(self) -> None:
-        empty = str(Path(self._scratch) / "empty.parquet")
-        write_table(pa.RecordBatchReader.from_batches(SCHEMA, iter(())), empty)
-        self._empty_part = literal(plain_path(empty))
-        scans = {"series_facts": _sql("scan_series"), "params_facts": _sql("scan_params")}
-        nothing = f"SELECT {COLUMN_NAMES} FROM {parquet_of([self._empty_part])}"  # noqa: S608
-        self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {nothing}")
-        for table, sql in scans.items():
-            self._con.execute(f"CREATE TABLE {table} AS {sql}")
-        records = self._project.records()
+        self._facts_tables()
         known = self._take_statistics()
-        generations = {record.generation for record in records.values()}
-        for rows in project_rows(self._project, records.keys() - known):
-            self._scan_rows(rows, scans, generations)
+        missing = [run for run in self._project.runs() if run.run_id not in known]
+        if missing:
+            self._measure(missing)
         self._check_rows()
         self._con.execute(f"CREATE TABLE run_facts AS {_sql('run_facts')}")
 
+    def _facts_tables(self) -> None:
+        """Make the empty tables of what is known of series and parameters, in the columns of the statistics."""
+        self._empty_part = literal(plain_path(self._write_empty("rows", SCHEMA)))
+        for name, schema in (("series_facts", SERIES), ("params_facts", PARAMS)):
+            source = parquet([plain_path(self._write_empty(name, schema))])
+            self._con.execute(f"CREATE TABLE {name} AS SELECT * EXCLUDE (digest) FROM {source}")  # noqa: S608
+
+    def _write_empty(self, name: str, schema: pa.Schema) -> str:
+        path = Path(self._scratch) / f"{name}-empty.parquet"
+        with pq.ParquetWriter(path, schema, store_decimal_as_integer=True):
+            return str(path)
+
     def _take_statistics(self) -> set[str]:
-        """Take what the lake's writer found out, and return the runs that need no scan because of it."""
-        paths = self._project.statistics()
-        if paths is None:
+        """Take what the lake's writer found out, and return the runs that need not be read because of it."""
+        paths, storage = self._project.statistics(), self._project.lake.storage
+        if paths is None or not all(usable_statistics(storage, path) for path in paths.values()):
             return set()
         intact = self._project.intact()
         self._con.execute("CREATE TEMP TABLE intact AS SELECT unnest($1) AS run_id", [sorted(intact)])
         for table, path in paths.items():
-            stored = parquet([plain_path(path)])
-            names = [
-                [row[0] for row in self._con.execute(f"DESCRIBE FROM {source}").fetchall()]
-                for source in (table, stored)
-            ]
-            # Files that were written before a column was kept lack it.
-            columns = ", ".join(identifier(name) for name in names[0] if name in names[1])
-            self._con.execute(
-                f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {stored} "  # noqa: S608
-                "SEMI JOIN manifest USING (run_id, digest) SEMI JOIN intact USING (run_id)"
-            )
+            self._insert(table, path, "SEMI JOIN manifest USING (run_id, digest) SEMI JOIN intact USING (run_id)")
         records = self._project.records()
         known = {run_id for run_id, rows in self._counted().items() if rows == records[run_id].total_rows}
-        # A run that is not there as a whole is scanned as a whole.
+        # A run that is not there as a whole is read as a whole.
         self._con.execute("CREATE OR REPLACE TEMP TABLE intact AS SELECT unnest($1) AS run_id", [sorted(known)])
         for table in paths:
             self._con.execute(f"DELETE FROM {table} WHERE run_id NOT IN (SELECT run_id FROM intact)")  # noqa: S608
         return known
 
-    def _scan_rows(self, rows: Rows, scans: dict[str, str], generations: set[str]) -> None:
+    def _insert(self, table: str, path: str, condition: str = "") -> None:
+        source = parquet([plain_path(path)])
+        self._con.execute(f"INSERT INTO {table} BY NAME SELECT * EXCLUDE (digest) FROM {source} {condition}")  # noqa: S608
+
+    def _measure(self, runs: Sequence[LakeRun]) -> None:
+        """Read runs that nothing is known of, as the writer does while it writes them, and keep what was found."""
+        project, lake = self._project, self._project.lake
+        found = StatisticsFiles(lake.storage, lake.layout, self.project_id, self._directory_of_scratch)
+        large = StatisticsFiles(lake.storage, lake.layout, self.project_id, self._directory_of_scratch)
         try:
-            self._con.execute(f"CREATE OR REPLACE TEMP VIEW lake_rows AS {rows.sql(self._empty_part)}")
-            for table, sql in scans.items():
-                self._con.execute(f"INSERT INTO {table} {sql}")
-            if self.query("SELECT 1 FROM series_facts WHERE first_step <= -9e9 OR last_step >= 9e9 LIMIT 1"):
-                self._con.execute(_sql("exact_ends"))
-            if not rows.repairs.in_place:
-                self._check_generations(rows.parts, generations)
-        except duckdb.OutOfMemoryException as error:
-            raise LakeError(
-                f"Summarizing {self.project_id} needs more memory than allowed: {error}",
-                hint="Raise summary.memory_mb, or lower summary.threads.",
-            ) from error
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            raise LakeError(
-                f"A Parquet part of {self.project_id} cannot be read: {error}",
-                hint="Materialize the project's lake asset again, then the summary.",
-            ) from error
+            for run in runs:
+                statistics = measured(run)
+                facts = statistics.facts(run.run_id, run.record.digest)
+                if facts is not None:
+                    found.add(facts)
+                else:
+                    without = statistics.facts(run.run_id, run.record.digest, parameters=False)
+                    assert without is not None  # noqa: S101 - None is for parameters only
+                    large.add(without)
+                    self._insert("params_facts", self._write_parameters(run))
+            for files in (found, large):
+                for name, path in files.added().items():
+                    self._insert(f"{name}_facts", path)
+            if project.scope is Scope.RUNS:
+                self._keep(found)
+        finally:
+            found.close()
+            large.close()
+
+    def _write_parameters(self, run: LakeRun) -> str:
+        """Write the parameters of a run that has too many to be held, and return where."""
+        path = Path(self._scratch) / "parameters.parquet"
+        names = [name for name in PARAMS.names if name != "digest"]
+        with pq.ParquetWriter(path, PARAMS, store_decimal_as_integer=True) as writer:
+            for batch in run.batches(PARAMETER_TYPES, names, 4_096):
+                columns = [
+                    batch[name] if name != "digest" else pa.nulls(batch.num_rows, pa.string()) for name in PARAMS.names
+                ]
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PARAMS))
+        return str(path)
+
+    def _keep(self, found: StatisticsFiles) -> None:
+        """Put what was found beside the lake, so that the next summary need not read these runs."""
+        lake = self._project.lake
+        try:
+            with project_lock(lake.storage, lake.layout.manifest(self.project_id, Scope.RUNS), self.project_id):
+                found.save(lake.project(self.project_id).records())
+        except LakeBusyError:
+            log.info("The statistics of %s are not kept: the project is being written.", self.project_id)
+        except (OSError, NeptuneAssetsError) as error:
+            log.warning(
+                "The statistics of %s cannot be kept: %s. The next summary reads the runs again.",
+                self.project_id,
+                error,
+            )
 
     def _counted(self) -> dict[str, int]:
         return dict(
@@ -173,21 +221,6 @@ class Summary:
                 "UNION ALL SELECT run_id, 1 FROM params_facts) GROUP BY run_id"
             ).fetchall()
         )
-
-    def _check_generations(self, parts: Sequence[str], expected: set[str]) -> None:
-        """Raise LakeError if a part that was read belongs to a commit that the manifest did not name."""
-        found = self._con.execute(
-            "SELECT file_name, decode(value) FROM parquet_kv_metadata($1) WHERE decode(key) = $2",
-            [[plain_path(part) for part in parts], GENERATION],
-        ).fetchall()
-        for name, generation in found:
-            if generation not in expected:
-                error = LakeError(
-                    f"{name} was materialized again while {self.project_id} was summarized.",
-                    hint="Wait until the lake asset is materialized, then materialize the summary.",
-                )
-                error.transient = True
-                raise error
 
     def _check_rows(self) -> None:
         """Raise LakeError if some run's parts do not hold the rows that the manifest names."""
@@ -232,6 +265,30 @@ def connect(settings: SummarySettings, scratch: str) -> duckdb.DuckDBPyConnectio
     # Slow queries would draw a bar on standard output, which belongs to whoever started this process.
     con.execute("SET enable_progress_bar = false")
     return con
+
+
+def measured(run: LakeRun) -> RunStatistics:
+    """Read a run as its writer did, once, and return what is to be known of its series and parameters.
+
+    Raises LakeError if a part cannot be read, LakeDamagedError if it is not what was recorded: by the sha256 of its
+    parts, or, where there is none, by the digest of all rows.
+    """
+    attributes = Attributes()
+    statistics = RunStatistics(attributes.names)
+    if not run.record.hashed:
+        digest = run.new_digest(attributes)
+        for batch in run.batches():
+            rows = pack(batch, attributes)
+            digest.update(rows)
+            statistics.update(rows)
+        run.compare(digest.hexdigest())
+        return statistics
+    series = [kind for kind in AttributeType if kind not in PARAMETER_TYPES]
+    for batch in run.batches(series, _SERIES_COLUMNS):
+        statistics.update(pack(batch, attributes))
+    for batch in run.batches(PARAMETER_TYPES, _PARAMETER_COLUMNS):
+        statistics.update(pack(batch, attributes))
+    return statistics
 
 
 def _sql(name: str) -> str:

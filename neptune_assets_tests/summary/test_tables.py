@@ -202,7 +202,7 @@ def test_a_part_that_lost_rows_is_an_error_and_leaves_no_scratch(tmp_path: Path)
     pq.write_table(table.slice(1).replace_schema_metadata(metadata), path)
     scratch = tmp_path / "scratch"
     settings = lake.settings.model_copy(update={"scratch": str(scratch)})
-    with pytest.raises(LakeError, match="1 rows in its parts, but 2"):
+    with pytest.raises(LakeError, match="1 rows by its footer instead of 2"):
         summarize(lake.project("ws/p"), SETTINGS, settings)
     assert list(scratch.iterdir()) == []
 

@@ -1,0 +1,82 @@
+"""Derived files with their sha256 beside them: ``<name>.sha256``, as coreutils' ``sha256sum --check`` reads it.
+
+Statistics, summary tables and reports can be made again; what matters is that a changed byte in one is noticed. While
+a file is replaced its note names the old content and the new one, so that a reader or a kill between finds one that
+fits.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neptune_assets.lake.integrity import hash_stream
+from neptune_assets.lake.storage import sync_directory
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+NOTE = ".sha256"
+
+
+@contextmanager
+def replacing_hashed(local: Path, path: str, filesystem: AbstractFileSystem | None = None) -> Iterator[None]:
+    """Note the sha256 of ``local`` beside ``path``, where the block puts it; ``filesystem`` None is the local disk."""
+    with local.open("rb") as stream:
+        _, new = hash_stream(stream)
+    old = [digest for digest in _noted(path, filesystem) or [] if digest != new]
+    _write(path, filesystem, [*old[-1:], new])
+    yield
+    _write(path, filesystem, [new])
+
+
+UNKNOWN = "it was written before derived files were hashed"
+
+
+def difference(path: str, filesystem: AbstractFileSystem | None = None) -> str | None:
+    """Return how a file is not what was noted, :data:`UNKNOWN` if nothing was, and None if it is.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    with Path(path).open("rb") if filesystem is None else filesystem.open(path, "rb") as stream:
+        _, found = hash_stream(stream)
+    noted = _noted(path, filesystem)
+    if noted is None:
+        return UNKNOWN
+    if found in noted:
+        return None
+    return (
+        f"its sha256 is {found} instead of {' or '.join(noted) or 'what ' + path.rpartition('/')[2] + NOTE + ' held'}"
+    )
+
+
+def _noted(path: str, filesystem: AbstractFileSystem | None) -> list[str] | None:
+    try:
+        raw = Path(path + NOTE).read_bytes() if filesystem is None else filesystem.cat_file(path + NOTE)
+    except FileNotFoundError:
+        return None
+    return [line.split(b" ", 1)[0].decode("ascii", "replace") for line in raw.splitlines() if line]
+
+
+def _write(path: str, filesystem: AbstractFileSystem | None, digests: list[str]) -> None:
+    name = path.rpartition("/")[2]
+    data = "".join(f"{digest}  {name}\n" for digest in digests).encode()
+    if filesystem is not None:
+        filesystem.pipe_file(path + NOTE, data)
+        return
+    target = Path(path + NOTE)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(str(target.parent))
