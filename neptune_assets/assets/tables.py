@@ -12,7 +12,7 @@ from neptune_assets.failures import clear_failures
 from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.storage import Storage
 from neptune_assets.settings import LakeSettings
-from neptune_assets.summary.writing import write_table
+from neptune_assets.summary.writing import check_table, write_table
 
 
 @dataclass(frozen=True)
@@ -58,5 +58,7 @@ class ParquetTables(dg.IOManager):
         """Open the table of the partition's project as a stream of batches."""
         path = self.path(context.asset_key, context.partition_key)
         with clear_failures():
-            file = pq.ParquetFile(Storage(self._settings.root, self._settings.storage).open(path))
+            storage = Storage(self._settings.root, self._settings.storage)
+            check_table(storage, path)
+            file = pq.ParquetFile(storage.open(path))
         return pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())

@@ -7,20 +7,18 @@ fits.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from neptune_assets import durable
 from neptune_assets.lake.integrity import hash_stream
-from neptune_assets.lake.storage import sync_directory
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-NOTE = ".sha256"
+NOTE: Final = ".sha256"
 
 
 @contextmanager
@@ -34,7 +32,7 @@ def replacing_hashed(local: Path, path: str, filesystem: AbstractFileSystem | No
     _write(path, filesystem, [new])
 
 
-UNKNOWN = "it was written before derived files were hashed"
+UNKNOWN: Final = "it was written before derived files were hashed"
 
 
 def difference(path: str, filesystem: AbstractFileSystem | None = None) -> str | None:
@@ -65,18 +63,7 @@ def _noted(path: str, filesystem: AbstractFileSystem | None) -> list[str] | None
 def _write(path: str, filesystem: AbstractFileSystem | None, digests: list[str]) -> None:
     name = path.rpartition("/")[2]
     data = "".join(f"{digest}  {name}\n" for digest in digests).encode()
-    if filesystem is not None:
+    if filesystem is None:
+        durable.write(path + NOTE, data)
+    else:
         filesystem.pipe_file(path + NOTE, data)
-        return
-    target = Path(path + NOTE)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(str(target.parent))

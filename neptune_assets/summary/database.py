@@ -25,7 +25,7 @@ from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.filesystems import register_filesystems
 from neptune_assets.summary.quoting import identifier, literal, parquet_of, plain_path
 from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows
-from neptune_assets.summary.writing import replacing, write_table
+from neptune_assets.summary.writing import check_table, replacing, write_table
 
 if TYPE_CHECKING:
     from neptune_assets.settings import LakeSettings, SummarySettings
@@ -135,7 +135,10 @@ def _create_views(con: duckdb.DuckDBPyConnection, storage: Storage, layout: Layo
     place = _place(storage, layout)
     for name, table in TABLES.items():
         directory = f"{layout.root}/summary/{name}"
-        if any(file.endswith(".parquet") for file in storage.names(directory)):
+        tables = [file for file in storage.names(directory) if file.endswith(".parquet")]
+        for file in tables:
+            check_table(storage, f"{directory}/{file}")
+        if tables:
             pattern = f"{place} || {literal(f'/summary/{name}/*.parquet')}"
             selected = ", ".join(identifier(column) for column in table.schema.names)
             sql = f"SELECT {selected} FROM {parquet_of([pattern], union_by_name=True)}"  # noqa: S608

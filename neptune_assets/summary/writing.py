@@ -6,13 +6,16 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from neptune_assets import durable
+from neptune_assets.errors import LakeDamagedError
+from neptune_assets.lake.hashed_files import UNKNOWN, difference, replacing_hashed
+from neptune_assets.lake.storage import Storage
 from neptune_assets.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
@@ -49,16 +52,26 @@ def write_table(
     """Write a stream to one Parquet file (zstd) and return its rows; the old file stays until the new one is whole.
 
     ``path`` is local, or with ``filesystem`` (fsspec, not local) a path on it: the file is then written to ``scratch``
-    first, because closing a half-written object would publish it.
+    first, because closing a half-written object would publish it. Its sha256 is noted beside it.
     """
     if filesystem is None or is_local(filesystem):
-        with replacing(Path(path)) as temporary:
-            return _write(reader, str(temporary))
-    with ScratchDirectory("table", scratch) as directory:
-        local = str(directory / "table.parquet")
-        rows = _write(reader, local)
-        filesystem.put_file(local, path)
+        with ExitStack() as noting, replacing(Path(path)) as temporary:
+            rows = _write(reader, str(temporary))
+            noting.enter_context(replacing_hashed(temporary, path))
         return rows
+    with ScratchDirectory("table", scratch) as directory:
+        local = directory / "table.parquet"
+        rows = _write(reader, str(local))
+        with replacing_hashed(local, path, filesystem):
+            filesystem.put_file(str(local), path)
+        return rows
+
+
+def check_table(storage: Storage, path: str) -> None:
+    """Raise LakeDamagedError if a table is not what was written; FileNotFoundError if there is none."""
+    damage = difference(path, None if storage.local else storage.filesystem)
+    if damage not in {None, UNKNOWN}:
+        raise LakeDamagedError(f"The table {path} is damaged: {damage}.", hint="Materialize its asset again.")
 
 
 def is_local(filesystem: Any) -> bool:
@@ -71,7 +84,7 @@ def _write(reader: pa.RecordBatchReader, path: str) -> int:
     import pyarrow.parquet as pq
 
     rows = 0
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, reader.schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in reader:
             writer.write_batch(batch)
             rows += batch.num_rows

@@ -1,17 +1,19 @@
 """Receipts and verdicts of what was loaded, kept beside the lake: a cache, never trusted over the target.
 
-One JSON line a run under ``<lake>/targets/<target>/<S(project)>.jsonl``; a later line of a run replaces an earlier one.
-Losing the file loses nothing: :meth:`Ledger.rebuild` asks the target. The lock lies beside it, so that two loads of one
-project into one target never run at once.
+One JSON line a run under ``<lake>/targets/<target>/<S(project)>.jsonl``, with a checksum at its end; a later line of a
+run replaces an earlier one. Losing the file loses nothing: :meth:`Ledger.rebuild` asks the target. The lock lies beside
+it, so that two loads of one project into one target never run at once.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +24,11 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.storage_errors import storage_errors
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Dropped, Receipt, TargetRun
+
+log = logging.getLogger(__name__)
+
+_CHECKSUM: Final = b"\t#"
+"""Between an entry and its checksum: JSON has no tab outside of texts, and escapes it there."""
 
 SAVE_SECONDS: Final = 30.0
 """How often a ledger on an object store, which cannot append, is written while a load goes on."""
@@ -83,12 +90,20 @@ class Ledger:
     def entries(self) -> dict[str, Entry] | None:
         """Return the entries by run id, or None where there is no ledger that can be read as a whole.
 
-        A torn last line, which dying while writing leaves, is left out; any other line that is not ours means that
-        the file cannot be trusted.
+        A torn last line, which dying while writing leaves, is left out; any other line that is not ours, or that is not
+        as it was written, means that the file cannot be trusted, which is logged as a warning.
         """
         if self._entries is None:
             self._entries = self._read()
         return self._entries
+
+    def damage(self) -> str | None:
+        """Return what is wrong with the file as it is now; None if nothing is, or if there is none."""
+        try:
+            entries, _ = _parse(self._storage.read(self._path))
+        except FileNotFoundError:
+            return None
+        return None if entries is not None else "a line of it is not as it was written"
 
     def of_other_projects(self) -> list[Entry]:
         """Return the entries of another project's ledger of this target, the first in order of names that has any."""
@@ -150,6 +165,11 @@ class Ledger:
         except FileNotFoundError:
             return None
         entries, self._torn = _parse(data)
+        if entries is None:
+            log.warning(
+                "The receipts %s are damaged: they are made again from what the target holds.",
+                self._storage.url(self._path),
+            )
         return entries
 
 
@@ -161,12 +181,26 @@ def _parse(data: bytes) -> tuple[dict[str, Entry] | None, bool]:
         if not line:
             continue
         try:
-            entry = Entry.from_json(json.loads(line))
+            entry = Entry.from_json(json.loads(_checked(line)))
         except (ValueError, TypeError, KeyError, AttributeError):
             return (entries, True) if number == len(lines) - 1 else (None, False)
         entries[entry.run_id] = entry
     return entries, False
 
 
+def _checked(line: bytes) -> bytes:
+    """Return the entry of a line. Raises ValueError if it is not as it was written."""
+    body, mark, checksum = line.partition(_CHECKSUM)
+    # Lines of before receipts had checksums have no mark; one whose mark was damaged is not JSON.
+    if mark and checksum != _checksum(body):
+        raise ValueError("the line is not as it was written")
+    return body
+
+
 def _line(entry: Entry) -> bytes:
-    return json.dumps(entry.to_json(), separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+    body = json.dumps(entry.to_json(), separators=(",", ":"), ensure_ascii=True).encode()
+    return body + _CHECKSUM + _checksum(body) + b"\n"
+
+
+def _checksum(body: bytes) -> bytes:
+    return blake2b(body, digest_size=16).hexdigest().encode()
