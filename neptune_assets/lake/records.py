@@ -104,11 +104,19 @@ class RunRecord:
         return sum(self.rows.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dictionary that :meth:`from_json` turns back into an equal record."""
+        """Return a dictionary that :meth:`from_json` turns back into an equal record; what is not known is left out."""
         # By hand: dataclasses.asdict copies in depth, which costs more than the rest of committing a small run.
-        data: dict[str, Any] = {name: getattr(self, name) for name in _RECORD_FIELDS}
+        data: dict[str, Any] = {name: getattr(self, name) for name in _REQUIRED_FIELDS}
+        for name in _OPTIONAL_FIELDS:
+            value = getattr(self, name)
+            if value is not None and value != () and value != {}:
+                data[name] = value
         for name, fields in _NESTED_FIELDS.items():
-            data[name] = [{field: getattr(item, field) for field in fields} for item in data[name]]
+            if name in data:
+                data[name] = [
+                    {field: value for field in fields if (value := getattr(item, field)) is not None}
+                    for item in data[name]
+                ]
         return data
 
     @classmethod
@@ -122,7 +130,14 @@ class RunRecord:
         return cls(**fields)
 
 
-_RECORD_FIELDS: Final = tuple(item.name for item in dataclasses.fields(RunRecord))
+_REQUIRED_FIELDS: Final = tuple(
+    item.name
+    for item in dataclasses.fields(RunRecord)
+    if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+)
+_OPTIONAL_FIELDS: Final = tuple(
+    item.name for item in dataclasses.fields(RunRecord) if item.name not in _REQUIRED_FIELDS
+)
 _NESTED_FIELDS: Final = {
     name: tuple(item.name for item in dataclasses.fields(kind))
     for name, kind in {"parts": PartRecord, "files": FileRecord, "errors": IssueRecord, "notes": IssueRecord}.items()

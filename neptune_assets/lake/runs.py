@@ -15,7 +15,7 @@ from neptune_assets.errors import LakeDamagedError, LakeError, UnsafePathError
 from neptune_assets.lake.digest import RunDigest
 from neptune_assets.lake.in_place import AGAIN, check_in_place, rows_in_place, storage_in_place
 from neptune_assets.lake.integrity import REPAIR, CheckedFile, hash_stream
-from neptune_assets.lake.parts import open_parquet, part_generation, row_group_bounds
+from neptune_assets.lake.parts import CHECKED_WHOLE, open_parquet, part_generation, row_group_bounds
 from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
 from neptune_assets.lake.storage import Storage
@@ -228,11 +228,11 @@ class LakeRun:
         """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time.
 
         Columns named in ``encoded`` stay dictionary-encoded. Raises LakeDamagedError if the part is gone or is not
-        what was recorded. On object stores only its pages are compared, as they are read: fetching the whole part for
-        one row group would cost too much.
+        what was recorded. On object stores only the pages of a large part are compared, as they are read: fetching all
+        of it for one row group would cost too much.
         """
         file, place = self._open_part(part, encoded)
-        if self.project.lake.storage.local:
+        if self.project.lake.storage.local or part.rows <= CHECKED_WHOLE:
             try:
                 self._check_part(part, place)
             except BaseException:
