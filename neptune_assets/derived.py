@@ -5,15 +5,18 @@ All of it can be made again, so damage is named with what makes it again. ``veri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 
 from neptune_assets.lake.hashed_files import UNKNOWN, difference
 from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.storage import Storage
+from neptune_assets.lake.verification import Damage, VerifyReport
+from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings, SummarySettings
 from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.database import LAKE_VIEWS
@@ -24,8 +27,7 @@ from neptune_assets.targets.ledger import Ledger
 class DerivedDamage:
     """One derived file that is not as it was written."""
 
-    kind: str
-    """``statistics``, ``table``, ``receipts`` or ``database``."""
+    kind: Literal["statistics", "table", "receipts", "database"]
     path: str
     message: str
     hint: str
@@ -59,6 +61,22 @@ def damaged_files(settings: LakeSettings, project_id: str) -> Iterator[DerivedDa
                     )
 
 
+def report_derived(
+    report: VerifyReport, lake: LakeSettings, summary: SummarySettings | None, project_ids: Iterable[str]
+) -> None:
+    """Add what is damaged of all that was derived from these projects to a report; the database if it is known."""
+    for project_id in project_ids:
+        for item in damaged_files(lake, project_id):
+            report.damaged.append(_damage(project_id, item))
+    database = None if summary is None else damaged_database(lake, summary)
+    if database is not None:
+        report.damaged.append(_damage("all projects", database))
+
+
+def _damage(project_id: str, item: DerivedDamage) -> Damage:
+    return Damage(project_id, Scope.RUNS, None, item.kind, f"{item.path}: {item.message} {item.hint}")
+
+
 def damaged_database(lake: LakeSettings, summary: SummarySettings) -> DerivedDamage | None:
     """Open neptune.duckdb, which has checksums of its own, and look for its views; None if it is fine or not there."""
     storage = Storage(lake.root, lake.storage)
@@ -79,7 +97,7 @@ def damaged_database(lake: LakeSettings, summary: SummarySettings) -> DerivedDam
     return DerivedDamage("database", str(path), message, "Materialize summary/neptune_duckdb again.")
 
 
-def _compared(storage: Storage, kind: str, path: str, hint: str) -> Iterator[DerivedDamage]:
+def _compared(storage: Storage, kind: Literal["statistics", "table"], path: str, hint: str) -> Iterator[DerivedDamage]:
     damage = difference(path, None if storage.local else storage.filesystem)
     if damage not in {None, UNKNOWN}:
         yield DerivedDamage(kind, storage.url(path), f"It is damaged: {damage}.", hint)

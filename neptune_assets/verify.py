@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from neptune_assets.derived import report_derived
 from neptune_assets.errors import (
     LakeBusyError,
     NeptuneAssetsError,
@@ -30,7 +31,7 @@ from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.plan import migration_settings
 from neptune_assets.progress import duration
 from neptune_assets.schema import Scope
-from neptune_assets.settings import LakeSettings, Settings
+from neptune_assets.settings import LakeSettings, Settings, SummarySettings
 from neptune_assets.sources.registry import open_source
 
 DAMAGED: Final = 1
@@ -39,6 +40,7 @@ LOCKED: Final = 11
 INTERRUPTED: Final = 130
 
 _SHOWN: Final = 50
+_READ_ANEW: Final = frozenset({"manifest", "part", "file", "stray"})
 _GIB: Final = 1 << 30
 
 
@@ -106,6 +108,8 @@ def _verify(options: argparse.Namespace) -> int:
             count, _ = upgrade_project(lake, project_id, scope)
             notes.append(f"{project_id} ({scope}): {count:,} runs gained hashes.")
     report = Verification(lake, rows=options.rows, progress=_Progress(sys.stderr)).run(projects, subset)
+    summary = settings.summary if isinstance(settings, Settings) else SummarySettings()
+    report_derived(report, lake_settings, summary, sorted({project_id for project_id, _ in projects}))
     report.damaged[:0] = damaged
     report.notes[:0] = notes
     left = report.damaged
@@ -148,6 +152,10 @@ def _repair(settings: Settings, report: VerifyReport) -> list[Damage]:
     places: dict[tuple[str, Scope], list[Damage]] = {}
     left: list[Damage] = []
     for item in report.damaged:
+        if item.kind not in _READ_ANEW:
+            # Derived from the lake: its message names the asset that makes it again.
+            left.append(item)
+            continue
         project_id = of_directory.get(item.project_id, item.project_id)
         places.setdefault((project_id, item.scope), []).append(item)
     for (project_id, scope), found in places.items():

@@ -16,6 +16,7 @@ from neptune_assets.checks import (
     check_schema,
     raise_if_red,
 )
+from neptune_assets.derived import report_derived
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.io_manager import ProjectStream
 from neptune_assets.lake.reader import Lake
@@ -82,6 +83,7 @@ def verified_asset(migration: Migration) -> dg.AssetsDefinition:
             project_id = context.partition_key
             held = [(project_id, scope) for scope in scopes if has_project(lake, project_id, scope)]
             report = Verification(lake, progress=progress).run(held, share)
+            report_derived(report, settings, None, [project_id])
         for item in report.damaged[:_LOGGED]:
             context.log.error("Damaged: %s", item.message)
         for note in report.notes:

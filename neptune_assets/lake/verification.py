@@ -24,7 +24,7 @@ from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.runs import LakeRun
 from neptune_assets.schema import Scope
 
-Kind = Literal["manifest", "part", "file", "stray"]
+Kind = Literal["manifest", "part", "file", "stray", "statistics", "table", "receipts", "database"]
 
 _SAVE_SECONDS: Final = 30.0
 _SUBSET: Final = re.compile(

@@ -73,6 +73,7 @@ def test_every_kind_of_damage_is_named(lake: Path, capsys: pytest.CaptureFixture
     flip(file_of(lake, "R-5"))
     file_of(lake, "R-6").unlink()
     part_of(lake, "R-7").unlink()
+    flip(next((lake / "statistics").rglob("series.parquet")))
     part_of(lake, "R-8").rename(part_of(lake, "R-8").with_name("R-8-0000_part_0.parquet"))
     status, report = report_of(lake, capsys)
     assert status == 1
@@ -84,12 +85,14 @@ def test_every_kind_of_damage_is_named(lake: Path, capsys: pytest.CaptureFixture
         ("R-7", "part"),
         ("R-8", "part"),
         (None, "stray"),
+        (None, "statistics"),
     }
     (manifest,) = lake.rglob(".manifest/*.jsonl")
     flip(manifest, 900)
     status, report = report_of(lake, capsys)
     assert status == 1
     assert [item["kind"] for item in report["damaged"]] == ["manifest"]
+    assert "11 of its records are as they were written, 1 lines are not" in report["damaged"][0]["message"]
 
 
 def test_an_older_manifest_that_was_put_back_is_found(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
