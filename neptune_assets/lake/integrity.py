@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from neptune_assets.errors import LakeDamagedError
+from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.lake.storage import BLOCK, Storage
 
 REPAIR: Final = (
@@ -64,12 +64,12 @@ class HashingSink(io.RawIOBase):
 class CheckedFile(io.RawIOBase):
     """A stored file that is read once, from its beginning: its last bytes leave only if all were as recorded.
 
-    Raises LakeDamagedError from ``read`` if the file has another size or sha256. It cannot seek, because bytes that
-    are read in another order could not be checked.
+    If the file has another size or sha256, ``read`` raises what ``damaged`` makes of the difference. It cannot seek,
+    because bytes that are read in another order could not be checked.
     """
 
     def __init__(
-        self, stream: BinaryIO, size: int, sha256_hex: str, damaged: Callable[[str], LakeDamagedError]
+        self, stream: BinaryIO, size: int, sha256_hex: str, damaged: Callable[[str], NeptuneAssetsError]
     ) -> None:
         super().__init__()
         self._stream = stream

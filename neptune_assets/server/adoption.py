@@ -23,6 +23,7 @@ from neptune_assets.server.catalog.runs import made_up_sys_id
 from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size
 from neptune_assets.server.neptune2.lake_artifacts import read_files_list
 from neptune_assets.server.store.artifacts import put_artifact
+from neptune_assets.server.store.checksums import row_of
 from neptune_assets.server.store.files import Stored
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import NewRun, Run
@@ -210,8 +211,9 @@ def _copy_file_set(
             continue
         stored = _bytes(project, run.open_file(record.path))
         writing.connection.execute(
-            "INSERT OR REPLACE INTO file_set_files (attribute, path, sha256, size, modified_at) VALUES (?, ?, ?, ?, ?)",
-            (attribute.id, record.member, stored.sha256, stored.size, writing.now),
+            "INSERT OR REPLACE INTO file_set_files (attribute, path, sha256, size, modified_at, checksum)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            row_of(attribute.id, record.member, stored.sha256, stored.size, writing.now),
         )
         total += stored.size
         count += 1

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from neptune_assets.errors import NeptuneAssetsError, UnknownProjectError
 from neptune_assets.server.service import Service
-from neptune_assets.server.store.database import DamagedError, is_busy, is_full
+from neptune_assets.server.store.database import DamagedError, is_busy, is_damaged, is_full
 
 PROTOBUF = "application/x-protobuf"
 PUBLIC_BYTES = 16 << 10
@@ -265,10 +265,10 @@ def answer_to(error: Exception, request: Request, *, writes: bool) -> Response:
     if is_busy(error) or (isinstance(error, NeptuneAssetsError) and error.transient):
         _log.warning("%s failed for now: %s", route, error)
         return error_response(ApiError(503, "UNAVAILABLE", "The server is busy; try again."))
-    if isinstance(error, DamagedError):
+    if not writes and (isinstance(error, DamagedError) or is_damaged(error)):
         _log.error("%s failed: %s", route, error)
-        return error_response(ApiError(422, "DAMAGED", str(error)))
-    if isinstance(error, NeptuneAssetsError):
+        return error_response(ApiError(422, "DAMAGED", f"The server's data is damaged: {error}"))
+    if isinstance(error, NeptuneAssetsError) or is_damaged(error):
         _log.error("%s failed: %s", route, error)
     else:
         _log.error("%s failed", route, exc_info=error)

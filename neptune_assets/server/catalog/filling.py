@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,16 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from neptune_assets.errors import LakeDamagedError
 from neptune_assets.lake.moments import Moments
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.pending import AGGREGATES, LAST
 from neptune_assets.server.series.points import FloatPoints, Window
+from neptune_assets.server.store.database import DamagedError
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.catalog import Catalog
     from neptune_assets.server.catalog.runs import Run
     from neptune_assets.server.series.reader import SeriesReader
 
+_log = logging.getLogger(__name__)
 _SCHEMA: Final = pa.schema(
     [
         ("run", pa.int32()),
@@ -65,7 +69,13 @@ def fill(
     for number, name, path, kind, scope in found:
         run = catalog.runs(project, scope).by_number(number)
         if run is not None:
-            rows.append({"run": number, "name": name, **_measured(reader, run, path, AttributeType(kind))})
+            try:
+                measured = _measured(reader, run, path, AttributeType(kind))
+            except (DamagedError, LakeDamagedError) as error:
+                # No figures rather than wrong ones; tables of the other series go on.
+                _log.error("Series %r of run %r of %s has no figures: %s", path, run.run_id, project, error)
+                measured = {}
+            rows.append({"run": number, "name": name, **measured})
         if len(rows) >= _BATCH:
             _save(catalog, project, version, rows)
             rows.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,8 @@ from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.server.catalog.pending import everything
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.nql.columns import COLUMNS
+from neptune_assets.server.store.checksums import ATTRIBUTE, intact
+from neptune_assets.server.store.database import RESTORE
 from neptune_assets.server.store.runs import SELECT_RUN, run_of
 from neptune_assets.server.store.runs import Run as StoredRun
 from neptune_assets.server.store.values import decode
@@ -39,7 +42,7 @@ _SCHEMA: Final = pa.schema(
 _COLUMN: Final = {kind: COLUMNS[kind] for kind in PARAMETER_TYPES}
 _KINDS: Final = {kind.value: kind for kind in AttributeType}
 # Where a series begins is a look at one end of an index.
-_ATTRIBUTES: Final = """
+_ATTRIBUTES: Final = f"""
     SELECT path, type, value, last_step, revision,
         CASE
             WHEN type = 'float_series' THEN coalesce(
@@ -48,17 +51,20 @@ _ATTRIBUTES: Final = """
             )
             WHEN value IS NULL THEN (SELECT min(step) FROM objects WHERE attribute = attributes.id)
         END AS first_step
-    FROM attributes WHERE run = ?
-"""
+    , {intact("attributes", *ATTRIBUTE)} AS intact FROM attributes WHERE run = ?
+"""  # noqa: S608 - our own names
 _BATCH: Final = 20_000
+_log = logging.getLogger(__name__)
 
 
 def changed_runs(connection: sqlite3.Connection, since: int) -> Iterator[StoredRun]:
     """Yield the runs that a commit after ``since`` touched."""
     for row in connection.execute(f"{SELECT_RUN} WHERE revision > ? ORDER BY id", (since,)):
         run = run_of(row)
-        if run is not None:
+        if run is not None and run.intact:
             yield run
+        elif run is not None:
+            _log.error("The row of run %r is damaged in the store; it is not shown. %s", run.run_id, RESTORE)
 
 
 def catalog_run(project: str, number: int, stored: StoredRun) -> Run:
@@ -103,6 +109,12 @@ def import_attributes(
         numbers.append(run.number)
         written = set()
         for item in connection.execute(_ATTRIBUTES, (run.store_id,)):
+            if not item["intact"]:
+                _log.error(
+                    "Attribute %r of run %r is damaged in the store; it is not shown. %s",
+                    *(item["path"], run.run_id, RESTORE),
+                )
+                continue
             written.add(item["path"])
             if item["revision"] > since:
                 rows.append(_stored_row(run.number, item))

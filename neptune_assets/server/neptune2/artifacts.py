@@ -14,6 +14,8 @@ from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact
 from neptune_assets.server.neptune2.errors import BadRequestError, NotFoundError
 from neptune_assets.server.neptune2.state import state_of, text_of
 from neptune_assets.server.store.artifacts import put_artifact
+from neptune_assets.server.store.checksums import ARTIFACT, intact, row_of
+from neptune_assets.server.store.database import RESTORE, DamagedError
 from neptune_assets.server.store.projects import ProjectStore
 
 _NEEDED = frozenset({"filePath", "fileHash", "type"})
@@ -25,8 +27,8 @@ def create_artifact(call: Call) -> Response:
     digest, size = _hash(call), call.query.get("size")
     with _project(call).write() as writing:
         writing.connection.execute(
-            "INSERT INTO artifacts (hash, size) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING",
-            (digest, int(size) if size and size.isdecimal() else None),
+            "INSERT INTO artifacts (hash, size, files, checksum) VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING",
+            row_of(digest, int(size) if size and size.isdecimal() and len(size) < 19 else None, None),
         )
         writing.changed = True
         row = _row(writing.connection, digest)
@@ -85,8 +87,11 @@ def _known_files(call: Call, digest: str) -> list[dict[str, Any]] | None:
 
 def _row(connection: sqlite3.Connection, digest: str) -> sqlite3.Row | None:
     row: sqlite3.Row | None = connection.execute(
-        "SELECT hash, size, files FROM artifacts WHERE hash = ?", (digest,)
+        f"SELECT hash, size, files, {intact('artifacts', *ARTIFACT)} AS intact FROM artifacts WHERE hash = ?",  # noqa: S608
+        (digest,),
     ).fetchone()
+    if row is not None and not row["intact"]:
+        raise DamagedError(f"The list of the files of artifact {digest!r} is damaged in the store.", hint=RESTORE)
     return row
 
 

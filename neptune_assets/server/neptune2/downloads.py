@@ -28,6 +28,7 @@ from neptune_assets.server.neptune2.series_pages import Asked
 from neptune_assets.server.neptune2.state import number_of, state_of, text_of
 from neptune_assets.server.neptune2.stored_filesets import members
 from neptune_assets.server.signing import Grant
+from neptune_assets.server.store.files import find_file
 
 ZIP_PATH = "/api/leaderboard/v1/attributes/downloadFileSetZip"
 _CHUNK = 1 << 20
@@ -138,7 +139,7 @@ def _open(call: Call, run: Run | None, key: str) -> BinaryIO:
     """Open the bytes of a member: by hash in the store, by path in the lake."""
     assert run is not None  # noqa: S101 - checked before anything is packed
     if run.origin == "store":
-        return call.service.catalog.store_of(run).objects.path(key).open("rb")
+        return call.service.catalog.store_of(run).objects.intact(key).open("rb")
     return call.service.series.lake_run(run).open_file(key)
 
 
@@ -147,11 +148,11 @@ def _bytes(call: Call, run: Run, key: str, name: str) -> Response:
     if run.origin == "store":
         project = call.service.catalog.store_of(run)
         with project.read() as connection:
-            row = connection.execute("SELECT sha256, mime_type FROM files WHERE key = ?", (key,)).fetchone()
-        if row is None:
+            found = find_file(connection, key)
+        if found is None:
             raise NotFoundError(f"The bytes of {name!r} are not on the server.")
-        media = row["mime_type"] or mime_of_extension(name.rpartition(".")[2])
-        return FileResponse(project.objects.path(row["sha256"]), media_type=media, headers=disposition(name))
+        media = found[1] or mime_of_extension(name.rpartition(".")[2])
+        return FileResponse(project.objects.intact(found[0]), media_type=media, headers=disposition(name))
     try:
         stream = call.service.series.lake_run(run).open_file(key)
     except (LakeError, UnsafePathError) as error:

@@ -57,10 +57,7 @@ def delete_all_experiments(call: Call) -> Response:
 def ping(call: Call) -> Response:
     """Note that a client still has a run open. It does not count as a change of the run."""
     with state_of(call).containers.writing(text_of(call, "experimentId")) as (_, writing, run):
-        writing.connection.execute(
-            "UPDATE runs SET ping_at = ?, revision = ? WHERE id = ?", (writing.now, writing.revision, run.id)
-        )
-        writing.changed = True
+        writing.ping(run)
     return Response(status_code=200)
 
 

@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.neptune2.filesets import Member
+from neptune_assets.server.store.checksums import MEMBER, intact, row_of
+from neptune_assets.server.store.database import RESTORE, DamagedError
 from neptune_assets.server.store.values import to_json
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.operations import Operations
 
-_BATCH = 500
+_INTACT = intact("file_set_files", *MEMBER)
 
 
 def members(connection: sqlite3.Connection, attribute: int) -> Iterator[Member]:
     """Yield the members of a file set by path."""
-    query = "SELECT path, sha256, size, modified_at FROM file_set_files WHERE attribute = ? ORDER BY path"
-    for path, sha256, size, modified in connection.execute(query, (attribute,)):
+    query = f"SELECT path, sha256, size, modified_at, {_INTACT} FROM file_set_files WHERE attribute = ? ORDER BY path"  # noqa: S608
+    for path, sha256, size, modified, is_intact in connection.execute(query, (attribute,)):
+        if not is_intact:
+            raise DamagedError(f"A file set names {path!r} in a row that is damaged in the store.", hint=RESTORE)
         yield Member(path, sha256, size, modified)
 
 
@@ -32,8 +36,9 @@ def put_members(connection: sqlite3.Connection, attribute: int, new: Iterable[Me
     """Add members, in place of those of the same path; return by how many bytes the file set grew."""
     before = _size(connection, attribute)
     connection.executemany(
-        "INSERT OR REPLACE INTO file_set_files (attribute, path, sha256, size, modified_at) VALUES (?, ?, ?, ?, ?)",
-        ((attribute, member.path, member.sha256, member.size, member.modified) for member in new),
+        "INSERT OR REPLACE INTO file_set_files (attribute, path, sha256, size, modified_at, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (row_of(attribute, member.path, member.sha256, member.size, member.modified) for member in new),
     )
     return _size(connection, attribute) - before
 

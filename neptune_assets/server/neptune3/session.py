@@ -75,9 +75,11 @@ def exchange_token(call: Call) -> Response:
     attempts, address = call.service.attempts, call.request.client.host if call.request.client else ""
     if attempts.exhausted(address):
         raise ApiError(429, "TOO_MANY_REQUESTS", "Too many wrong API tokens came from this address; try again later.")
-    found = call.service.tokens.exchange(call.request.headers.get("x-neptune-api-token", ""), call.base_url)
+    token = call.request.headers.get("x-neptune-api-token", "")
+    found = call.service.tokens.exchange(token, call.base_url)
     if found is None:
-        attempts.failed(address)
+        if token:
+            attempts.failed(address)
         raise ApiError(401, "INVALID_API_TOKEN", "This API token is not of this server.")
     return JSONResponse(found)
 

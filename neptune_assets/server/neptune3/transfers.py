@@ -19,7 +19,7 @@ from neptune_assets.lake.layout import run_prefixes
 from neptune_assets.server.endpoints import ApiError, answer_to, base_url, blocks_of, error_response
 from neptune_assets.server.service import Service
 from neptune_assets.server.signing import Grant
-from neptune_assets.server.store.files import Incoming, Resumable, Stored
+from neptune_assets.server.store.files import Incoming, Resumable, Stored, find_file
 from neptune_assets.server.store.projects import ProjectStore
 
 STORAGE: Final = "/storage/v1"
@@ -170,12 +170,12 @@ def _found(service: Service, grant: Grant) -> Response:
     if grant.project in service.store.projects():
         project = service.store.project(grant.project)
         with project.read() as connection:
-            row = connection.execute("SELECT sha256, mime_type FROM files WHERE key = ?", (grant.key,)).fetchone()
-        if row is not None:
+            found = find_file(connection, grant.key)
+        if found is not None:
             return FileResponse(
-                project.objects.path(row["sha256"]),
-                media_type=row["mime_type"] or _DEFAULT_TYPE,
-                headers={"ETag": f'"{row["sha256"]}"', **_ATTACHED},
+                project.objects.intact(found[0]),
+                media_type=found[1] or _DEFAULT_TYPE,
+                headers={"ETag": f'"{found[0]}"', **_ATTACHED},
             )
     stream = _lake_file(service, grant)
     if stream is None:

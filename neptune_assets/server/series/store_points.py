@@ -13,8 +13,11 @@ import numpy as np
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.series.points import NO_POINTS, FloatPoints, ObjectPoint, Window
+from neptune_assets.server.store.checksums import NOT_RECORDED, OBJECT, damaged_points, intact
+from neptune_assets.server.store.database import RESTORE, DamagedError
 
 _PIECE: Final = 65_536
+_INTACT: Final = intact("objects", *OBJECT)
 
 
 def attribute_of(connection: sqlite3.Connection, run: Run, path: str, kind: AttributeType) -> int | None:
@@ -27,11 +30,13 @@ def attribute_of(connection: sqlite3.Connection, run: Run, path: str, kind: Attr
 
 def float_points(connection: sqlite3.Connection, attribute: int, window: Window) -> FloatPoints:
     """Return final points in a window."""
-    rows = _rows(connection, "step, time, bits", "points", attribute, window)
+    rows = _rows(connection, f"step, time, bits, ifnull(checksum, {NOT_RECORDED})", "points", attribute, window)
     flat = np.fromiter(chain.from_iterable(rows), np.int64)
     if not len(flat):
         return NO_POINTS
-    table = flat.reshape(-1, 3)
+    table = flat.reshape(-1, 4)
+    if damaged_points(attribute, *table.T).any():
+        raise DamagedError("Points of a series are damaged in the store.", hint=RESTORE)
     if window.last:
         table = table[::-1]
     steps, times, bits = (np.ascontiguousarray(table[:, column]) for column in range(3))
@@ -78,7 +83,12 @@ def object_points(
     connection: sqlite3.Connection, attribute: int, kind: AttributeType, window: Window
 ) -> list[ObjectPoint]:
     """Return points of a series of strings, histograms or files in a window, ascending."""
-    rows = list(_rows(connection, "step, time, value", "objects", attribute, window))
+    found = _rows(connection, f"step, time, value, {_INTACT}", "objects", attribute, window)
+    rows = []
+    for step, time, value, is_intact in found:
+        if not is_intact:
+            raise DamagedError("Values of a series are damaged in the store.", hint=RESTORE)
+        rows.append((step, time, value))
     if window.last:
         rows.reverse()
     plain = kind is AttributeType.STRING_SERIES

@@ -7,13 +7,15 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from neptune_assets.server.store.checksums import row_of
+
 
 def put_artifact(
     connection: sqlite3.Connection, digest: str, size: int | None, files: Sequence[Mapping[str, Any]]
 ) -> None:
     """Keep the list of an artifact's files; ``size`` is that of all of them, if known."""
     connection.execute(
-        "INSERT INTO artifacts (hash, size, files) VALUES (?, ?, ?)"
-        " ON CONFLICT (hash) DO UPDATE SET size = excluded.size, files = excluded.files",
-        (digest, size, json.dumps(list(files), ensure_ascii=False)),
+        "INSERT INTO artifacts (hash, size, files, checksum) VALUES (?, ?, ?, ?) ON CONFLICT (hash)"
+        " DO UPDATE SET size = excluded.size, files = excluded.files, checksum = excluded.checksum",
+        row_of(digest, size, json.dumps(list(files), ensure_ascii=False)),
     )

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from neptune_assets import durable
-from neptune_assets.server.store.database import StoreError
+from neptune_assets.lake.integrity import hash_stream
+from neptune_assets.server.store.checksums import FILE, intact
+from neptune_assets.server.store.database import DamagedError, StoreError
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _UPLOAD: Final = re.compile(r"[0-9a-f]{32}")
 _BLOCK: Final = 1 << 20
 _DONE: Final = "done"
 _KEPT_SECONDS: Final = 7 * 86_400
+_REMEMBERED: Final = 100_000
+UPLOAD: Final = "Upload the file again, or restore the store's objects from a backup."
 
 
 def private_directory(path: Path) -> None:
@@ -151,6 +156,7 @@ class ObjectStore:
         self._objects = directory / "objects"
         self._incoming = directory / "incoming"
         self._uploads = directory / "uploads"
+        self._seen: dict[str, tuple[int, ...]] = {}
         for part in (self._objects, self._incoming, self._uploads):
             durable.make_directory(part, mode=0o700)
         # The store is ours alone: whatever is here was cut short.
@@ -184,6 +190,29 @@ class ObjectStore:
             return 0
         path.unlink()
         return state.st_size
+
+    def intact(self, digest: str) -> Path:
+        """Return where the bytes are. Raises DamagedError if they are gone, or others than their name says.
+
+        Hashed the first time, and again once the file is another or a changed one.
+        """
+        path = self.path(digest)
+        try:
+            state = path.stat()
+            mark = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+            if self._seen.get(digest) != mark:
+                with path.open("rb") as stream:
+                    found = hash_stream(stream)[1]
+                if found != digest:
+                    raise DamagedError(
+                        f"The bytes with the sha256 {digest} are damaged: theirs is {found}.", hint=UPLOAD
+                    )
+                if len(self._seen) >= _REMEMBERED:
+                    self._seen.clear()
+                self._seen[digest] = mark
+        except FileNotFoundError:
+            raise DamagedError(f"The bytes with the sha256 {digest} are missing in the store.", hint=UPLOAD) from None
+        return path
 
     def receive(self) -> Incoming:
         """Begin a file."""
@@ -245,6 +274,17 @@ class ObjectStore:
         if not _UPLOAD.fullmatch(upload) or not (self._uploads / upload).is_dir():
             raise FileNotFoundError(f"there is no upload {upload[:40]!r}")
         return self._uploads / upload
+
+
+def find_file(connection: sqlite3.Connection, key: str) -> tuple[str, str | None] | None:
+    """Return hash and type of the bytes that a key names. Raises DamagedError if the row is not what was written."""
+    row = connection.execute(
+        f"SELECT sha256, mime_type, {intact('files', *FILE)} FROM files WHERE key = ?",  # noqa: S608 - our own names
+        (key,),
+    ).fetchone()
+    if row is not None and not row[2]:
+        raise DamagedError(f"The row of file {key!r} is damaged in the store.", hint=UPLOAD)
+    return None if row is None else (str(row[0]), row[1])
 
 
 def object_path(directory: Path, digest: str) -> Path:

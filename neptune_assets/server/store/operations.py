@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from neptune_assets.schema import AttributeType
+from neptune_assets.server.store.checksums import row_of
 from neptune_assets.server.store.points import Attribute, Problem, Problems
 from neptune_assets.server.store.runs import Run
 from neptune_assets.server.store.values import SqlValue, to_json
@@ -38,9 +39,10 @@ class Operations:
             if inherited is not None and inherited is not kind:
                 return None
         cursor = self._connection.execute(
-            "INSERT INTO attributes (run, path, type, revision) VALUES (?, ?, ?, ?)",
-            (self.run.id, path, kind.value, self._writing.revision),
+            "INSERT INTO attributes (run, path, type, value, checksum, points, revision) VALUES (?, ?, ?, ?, ?, 0, ?)",
+            (*row_of(self.run.id, path, kind.value, None), self._writing.revision),
         )
+        self._writing.count_attributes(self.run.id, 1)
         made = Attribute(int(cursor.lastrowid or 0), kind, None)
         self._attributes[path] = made
         self._writing.touch(self.run)
@@ -52,7 +54,7 @@ class Operations:
         if attribute is None:
             return Problems({Problem.TYPE_CONFLICT: 1})
         self._connection.execute(
-            "UPDATE attributes SET value = ?, revision = ? WHERE id = ?",
+            "UPDATE attributes SET value = ?1, revision = ?2, checksum = checksum(run, path, type, ?1) WHERE id = ?3",
             (value, self._writing.revision, attribute.id),
         )
         self._writing.touch(self.run)
@@ -84,13 +86,13 @@ class Operations:
         kept = self._sieve(attribute, steps, values, problems)
         if kept:
             self._connection.executemany(
-                "INSERT INTO objects (attribute, step, time, value) VALUES (?, ?, ?, ?)",
-                [(attribute.id, steps[i], times[i], values[i]) for i in kept],
+                "INSERT INTO objects (attribute, step, time, value, checksum) VALUES (?, ?, ?, ?, ?)",
+                [row_of(attribute.id, steps[i], times[i], values[i]) for i in kept],
             )
             attribute.last_step = max(
                 [steps[i] for i in kept] + ([] if attribute.last_step is None else [attribute.last_step])
             )
-            self._writing.moved(attribute)
+            self._writing.moved(attribute, len(kept))
             self._writing.touch(self.run)
         return problems
 
@@ -117,6 +119,7 @@ class Operations:
             return False
         self._remove_points(attribute)
         self._connection.execute("DELETE FROM attributes WHERE id = ?", (attribute.id,))
+        self._writing.count_attributes(self.run.id, -1)
         del self._attributes[path]
         self._writing.touch(self.run)
         return True
@@ -160,4 +163,6 @@ class Operations:
         self._connection.execute("DELETE FROM points WHERE attribute = ?", (attribute.id,))
         self._connection.execute("DELETE FROM previews WHERE attribute = ?", (attribute.id,))
         self._connection.execute("DELETE FROM objects WHERE attribute = ?", (attribute.id,))
+        self._connection.execute("UPDATE attributes SET points = 0 WHERE id = ?", (attribute.id,))
+        self._writing.forget_points(attribute)
         attribute.last_step = None

@@ -17,6 +17,7 @@ from operator import lt
 import numpy as np
 
 from neptune_assets.schema import AttributeType
+from neptune_assets.server.store.checksums import point_checksums
 from neptune_assets.server.store.values import float_bits
 
 
@@ -102,8 +103,9 @@ class Points:
         if not late:
             return problems
         self.flush()
-        grown = set()
-        for identifier, step, time, bits in late:
+        grown: Counter[int] = Counter()
+        checksums = point_checksums(*np.array(late, np.int64).T)
+        for (identifier, step, time, bits), checksum in zip(late, checksums.tolist(), strict=True):
             row = self._connection.execute(
                 "SELECT bits FROM points WHERE attribute = ? AND step = ?", (identifier, step)
             ).fetchone()
@@ -111,11 +113,13 @@ class Points:
                 problems[Problem.DUPLICATE_POINT if row[0] == bits else Problem.STEP_TAKEN] += 1
                 continue
             self._connection.execute(
-                "INSERT INTO points (attribute, step, time, bits) VALUES (?, ?, ?, ?)", (identifier, step, time, bits)
+                "INSERT INTO points (attribute, step, time, bits, checksum) VALUES (?, ?, ?, ?, ?)",
+                (identifier, step, time, bits, checksum),
             )
-            grown.add(identifier)
+            grown[identifier] += 1
         self._connection.executemany(
-            "UPDATE attributes SET revision = ? WHERE id = ?", [(self._revision, identifier) for identifier in grown]
+            "UPDATE attributes SET revision = ?, points = points + ? WHERE id = ?",
+            [(self._revision, count, identifier) for identifier, count in grown.items()],
         )
         return problems
 
@@ -131,14 +135,25 @@ class Points:
         bits = np.frombuffer(array("d", self.values), np.int64)[order]
         times = np.array(self.times, np.int64)[order]
         self._connection.executemany(
-            "INSERT INTO points (attribute, step, time, bits) VALUES (?, ?, ?, ?)",
-            zip(attributes.tolist(), steps.tolist(), times.tolist(), bits.tolist(), strict=True),
+            "INSERT INTO points (attribute, step, time, bits, checksum) VALUES (?, ?, ?, ?, ?)",
+            zip(
+                attributes.tolist(),
+                steps.tolist(),
+                times.tolist(),
+                bits.tolist(),
+                point_checksums(attributes, steps, times, bits).tolist(),
+                strict=True,
+            ),
         )
         ends = np.append(np.flatnonzero(np.diff(attributes)), len(attributes) - 1)
         last_steps = dict(zip(attributes[ends].tolist(), steps[ends].tolist(), strict=True))
+        counts = np.diff(ends, prepend=-1).tolist()
         self._connection.executemany(
-            "UPDATE attributes SET last_step = ?, revision = ? WHERE id = ?",
-            [(step, self._revision, identifier) for identifier, step in last_steps.items()],
+            "UPDATE attributes SET last_step = ?, revision = ?, points = points + ? WHERE id = ?",
+            [
+                (step, self._revision, count, identifier)
+                for (identifier, step), count in zip(last_steps.items(), counts, strict=True)
+            ],
         )
         for identifier in self._previewed & last_steps.keys():
             self._drop_previews(identifier, last_steps[identifier])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -19,11 +20,13 @@ from neptune_assets import durable
 from neptune_assets.errors import LakeBusyError, UnknownProjectError
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.partitions import validate_project_key
-from neptune_assets.server.store.database import DATABASE, StoreError, open_reader, open_writer
+from neptune_assets.server.store.checksums import PROJECT, intact, row_of
+from neptune_assets.server.store.database import DATABASE, RESTORE, DamagedError, StoreError, open_reader, open_writer
 from neptune_assets.server.store.files import ObjectStore, private_directory
 from neptune_assets.server.store.writing import Cache, Writing
 
 _IDLE_READERS: Final = 4
+_log = logging.getLogger(__name__)
 
 
 def now_ms() -> int:
@@ -41,11 +44,18 @@ class Store:
         self._lock = _lock(root)
         self._projects: dict[str, ProjectStore] = {}
         self._guard = threading.Lock()
+        self._unreadable: dict[str, str] = {}
         for directory in sorted((root / "projects").iterdir()):
             if directory.name.startswith(".deleted-"):
                 shutil.rmtree(directory)
-            elif (directory / DATABASE).is_file() and (project := _existing(directory)) is not None:
-                self._projects[project.project_id] = project
+                continue
+            try:
+                if (project := _existing(directory)) is not None:
+                    self._projects[project.project_id] = project
+            except (StoreError, sqlite3.DatabaseError) as error:
+                # The others are served; nobody makes this one anew over what is left of it.
+                _log.error("The project in %s cannot be read and is not served: %s", directory, error)
+                self._unreadable[directory.name] = str(error)
 
     def projects(self) -> list[str]:
         """Names of all projects, sorted."""
@@ -62,6 +72,8 @@ class Store:
         found = self._projects.get(project_id)
         if found is not None:
             return found
+        if (error := self._unreadable.get(safe_name(project_id))) is not None:
+            raise DamagedError(f"Project {project_id!r} cannot be read: {error}", hint=RESTORE)
         if not create:
             raise UnknownProjectError(
                 f"There is no project {project_id!r} in the store.", hint="Log a run to it, or create it."
@@ -177,19 +189,56 @@ def default_key(project_id: str) -> str:
     return letters[:6] or "RUN"
 
 
-def existing_projects(root: Path) -> dict[str, Path]:
-    """Databases of all projects below a store, by name; needs no lock, for other processes to read from."""
+def existing_projects(root: Path, unreadable: dict[Path, str] | None = None) -> dict[str, Path]:
+    """Databases of all projects below a store, by name; needs no lock, for other processes to read from.
+
+    Those that cannot be read are put into ``unreadable``, with why.
+    """
     found: dict[str, Path] = {}
     base = root / "projects"
     for directory in sorted(base.iterdir()) if base.is_dir() else ():
         path = directory / DATABASE
-        if path.is_file():
+        if directory.name.startswith(".deleted-") or not _begun(directory):
+            continue
+        try:
+            connection = open_reader(path)
             try:
-                with closing(open_reader(path)) as connection:
-                    found[str(connection.execute("SELECT project_id FROM project").fetchone()[0])] = path
-            except (StoreError, sqlite3.DatabaseError):
-                continue  # Being made at this moment, or its making was cut short; or damaged: the source reports it.
+                project_id, _, _ = _heading(connection, directory)
+            finally:
+                connection.close()
+        except (StoreError, sqlite3.DatabaseError) as error:
+            if unreadable is not None:
+                unreadable[path] = str(error)
+            continue
+        found[project_id] = path
     return found
+
+
+def _begun(directory: Path) -> bool:
+    """False if a project's making was cut short, or goes on at this moment: its first tables come before all else."""
+    path = directory / DATABASE
+    if (directory / "objects").is_dir():
+        return True
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'project'").fetchone() is not None
+    except sqlite3.OperationalError:
+        return False  # Its first transaction is not finished.
+    except sqlite3.DatabaseError:
+        return True
+    finally:
+        connection.close()
+
+
+def _heading(connection: sqlite3.Connection, directory: Path) -> tuple[str, str, str]:
+    """Return name, uuid and key of the project in a directory. Raises DamagedError if they are not what was written."""
+    query = f"SELECT project_id, uuid, key, {intact('project', *PROJECT)} FROM project"  # noqa: S608 - our own names
+    project_id, uuid_text, key, is_intact = connection.execute(query).fetchone()
+    if not is_intact or safe_name(str(project_id)) != directory.name:
+        raise DamagedError(f"The row that names the project in {directory} is damaged.", hint=RESTORE)
+    return str(project_id), str(uuid_text), str(key)
 
 
 def _create(directory: Path, project_id: str, key: str, last_number: int) -> ProjectStore:
@@ -197,8 +246,8 @@ def _create(directory: Path, project_id: str, key: str, last_number: int) -> Pro
 
     def first_row(connection: sqlite3.Connection) -> None:
         connection.execute(
-            "INSERT INTO project (project_id, uuid, key, created_at, last_number) VALUES (?, ?, ?, ?, ?)",
-            (project_id, str(uuid.uuid4()), key, now_ms(), last_number),
+            "INSERT INTO project (project_id, uuid, key, created_at, checksum, last_number) VALUES (?, ?, ?, ?, ?, ?)",
+            (*row_of(project_id, str(uuid.uuid4()), key, now_ms()), last_number),
         )
 
     open_writer(directory / DATABASE, first_row).close()
@@ -211,16 +260,16 @@ def _create(directory: Path, project_id: str, key: str, last_number: int) -> Pro
 
 def _existing(directory: Path) -> ProjectStore | None:
     """The project in a directory; None if its making was cut short."""
-    connection = sqlite3.connect(directory / DATABASE)
-    try:
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'project'").fetchone() is None:
-            return None
-    finally:
-        connection.close()
+    if not _begun(directory):
+        return None
     reader = open_reader(directory / DATABASE)
-    row = reader.execute("SELECT project_id, uuid, key FROM project").fetchone()
-    reader.close()
-    return ProjectStore(directory, str(row["project_id"]), str(row["uuid"]), str(row["key"]))
+    try:
+        heading = _heading(reader, directory)
+    finally:
+        reader.close()
+    # A store of an older version is brought up to date before anybody reads it.
+    open_writer(directory / DATABASE).close()
+    return ProjectStore(directory, *heading)
 
 
 def _lock(root: Path) -> int:

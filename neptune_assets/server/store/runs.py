@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Final
+
+from neptune_assets.server.store.checksums import RUN, intact, seal
+from neptune_assets.server.store.database import RESTORE, DamagedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class Run:
     archived: int
     adopted: str | None
     revision: int
+    attributes: int | None = None
+    """How many attributes it has; None where an older version made it."""
+    intact: bool = True
+    """False if the row is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +63,38 @@ class NewRun:
     """Becomes the attribute sys/owner."""
 
 
-_COLUMNS: Final = tuple(field.name for field in fields(Run))
-SELECT_RUN: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs"  # noqa: S608  (names of our own columns)
+SEAL_RUN: Final = seal("runs", RUN, "WHERE id = ?")
+"""Gives a run's row its checksum; the count of attributes is not part of it."""
+SELECT_RUN: Final = f"SELECT {', '.join(RUN)}, attributes, {intact('runs', *RUN)} FROM runs"  # noqa: S608
 """Selects what :func:`run_of` takes; add WHERE."""
 
 
 def run_of(row: sqlite3.Row | None) -> Run | None:
     """The run of a row selected with :data:`SELECT_RUN`."""
-    return None if row is None else Run(*row)
+    if row is None:
+        return None
+    *columns, is_intact = row
+    return replace(Run(*columns), intact=bool(is_intact))
 
 
 def find_run(connection: sqlite3.Connection, run_id: str, scope: str = "runs") -> Run | None:
     """The run of this id, if there is one."""
-    return run_of(connection.execute(f"{SELECT_RUN} WHERE scope = ? AND run_id = ?", (scope, run_id)).fetchone())
+    return _found(connection, "scope = ? AND run_id = ?", scope, run_id)
 
 
 def find_run_by_sys_id(connection: sqlite3.Connection, sys_id: str, scope: str = "runs") -> Run | None:
     """The run of this sys/id, if there is one."""
-    return run_of(connection.execute(f"{SELECT_RUN} WHERE scope = ? AND sys_id = ?", (scope, sys_id)).fetchone())
+    return _found(connection, "scope = ? AND sys_id = ?", scope, sys_id)
 
 
 def find_run_by_uuid(connection: sqlite3.Connection, uuid: str) -> Run | None:
     """The run (or model, or version, or project) of this uuid, if there is one."""
-    return run_of(connection.execute(f"{SELECT_RUN} WHERE uuid = ?", (uuid,)).fetchone())
+    return _found(connection, "uuid = ?", uuid)
+
+
+def _found(connection: sqlite3.Connection, where: str, *values: str) -> Run | None:
+    """Return the run that a condition finds. Raises DamagedError if its row is not what was written."""
+    run = run_of(connection.execute(f"{SELECT_RUN} WHERE {where}", values).fetchone())
+    if run is not None and not run.intact:
+        raise DamagedError(f"The row of run {run.run_id!r} is damaged in the store.", hint=RESTORE)
+    return run

@@ -2,6 +2,9 @@
 --
 -- Steps are whole micro-steps (10^-6), times whole milliseconds since 1970 in UTC. Floats are kept as their 64 bits in
 -- an INTEGER: SQLite itself would turn NaN into NULL and -0.0 into 0.
+--
+-- Rows carry checksums (see checksums.py), and counts of what belongs to them: SQLite does not notice changed values.
+-- Both are NULL where an older version wrote the row, which is then not checked.
 
 CREATE TABLE project (
     project_id  TEXT    NOT NULL,              -- workspace/name
@@ -9,8 +12,9 @@ CREATE TABLE project (
     key         TEXT    NOT NULL,              -- what sys/id begins with
     created_at  INTEGER NOT NULL,
     revision    INTEGER NOT NULL DEFAULT 0,    -- grows with every commit; runs carry the value of their last change
-    format      INTEGER NOT NULL DEFAULT 1,
-    last_number INTEGER NOT NULL DEFAULT 0     -- last number that a sys/id was given
+    format      INTEGER NOT NULL DEFAULT 2,
+    last_number INTEGER NOT NULL DEFAULT 0,    -- last number that a sys/id was given
+    checksum    INTEGER
 );
 
 CREATE TABLE runs (
@@ -33,6 +37,8 @@ CREATE TABLE runs (
     archived        INTEGER NOT NULL DEFAULT 0,
     adopted         TEXT,                              -- digest of the lake's run that this one continues
     revision        INTEGER NOT NULL,
+    attributes      INTEGER,                           -- how many rows it has in the table below
+    checksum        INTEGER,
     UNIQUE (scope, run_id),
     UNIQUE (scope, sys_id)
 );
@@ -48,6 +54,8 @@ CREATE TABLE attributes (
     value     BLOB,                            -- INTEGER (int, bool 0/1, datetime ms, float bits), TEXT (string), JSON text (string_set, file, file_set, artifact)
     last_step INTEGER,                         -- of the last committed point
     revision  INTEGER NOT NULL,
+    points    INTEGER,                         -- how many points or objects it has
+    checksum  INTEGER,
     UNIQUE (run, path)
 );
 
@@ -56,6 +64,7 @@ CREATE TABLE points (                          -- float_series
     step      INTEGER NOT NULL,
     time      INTEGER NOT NULL,
     bits      INTEGER NOT NULL,
+    checksum  INTEGER,
     PRIMARY KEY (attribute, step)
 ) WITHOUT ROWID;
 
@@ -73,6 +82,7 @@ CREATE TABLE objects (                         -- string_series, histogram_serie
     step      INTEGER NOT NULL,
     time      INTEGER NOT NULL,
     value     TEXT    NOT NULL,                -- the string itself, or JSON of the histogram or file
+    checksum  INTEGER,
     PRIMARY KEY (attribute, step)
 ) WITHOUT ROWID;
 
@@ -82,7 +92,8 @@ CREATE TABLE files (
     sha256      TEXT    NOT NULL,              -- also the name of the stored object
     size        INTEGER NOT NULL,
     mime_type   TEXT,
-    uploaded_at INTEGER NOT NULL
+    uploaded_at INTEGER NOT NULL,
+    checksum    INTEGER
 );
 
 -- What is in a file set of 2.x; the attribute's value is JSON of {size, files}.
@@ -92,14 +103,17 @@ CREATE TABLE file_set_files (
     sha256      TEXT,                          -- of the stored object; NULL for a directory
     size        INTEGER NOT NULL,
     modified_at INTEGER NOT NULL,
+    checksum    INTEGER,
     PRIMARY KEY (attribute, path)
 ) WITHOUT ROWID;
 
 -- Artifacts of 2.x: lists of files that lie elsewhere. An attribute's value is JSON of {hash}.
+-- `files` is a JSON list of {filePath, fileHash, type, size, metadata}, NULL until it was received.
 CREATE TABLE artifacts (
-    hash  TEXT PRIMARY KEY,
-    size  INTEGER,                             -- of all files, if known
-    files TEXT                                 -- JSON list of {filePath, fileHash, type, size, metadata}; NULL until it was received
+    hash     TEXT PRIMARY KEY,
+    size     INTEGER,                          -- of all files, if known
+    files    TEXT,
+    checksum INTEGER
 ) WITHOUT ROWID;
 
 -- Requests of 2.x clients that left the numbering of steps to the server: sent again, they must not count twice.

@@ -8,15 +8,19 @@ that the next look finds. Bytes are removed only while nobody can write: nothing
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from neptune_assets.server.store.checksums import ATTRIBUTE, FILE, MEMBER, OBJECT, intact
+
 if TYPE_CHECKING:
     from neptune_assets.server.store.projects import ProjectStore
 
+_log = logging.getLogger(__name__)
 _AT_ONCE: Final = 500
 """Objects that are removed while writers wait."""
 # Keys that no file and no point of a series of files holds; a key that was never used may be named yet.
@@ -29,6 +33,13 @@ _UNUSED_KEYS: Final = """
         WHERE type = 'file_series' AND json_extract(objects.value, '$.path') IS NOT NULL
     )
 """
+_DAMAGED: Final = (
+    f"SELECT 1 FROM attributes WHERE NOT {intact('attributes', *ATTRIBUTE)} LIMIT 1",  # noqa: S608
+    f"SELECT 1 FROM objects JOIN attributes ON attributes.id = objects.attribute"  # noqa: S608
+    f" WHERE type = 'file_series' AND NOT {intact('objects', *OBJECT)} LIMIT 1",
+    f"SELECT 1 FROM files WHERE NOT {intact('files', *FILE)} LIMIT 1",  # noqa: S608
+    f"SELECT 1 FROM file_set_files WHERE NOT {intact('file_set_files', *MEMBER)} LIMIT 1",  # noqa: S608
+)
 _USED: Final = """
     SELECT sha256 FROM files WHERE sha256 IN (SELECT value FROM json_each(?1))
     UNION SELECT sha256 FROM file_set_files WHERE sha256 IN (SELECT value FROM json_each(?1))
@@ -48,6 +59,10 @@ def find_unused(project: ProjectStore, older_than: int) -> Unused:
     # Bytes before rows: what is named after the look at the bytes is seen in the rows.
     old = set(project.objects.older_than(older_than / 1_000))
     with project.read() as connection:
+        if any(connection.execute(query).fetchone() is not None for query in _DAMAGED):
+            # What a damaged row named looks unused.
+            _log.error("Nothing is removed of project %s: names of files are damaged in its store.", project.project_id)
+            return Unused()
         keys = {str(row[0]) for row in connection.execute(_UNUSED_KEYS, (older_than,))}
         return Unused(keys, old - _used(connection, old))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from neptune_assets.schema import AttributeType
+from neptune_assets.server.store.checksums import ATTRIBUTE, intact, row_of
+from neptune_assets.server.store.database import RESTORE, DamagedError
 from neptune_assets.server.store.operations import Operations
 from neptune_assets.server.store.points import Attribute, Points
-from neptune_assets.server.store.runs import NewRun, Run, find_run, find_run_by_sys_id, find_run_by_uuid
+from neptune_assets.server.store.runs import SEAL_RUN, NewRun, Run, find_run, find_run_by_sys_id, find_run_by_uuid
 from neptune_assets.server.store.values import SqlValue
 
 _CACHED_ATTRIBUTES: Final = 200_000
@@ -68,8 +71,10 @@ class Writing:
         self._key = key
         self._cache = cache
         self.points = Points(connection, revision, cache.previewed)
-        self._moved: set[Attribute] = set()
+        self._moved: Counter[Attribute] = Counter()
+        self._attributes: Counter[int] = Counter()
         self._touched: set[int] = set()
+        self._pinged: set[int] = set()
 
     def run(self, run_id: str, scope: str = "runs") -> Run | None:
         """The run of this id, if there is one."""
@@ -90,7 +95,7 @@ class Writing:
         cursor = self.connection.execute(
             "INSERT INTO runs (scope, run_id, sys_id, uuid, experiment, parent_project, parent_run_id, fork_step,"
             " requested_parent, inherit_configs, generation, created_at, modified_at, trashed, archived, adopted,"
-            " revision) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " revision, attributes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
                 new.scope,
                 sys_id if new.run_id is None else new.run_id,
@@ -112,6 +117,7 @@ class Writing:
             ),
         )
         self.changed = True
+        self.connection.execute(SEAL_RUN, (cursor.lastrowid,))
         made = find_run(self.connection, sys_id if new.run_id is None else new.run_id, new.scope)
         if made is None or made.id != cursor.lastrowid:
             raise sqlite3.IntegrityError(f"run {new.run_id!r} was not made")
@@ -133,6 +139,7 @@ class Writing:
             f"UPDATE runs SET {assignments} WHERE id = ?",  # noqa: S608  (names checked by replace())
             (*columns.values(), run.id),
         )
+        self.connection.execute(SEAL_RUN, (run.id,))
         self.touch(run)
         return changed
 
@@ -142,6 +149,7 @@ class Writing:
         self.connection.execute("DELETE FROM runs WHERE id = ?", (run.id,))
         self.forget(run)
         self._touched.discard(run.id)
+        self._attributes.pop(run.id, None)
         self.changed = True
 
     def touch(self, run: Run) -> None:
@@ -149,16 +157,27 @@ class Writing:
         self._touched.add(run.id)
         self.changed = True
 
+    def ping(self, run: Run) -> None:
+        """Let the run count as alive now; that is no change of it."""
+        self._pinged.add(run.id)
+        self.changed = True
+
+    def count_attributes(self, run: int, more: int) -> None:
+        """Note that a run has more attributes, or fewer."""
+        self._attributes[run] += more
+
     def operations(self, run: Run) -> Operations:
         """Typed operations on the attributes of a run; it counts as modified once one of them changes something."""
         return Operations(self, run, self._cache.attributes(self.connection, run.id))
 
     def take_over(self, run: Run, atoms: Iterable[Atom]) -> None:
         """Give a new run the single values of another."""
+        rows = [(*row_of(run.id, path, kind, value), self.revision) for path, kind, value in atoms]
         self.connection.executemany(
-            "INSERT INTO attributes (run, path, type, value, revision) VALUES (?, ?, ?, ?, ?)",
-            ((run.id, path, kind, value, self.revision) for path, kind, value in atoms),
+            "INSERT INTO attributes (run, path, type, value, checksum, points, revision) VALUES (?, ?, ?, ?, ?, 0, ?)",
+            rows,
         )
+        self.count_attributes(run.id, len(rows))
         self.forget(run)
         self.touch(run)
 
@@ -179,16 +198,20 @@ class Writing:
     def put_file(self, key: str, sha256: str, size: int, mime_type: str | None) -> None:
         """Let ``key`` name these bytes, which the project's objects hold already; the last one wins."""
         self.connection.execute(
-            "INSERT INTO files (key, sha256, size, mime_type, uploaded_at) VALUES (?, ?, ?, ?, ?)"
+            "INSERT INTO files (key, sha256, size, mime_type, checksum, uploaded_at) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size,"
-            " mime_type = excluded.mime_type, uploaded_at = excluded.uploaded_at",
-            (key, sha256, size, mime_type, self.now),
+            " mime_type = excluded.mime_type, uploaded_at = excluded.uploaded_at, checksum = excluded.checksum",
+            (*row_of(key, sha256, size, mime_type), self.now),
         )
         self.changed = True
 
-    def moved(self, attribute: Attribute) -> None:
-        """Write the attribute's last step at the end."""
-        self._moved.add(attribute)
+    def moved(self, attribute: Attribute, more: int = 0) -> None:
+        """Write the attribute's last step at the end, and that it has so many points more."""
+        self._moved[attribute] += more
+
+    def forget_points(self, attribute: Attribute) -> None:
+        """Take back what :meth:`moved` was told of an attribute, whose points are all gone."""
+        self._moved.pop(attribute, None)
 
     def flush(self) -> None:
         """Write buffered points."""
@@ -202,13 +225,22 @@ class Writing:
         """Write what is buffered, and the new revision. Called by ``ProjectStore.write()``."""
         self.flush()
         self.connection.executemany(
-            "UPDATE attributes SET last_step = ?, revision = ? WHERE id = ?",
-            [(attribute.last_step, self.revision, attribute.id) for attribute in self._moved],
+            "UPDATE attributes SET last_step = ?, revision = ?, points = points + ? WHERE id = ?",
+            [(attribute.last_step, self.revision, more, attribute.id) for attribute, more in self._moved.items()],
+        )
+        self.connection.executemany(
+            "UPDATE runs SET attributes = attributes + ? WHERE id = ?",
+            [(more, run) for run, more in self._attributes.items() if more],
+        )
+        self.connection.executemany(
+            "UPDATE runs SET ping_at = ?, revision = ? WHERE id = ?",
+            [(self.now, self.revision, run) for run in self._pinged],
         )
         self.connection.executemany(
             "UPDATE runs SET modified_at = ?, ping_at = ?, revision = ? WHERE id = ?",
             [(self.now, self.now, self.revision, run) for run in self._touched],
         )
+        self.connection.executemany(SEAL_RUN, [(run,) for run in self._touched | self._pinged])
         if self.changed:
             self.connection.execute("UPDATE project SET revision = ?", (self.revision,))
 
@@ -220,8 +252,18 @@ def inheritable(path: str) -> bool:
 
 def atoms_of(connection: sqlite3.Connection, run: Run) -> list[Atom]:
     """Single values and files of a run that a fork of it takes over."""
-    rows = connection.execute("SELECT path, type, value FROM attributes WHERE run = ? AND value IS NOT NULL", (run.id,))
-    return [(row["path"], row["type"], row["value"]) for row in rows if inheritable(row["path"])]
+    rows = connection.execute(
+        f"SELECT path, type, value, {intact('attributes', *ATTRIBUTE)} AS intact FROM attributes"  # noqa: S608
+        " WHERE run = ? AND value IS NOT NULL",
+        (run.id,),
+    )
+    found = [row for row in rows if inheritable(row["path"])]
+    for row in found:
+        if not row["intact"]:
+            raise DamagedError(
+                f"Attribute {row['path']!r} of run {run.run_id!r} is damaged in the store.", hint=RESTORE
+            )
+    return [(row["path"], row["type"], row["value"]) for row in found]
 
 
 def _load(connection: sqlite3.Connection, run: int) -> dict[str, Attribute]:

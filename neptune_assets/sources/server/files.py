@@ -6,9 +6,10 @@ import mimetypes
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from neptune_assets.errors import FileGoneError
+from neptune_assets.lake.integrity import CheckedFile
 from neptune_assets.lake.layout import extension_of
 
 
@@ -20,9 +21,18 @@ class StoredFile:
     path: Path
 
     def open(self) -> BinaryIO:
-        """Open the object. Raises FileGoneError if it is not in the store."""
+        """Open the object. Raises FileGoneError if it is not in the store, or while it is read if it is damaged."""
+
+        def damaged(what: str) -> FileGoneError:
+            return FileGoneError(
+                f"The bytes of {self.relative_path!r} in the store are damaged: {what}.",
+                hint="Restore the store's objects from a backup, or upload the file again.",
+            )
+
         try:
-            return self.path.open("rb")
+            # Objects are named by the hash of their bytes.
+            size, stream = self.path.stat().st_size, self.path.open("rb")
+            return cast(BinaryIO, CheckedFile(stream, size, self.path.name, damaged))
         except OSError as error:
             raise FileGoneError(
                 f"The bytes of {self.relative_path!r} are not in the store: {error}.",

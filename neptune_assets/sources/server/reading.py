@@ -8,9 +8,21 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
+from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
+from neptune_assets.server.store.checksums import (
+    ARTIFACT,
+    ATTRIBUTE,
+    MEMBER,
+    NOT_RECORDED,
+    OBJECT,
+    damaged_points,
+    intact,
+)
+from neptune_assets.server.store.database import RESTORE
 from neptune_assets.server.store.runs import Run
 from neptune_assets.server.store.system import system_attributes
 from neptune_assets.server.store.values import decode
@@ -23,12 +35,14 @@ MEMBERS: Final = "members"
 """What a reference to a file set or an artifact begins with, before a colon and the attribute's path."""
 
 _FETCH: Final = 16_384
+_INTACT: Final = intact("attributes", *ATTRIBUTE)
 _ATTRIBUTES: Final = (
-    "SELECT id, path, type FROM attributes AS attribute WHERE run = ? AND"
+    f"SELECT id, path, type, points, {_INTACT} AS intact FROM attributes WHERE run = ? AND"  # noqa: S608
     # The value of a series is how it is to be drawn: nothing to keep without points.
     " ((value IS NOT NULL AND type NOT LIKE '%series')"
-    " OR EXISTS (SELECT 1 FROM points WHERE points.attribute = attribute.id)"
-    " OR EXISTS (SELECT 1 FROM objects WHERE objects.attribute = attribute.id)) ORDER BY path"
+    f" OR points > 0 OR NOT {_INTACT}"
+    " OR EXISTS (SELECT 1 FROM points WHERE points.attribute = attributes.id)"
+    " OR EXISTS (SELECT 1 FROM objects WHERE objects.attribute = attributes.id)) ORDER BY path"
 )
 """Attributes that hold anything: of a series that has previews only, nothing is final yet."""
 
@@ -51,11 +65,7 @@ class RunReading:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows, in bounded memory."""
-        kept = [
-            item
-            for item in self._connection.execute(_ATTRIBUTES, (self._run.id,))
-            if self._keep(item["path"], item["type"])
-        ]
+        kept = self._attributes()
         written = {item["path"] for item in kept}
         uuid = str(self._connection.execute("SELECT uuid FROM project").fetchone()[0])
         system = [
@@ -70,9 +80,9 @@ class RunReading:
         for item in kept:
             path, kind = item["path"], AttributeType(item["type"])
             if kind is AttributeType.FLOAT_SERIES:
-                yield from self._floats(item["id"], path)
+                yield from self._floats(item["id"], path, item["points"])
             elif kind in SERIES_TYPES:
-                yield from self._objects(item["id"], path, kind)
+                yield from self._objects(item["id"], path, kind, item["points"])
             else:
                 (value,) = self._connection.execute(
                     "SELECT value FROM attributes WHERE id = ?", (item["id"],)
@@ -91,44 +101,91 @@ class RunReading:
         except (ValueError, OverflowError, TypeError) as error:
             self._errors.append(Issue(f"The value of {path!r} cannot be kept: {error}.", path, str(kind)))
 
-    def _floats(self, identifier: int, path: str) -> Iterator[pa.RecordBatch]:
-        cursor = self._connection.execute(
-            "SELECT step, time, bits FROM points WHERE attribute = ? ORDER BY step", (identifier,)
-        )
-        while rows := cursor.fetchmany(_FETCH):
-            steps, times, bits = zip(*rows, strict=True)
-            self._rows.float_series(path, array("q", steps), array("q", times), array("q", bits))
-            yield from self._rows.drain()
+    def _attributes(self) -> list[sqlite3.Row]:
+        """Return the attributes that are read; what is damaged or missing becomes an error of the run."""
+        found = self._connection.execute(_ATTRIBUTES, (self._run.id,)).fetchall()
+        (count,) = self._connection.execute("SELECT count(*) FROM attributes WHERE run = ?", (self._run.id,)).fetchone()
+        if self._run.attributes not in {None, count}:
+            self._damaged(f"The run has {count:,} attributes in the store instead of {self._run.attributes:,}.")
+        for item in found:
+            if not item["intact"]:
+                self._damaged(f"Attribute {item['path']!r} is damaged in the store.", str(item["path"]))
+        return [item for item in found if item["intact"] and self._keep(item["path"], item["type"])]
 
-    def _objects(self, identifier: int, path: str, kind: AttributeType) -> Iterator[pa.RecordBatch]:
+    def _damaged(self, message: str, path: str | None = None, kind: str | None = None) -> None:
+        self._errors.append(Issue(f"{message} {RESTORE}", path, kind))
+
+    def _floats(self, identifier: int, path: str, recorded: int | None) -> Iterator[pa.RecordBatch]:
         cursor = self._connection.execute(
-            "SELECT step, time, value FROM objects WHERE attribute = ? ORDER BY step", (identifier,)
+            "SELECT step, time, bits, ifnull(checksum, ?) FROM points WHERE attribute = ? ORDER BY step",
+            (NOT_RECORDED, identifier),
         )
-        for step, time, value in cursor:
+        count = lost = 0
+        while rows := cursor.fetchmany(_FETCH):
+            steps, times, bits, checksums = zip(*rows, strict=True)
+            count += len(rows)
+            columns = [np.array(column, np.int64) for column in (steps, times, bits, checksums)]
+            wrong = damaged_points(identifier, *columns)
+            if wrong.any():
+                lost += int(wrong.sum())
+                columns = [column[~wrong] for column in columns]
+            self._rows.float_series(path, *(array("q", column.tobytes()) for column in columns[:3]))
+            yield from self._rows.drain()
+        self._count(path, AttributeType.FLOAT_SERIES, count, lost, recorded)
+
+    def _objects(
+        self, identifier: int, path: str, kind: AttributeType, recorded: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        cursor = self._connection.execute(
+            f"SELECT step, time, value, {intact('objects', *OBJECT)} FROM objects"  # noqa: S608 - our own names
+            " WHERE attribute = ? ORDER BY step",
+            (identifier,),
+        )
+        count = lost = 0
+        for step, time, value, is_intact in cursor:
+            count += 1
+            if not is_intact:
+                lost += 1
+                continue
             self._rows.point(kind, path, step, time, _object(kind, value))
             yield from self._rows.drain()
+        self._count(path, kind, count, lost, recorded)
+
+    def _count(self, path: str, kind: AttributeType, count: int, lost: int, recorded: int | None) -> None:
+        if lost:
+            self._damaged(f"{lost:,} points of {path!r} are damaged in the store and were left out.", path, kind)
+        if recorded not in {None, count}:
+            self._damaged(f"{path!r} has {count:,} points in the store instead of {recorded:,}.", path, kind)
 
 
 def members_of(connection: sqlite3.Connection, run: Run, path: str) -> list[tuple[str, str]] | None:
     """Return (path inside the set, sha256) of each file of a file set; None if the run has no such set."""
     row = connection.execute(
-        "SELECT id FROM attributes WHERE run = ? AND path = ? AND type = 'file_set'", (run.id, path)
+        "SELECT id, value FROM attributes WHERE run = ? AND path = ? AND type = 'file_set'", (run.id, path)
     ).fetchone()
     if row is None:
         return None
     members = connection.execute(
-        "SELECT path, sha256 FROM file_set_files WHERE attribute = ? AND sha256 IS NOT NULL ORDER BY path", (row["id"],)
-    )
-    return [(item["path"], item["sha256"]) for item in members]
+        f"SELECT path, sha256, {intact('file_set_files', *MEMBER)} AS intact FROM file_set_files"  # noqa: S608
+        " WHERE attribute = ? ORDER BY path",
+        (row["id"],),
+    ).fetchall()
+    found = [(item["path"], item["sha256"]) for item in members if item["sha256"] is not None]
+    if not all(item["intact"] for item in members) or json.loads(row["value"])["files"] != len(found):
+        raise FileGoneError(f"The list of the files of {path!r} is damaged in the store.", hint=RESTORE)
+    return found
 
 
 def artifact_files_of(connection: sqlite3.Connection, run: Run, path: str) -> str | None:
     """Return the list of an artifact's files as JSON; None if the run has no such artifact, or no list of it came."""
     row = connection.execute(
-        "SELECT artifacts.files FROM attributes JOIN artifacts ON artifacts.hash = json_extract(value, '$.hash')"
+        f"SELECT artifacts.files, {intact('artifacts', *ARTIFACT)} AS intact FROM attributes"  # noqa: S608
+        " JOIN artifacts ON artifacts.hash = json_extract(value, '$.hash')"
         " WHERE run = ? AND path = ? AND type = 'artifact'",
         (run.id, path),
     ).fetchone()
+    if row is not None and not row["intact"]:
+        raise FileGoneError(f"The list of the files of artifact {path!r} is damaged in the store.", hint=RESTORE)
     return None if row is None else row["files"]
 
 

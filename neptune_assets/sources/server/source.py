@@ -15,8 +15,8 @@ from pathlib import Path
 
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
-from neptune_assets.server.store.database import DATABASE, open_reader
-from neptune_assets.server.store.files import object_path
+from neptune_assets.server.store.database import RESTORE, DamagedError, open_reader
+from neptune_assets.server.store.files import find_file, object_path
 from neptune_assets.server.store.projects import existing_projects
 from neptune_assets.server.store.runs import SELECT_RUN, Run, find_run, run_of
 from neptune_assets.settings import Filters, ServerSource
@@ -49,8 +49,8 @@ class Server:
         if scope is not Scope.RUNS and not self._selection.model_registry:
             return []
         with self._reading(project_id) as connection:
-            rows = connection.execute(f"{SELECT_RUN} WHERE scope = ? ORDER BY run_id", (scope.value,))
-            found = [run for row in rows if (run := run_of(row)) is not None]
+            found = [run for run in _runs(connection) if run.intact and run.scope == scope.value]
+        found.sort(key=lambda run: run.run_id)
         return [info for run in found if self._selection.run(info := _info(run))]
 
     def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Iterator[RunRows | RunEnd]:
@@ -68,7 +68,7 @@ class Server:
                     for batch in reading.batches():
                         yield RunRows(run_id, batch)
                     yield reading.end()
-            except (NeptuneAssetsError, sqlite3.Error) as error:
+            except (NeptuneAssetsError, sqlite3.Error, ValueError, TypeError, KeyError, OverflowError) as error:
                 yield RunEnd(run_id, errors=[Issue(f"The store cannot be read: {error}")])
 
     def files(self, project_id: str, run_id: str, reference: str, scope: Scope = Scope.RUNS) -> Sequence[SourceFile]:
@@ -88,27 +88,30 @@ class Server:
                         hint="Materialize the project again.",
                     )
                 return [StoredFile(name, object_path(directory, digest)) for name, digest in members]
-            row = connection.execute("SELECT sha256, mime_type FROM files WHERE key = ?", (rest,)).fetchone()
-        if row is None:
+            try:
+                found = find_file(connection, rest)
+            except DamagedError as error:
+                raise FileGoneError(error.message, hint=error.hint) from error
+        if found is None:
             raise FileGoneError(
                 f"The bytes of {rest!r} never arrived at the server.",
                 hint="The script that logged it may still hold them: run `neptune sync` in its folder.",
             )
-        return [StoredFile(file_name(rest, row["mime_type"] or ""), object_path(directory, row["sha256"]))]
+        return [StoredFile(file_name(rest, found[1] or ""), object_path(directory, found[0]))]
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
-        """Databases of projects that cannot be opened, so that not even the name of the project is known."""
-        readable = set(existing_projects(self._root).values())
-        databases = sorted((self._root / "projects").glob(f"*/{DATABASE}"))
-        return [
-            Issue(
-                f"{path} cannot be opened, so the project in it is not read. Start the server to repair it, or put a "
-                "backup of its directory in its place."
-            )
-            for path in databases
-            # One without bytes is being made at this moment, or its making was cut short.
-            if path not in readable and path.stat().st_size
-        ]
+        """Projects that cannot be read, and runs whose rows are damaged."""
+        unreadable: dict[Path, str] = {}
+        known = existing_projects(self._root, unreadable)
+        issues = [Issue(f"The project in {path} cannot be read: {error}") for path, error in unreadable.items()]
+        if project_id in known:
+            with self._reading(project_id) as connection:
+                issues.extend(
+                    Issue(f"The row of run {run.run_id!r} is damaged in the store, so the run was not read. {RESTORE}")
+                    for run in _runs(connection)
+                    if not run.intact
+                )
+        return issues
 
     def _database(self, project_id: str) -> Path:
         known = {name: path for name, path in existing_projects(self._root).items() if self._selection.project(name)}
@@ -131,6 +134,11 @@ class Server:
             yield connection
         finally:
             connection.close()
+
+
+def _runs(connection: sqlite3.Connection) -> list[Run]:
+    """Return all rows of runs as they lie in their table: an index that is damaged hides none."""
+    return [run for row in connection.execute(SELECT_RUN) if (run := run_of(row)) is not None]
 
 
 def _info(run: Run) -> RunInfo:

@@ -10,6 +10,7 @@ import pytest
 
 from neptune_assets.server.neptune2.contract import OPERATIONS
 from neptune_assets.server.neptune2.routes import HANDLERS, SHARED
+from neptune_assets.server.store.checksums import RUN, seal
 from neptune_assets_tests.support.ingest import Ingest, assign
 from neptune_assets_tests.support.ingest import points as points3
 from neptune_assets_tests.support.neptune2 import PROJECT, Http, points
@@ -74,7 +75,7 @@ def test_what_is_not_there(http: Http) -> None:
         answer = http.raw(call, experimentId=run, attribute="nothing")
         assert (answer.status_code, answer.json()["errorType"]) == (404, "NOT_FOUND"), call
     assert http.status("getFloatAttribute", experimentId=run, attribute="sys/id") == 404
-    assert http.status("getProject", projectIdentifier="team/none") == 404
+    assert http.status("getProject", projectIdentifier="no project") == 404
     assert http.status("ping", experimentId="00000000-0000-0000-0000-000000000000") == 404
     assert http.status("executeOperations", [], experimentId="none") == 404
     assert http.status("listArtifactFiles", projectIdentifier=PROJECT, hash="ab") == 404
@@ -317,7 +318,7 @@ def test_projects_are_deleted_with_everything(http: Http) -> None:
     http.apply(run, ("a", "assignInt", {"value": 1}))
     assert len(http.table()) == 1
     http.call("deleteProject", projectIdentifier=PROJECT)
-    assert http.status("getProject", projectIdentifier=PROJECT) == 404
+    assert http.client.get("/api/backend/v1/projects").json()["entries"] == []
     assert http.status("getExperiment", experimentId=run) == 404
     http.post("/api/backend/v1/projects", json={"organizationId": "team", "name": "vision"})
     assert http.table() == []
@@ -366,6 +367,7 @@ def test_states_follow_signs_of_life(http: Http, served: Served) -> None:
         writing.connection.execute(
             "UPDATE runs SET ping_at = 1000, modified_at = 1000, revision = ? WHERE uuid = ?", (writing.revision, old)
         )
+        writing.connection.execute(seal("runs", RUN))
         writing.changed = True
     http.call("ping", experimentId=young)
     assert http.attributes(old)["sys/state"][1]["value"] == "idle"

@@ -82,7 +82,7 @@ def test_replaced_bytes_go_after_their_rows_and_nothing_else_does(store: Store) 
         operations.append_objects(pictures, [0], [0], [to_json({"path": "point", "size": 7})])
         files = operations.attribute("set", AttributeType.FILE_SET)
         assert files is not None
-        writing.connection.execute("INSERT INTO file_set_files VALUES (?, 'x', ?, 15, 0)", (files.id, member))
+        writing.connection.execute("INSERT INTO file_set_files VALUES (?, 'x', ?, 15, 0, NULL)", (files.id, member))
     age(project, 40)
     cleaning = Cleaning(store, unused_days=30)
     assert cleaning.look() == 0
