@@ -108,7 +108,7 @@ def read(root: Path) -> tuple[dict[str, Any], list[str]]:
 def damage(data: bytearray, choice: random.Random) -> str:
     """Change some bytes in one way."""
     place = choice.randrange(len(data))
-    kind = choice.choice(["bit"] * 6 + ["run", "zeros", "cut", "swap"])
+    kind = choice.choice(["bit"] * 6 + ["run", "zeros", "cut", "swap"] if len(data) > 8192 else ["bit", "run", "cut"])
     if kind == "bit":
         data[place] ^= 1 << choice.randrange(8)
     elif kind == "run":
