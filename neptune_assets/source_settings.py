@@ -98,6 +98,11 @@ class OfflineSource(Model):
         description="More directories from which files that recordings name may be read, such as `/data`; `/` for all. "
         "Allowed without it: the directory that holds `.neptune`, and `search_files_in`.",
     )
+    record_mb: float = Field(
+        default=64,
+        gt=0,
+        description="Largest record of neptune-client's log, in megabytes; reading takes several times that of memory.",
+    )
     file_limits: FileLimits = Field(default_factory=FileLimits, description="Limits on files that recordings name.")
 
 

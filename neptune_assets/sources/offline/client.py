@@ -50,7 +50,7 @@ class ClientSearch:
             if not names or real in self._seen:
                 continue
             self._seen.add(real)
-            found = execution_in(folder, names, self._settings.project)
+            found = execution_in(folder, names, self._settings)
             if found is None:
                 continue
             if isinstance(found, Refusal):

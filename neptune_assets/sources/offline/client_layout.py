@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from neptune_assets.schema import Scope
+from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.files import open_regular
 from neptune_assets.sources.offline.client_log import Entry, Log
 from neptune_assets.sources.offline.client_operations import SERIES, ContainerKey
@@ -74,13 +75,14 @@ def stable_id(identifier: str) -> str:
 
 
 def execution_in(
-    folder: Folder, names: tuple[str, ...], project: str | None
+    folder: Folder, names: tuple[str, ...], settings: OfflineSource
 ) -> tuple[ContainerKey, Execution] | Refusal | None:
     """The execution in a folder with log files; None if the files are of some other program."""
     path = folder.path
+    project = settings.project
     metadata = _metadata(path / "metadata.json") if "metadata.json" in folder.files else {}
     key = _key(path) or _metadata_key(metadata)
-    log = Log.of(path, names)
+    log = Log.of(path, names, int(settings.record_mb * 10**6))
     if key is None:
         try:
             with open_regular(path / log.files[0]) as file:

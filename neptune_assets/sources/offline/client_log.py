@@ -30,8 +30,8 @@ _LAST: Final = 253_402_300_800
 """Epoch seconds of the years 1 and 10,000."""
 _JUMP: Final = 1_000_000
 """Versions that one gap may hold for what came before and behind it to be kept in one array."""
-_MAX_RECORD: Final = 512 * 1024 * 1024
-"""No record is this long (the client stops at 32 MiB of image); what looks like one is garbage."""
+MAX_RECORD: Final = 64 * 1024 * 1024
+"""No record is longer (the client stops at 32 MiB of image, 44 MB as base64): the default of the setting."""
 
 _BEGINNING: Final = '{"obj"'
 """How the client begins a record; quotes inside strings are escaped, so this never lies inside one."""
@@ -46,6 +46,7 @@ _POINTS: Final = re.compile(
 )
 """A line as the client writes it for points, with plain ASCII segments in its path."""
 
+_TOO_DEEP: Final = -1
 _DECODER: Final = json.JSONDecoder(strict=False)
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
@@ -74,11 +75,15 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """Bytes ``start`` to ``end`` of a log file that hold no record; ``torn`` if the end cut one off there."""
+    """Bytes ``start`` to ``end`` of a log file that hold no record; ``torn`` if the end cut one off there.
+
+    ``long`` is True if they begin like a record that is longer than allowed.
+    """
 
     start: int
     end: int
     torn: bool = False
+    long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +93,14 @@ class Log:
     folder: Path
     files: tuple[str, ...] = field(default=())
     """Names of the log files, in order of their numbers."""
+    max_record: int = MAX_RECORD
+    """Bytes of the largest record that is read; a multiple of it is what reading takes of memory."""
 
     @classmethod
-    def of(cls, folder: Path, names: tuple[str, ...]) -> Log:
+    def of(cls, folder: Path, names: tuple[str, ...], max_record: int = MAX_RECORD) -> Log:
         """Make the log of a folder with these file names; other files are passed over."""
         numbered = sorted((int(match[1]), name) for name in names if (match := LOG_NAME.fullmatch(name)))
-        return cls(folder, tuple(name for _, name in numbered))
+        return cls(folder, tuple(name for _, name in numbered), max_record)
 
     def counter(self, name: str) -> int | None:
         """The number in a counter file; an empty file is 0, None if there is no such file or no number in it."""
@@ -117,7 +124,7 @@ class Log:
         repeated = 0
         torn = False
         for number, name in enumerate(self.files):
-            for found in json_objects(self.folder / name, skim=skim):
+            for found in json_objects(self.folder / name, skim=skim, max_record=self.max_record):
                 if isinstance(found, Garbage):
                     torn = found.torn and number == len(self.files) - 1
                     self._tell_garbage(name, found, torn, told)
@@ -155,7 +162,7 @@ class Log:
     def _marks(self, until: int) -> Iterator[tuple[int, int]]:
         """Version and mark of every record before a place."""
         for number, name in enumerate(self.files):
-            for found in json_objects(self.folder / name, skim=True):
+            for found in json_objects(self.folder / name, skim=True, max_record=self.max_record):
                 if isinstance(found, Garbage):
                     continue
                 entry = _entry(found[1], number, name, found[0])
@@ -168,7 +175,7 @@ class Log:
         """Read one operation again, at the place its :class:`Entry` told; None if there is none."""
         if name not in self.files:
             return None
-        for found in json_objects(self.folder / name, offset):
+        for found in json_objects(self.folder / name, offset, max_record=self.max_record):
             if isinstance(found, Garbage) or found[0] != offset:
                 return None
             entry = _entry(found[1], 0, name, offset)
@@ -179,6 +186,11 @@ class Log:
         if torn:
             told.noted(
                 f"{self.folder / name} ends in a record that was cut off at byte {garbage.start}; it is left out."
+            )
+        elif garbage.long:
+            told.lost(
+                f"{self.folder / name} has a record of more than {self.max_record:,} bytes at byte {garbage.start}; it "
+                "is left out. Raise source.offline.record_mb to read it."
             )
         else:
             told.lost(
@@ -268,12 +280,16 @@ def _entry(record: Any, number: int, name: str, offset: int) -> Entry | None:
     operation, version, at = record.get("obj"), record.get("version"), record.get("at")
     if not isinstance(operation, dict) or type(version) is not int or version < 1:
         return None
+    if not isinstance(operation.get("type"), str):
+        return None
     if isinstance(at, bool) or not isinstance(at, int | float) or not _FIRST <= at < _LAST:
         at = None
     return Entry(version, at, operation, name, offset, number * _FILE + offset)
 
 
-def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[tuple[int, Any, int] | Garbage]:
+def json_objects(
+    path: Path, start: int = 0, *, skim: bool = False, max_record: int = MAX_RECORD
+) -> Iterator[tuple[int, Any, int] | Garbage]:
     """Yield the JSON objects of a file with their byte offsets and a hash of their bytes, and the stretches between.
 
     Objects may follow each other with or without line breaks and may hold raw control characters. The text is read as
@@ -284,6 +300,7 @@ def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[
         text, base, ended = "", start, False
         position = 0
         bad: int | None = None
+        long = False
         while True:
             position = _after_space(text, position)
             if position == len(text):
@@ -294,18 +311,24 @@ def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[
                 ended = not text
                 continue
             value, end, incomplete = (_skim(text, position) if skim else None) or _decode(text, position)
-            if end:
+            if end > 0:
                 if bad is not None:
-                    yield Garbage(bad, base + position)
-                    bad = None
+                    yield Garbage(bad, base + position, long=long)
+                    bad, long = None, False
                 yield base + position, value, hash(text[position:end])
                 position = end
                 continue
-            if incomplete and not ended and len(text) - position < _MAX_RECORD:
-                more = _read(file, max(_CHUNK, len(text) - position))
+            long = long or (incomplete and not ended and len(text) - position >= max_record)
+            if incomplete and not ended and len(text) - position < max_record:
+                more = _read(file, min(max(_CHUNK, len(text) - position), max_record))
                 ended = not more
                 base += position
                 text, position = text[position:] + more, 0
+                continue
+            if end == _TOO_DEEP:  # looking for a record inside it would take its depth for each of its levels
+                following = text.find("\n", position)
+                bad = base + position if bad is None else bad
+                position = len(text) if following < 0 else following
                 continue
             following = text.find(_BEGINNING, position + 1)
             if following < 0 and incomplete and ended and bad is None:
@@ -316,7 +339,7 @@ def json_objects(path: Path, start: int = 0, *, skim: bool = False) -> Iterator[
                 following = len(text) if ended else max(position + 1, len(text) - len(_BEGINNING))
             position = following
         if bad is not None:
-            yield Garbage(bad, base + len(text))
+            yield Garbage(bad, base + len(text), long=long)
 
 
 def _skim(text: str, position: int) -> tuple[Any, int, bool] | None:
@@ -344,7 +367,10 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _decode(text: str, position: int) -> tuple[Any, int, bool]:
-    """Decode the object at ``position``: (value, end, False), or (None, 0, True if more text may complete it)."""
+    """Decode the object at ``position``: (value, end, False), or (None, 0, True if more text may complete it).
+
+    The end is :data:`_TOO_DEEP` for what is nested too deeply.
+    """
     if text[position] != "{":
         # Disks leave blocks of NUL behind a power cut; more text never turns them into an object.
         return None, 0, not text[position:].strip("\0 \r\n\t")
@@ -353,7 +379,9 @@ def _decode(text: str, position: int) -> tuple[Any, int, bool]:
     except json.JSONDecodeError as error:
         cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip()) - _NEAR_END
         return None, 0, cut_off
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return None, _TOO_DEEP, False
+    except ValueError:
         return None, 0, False
     if not text.isascii():
         written = text[position:end]
