@@ -100,6 +100,12 @@ class LakeSettings(Model):
 
     root: str = Field(description="Directory or fsspec URL of the lake.")
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Access to the lake if it is remote.")
+    allow_unsafe_locks: bool = Field(
+        default=False,
+        description="Write although the lake's storage cannot keep two writers apart: a store that ignores conditional "
+        "writes, or a mount whose file locks do not reach other machines. Only one machine may write then, and on such "
+        "a store only one process.",
+    )
     rows_in_memory: int = Field(
         default=400_000, ge=1_000, description="Rows of one run held in memory before sorting spills to disk."
     )

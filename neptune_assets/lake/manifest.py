@@ -3,13 +3,15 @@
 ``<seq>.jsonl`` holds a header line, one run record a line, and last the sha256 of all bytes before it. Other lines end
 with a checksum of their own, so that damage to one record leaves the others usable. A delta is created exclusively
 under the next number, so two writers cannot both commit; a checkpoint holds all runs and makes older files superfluous.
-Creating a delta **is** the commit: what it does not name does not exist.
+Creating a delta **is** the commit: what it does not name does not exist. Numbers only grow: who creates one that a
+checkpoint made free finds a higher one right after, and has not committed.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -79,9 +81,21 @@ class ManifestStore:
         if manifest.deltas >= COMPACT_AFTER:
             self.compact(manifest, written_at=written_at)
 
-    def has(self, sequence: int) -> bool:
-        """True if a commit of this number exists."""
-        return self._storage.exists(self._path(sequence))
+    def fence(self, *, written_at: str) -> Manifest:
+        """Commit nothing under the next number and return the newest state: older snapshots can no longer be committed.
+
+        Whoever held the lock before and goes on later finds its next number taken. Only after this is what no commit
+        names nobody's. Raises LakeBusyError if others keep committing.
+        """
+        for _ in range(_ATTEMPTS):
+            manifest = self.read() or Manifest(self._project_id)
+            try:
+                self.commit(manifest, [], written_at=written_at)
+            except LakeBusyError as error:
+                busy = error
+                continue
+            return manifest
+        raise busy
 
     def compact(self, manifest: Manifest, *, written_at: str) -> None:
         """Write all records as one checkpoint and remove the files it replaces."""
@@ -100,9 +114,12 @@ class ManifestStore:
             "project_id": self._project_id,
             "scope": self._scope.value,
             "written_at": written_at,
+            # No two files are equal, so that a writer knows its own when the answer to creating it got lost.
+            "token": uuid.uuid4().hex,
         }
-        data = manifest_bytes(header, records)
-        if not self._storage.create(self._path(number), data):
+        created = self._storage.create(self._path(number), manifest_bytes(header, records))
+        # A higher number says that this one was free only because a checkpoint had removed it.
+        if not created or any(found > number for found in self._numbers()):
             raise LakeBusyError(
                 f"Project {self._project_id!r} was changed by another writer while this one was writing.",
                 hint="Wait until the other materialization has finished, then materialize again.",

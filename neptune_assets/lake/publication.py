@@ -12,11 +12,10 @@ from typing import Final
 
 import pyarrow as pa
 
-from neptune_assets.errors import LakeBusyError, LakeError
+from neptune_assets.errors import LakeError
 from neptune_assets.lake.commits import RunBuilder, keep_parts, now, same_content, stale_reason
 from neptune_assets.lake.in_place import digest_in_place
 from neptune_assets.lake.layout import safe_name
-from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.manifest import Manifest, ManifestStore
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.repair import NOT_COUNTS
@@ -58,7 +57,6 @@ class Publication:
         store: ManifestStore,
         staging: Staging,
         statistics: StatisticsFiles | None,
-        lock: ProjectLock,
         report: WriteReport,
         present: dict[str, int],
         holds: Callable[[RunRecord], bool],
@@ -70,7 +68,6 @@ class Publication:
         self._store = store
         self._staging = staging
         self._statistics = statistics
-        self._lock = lock
         self._report = report
         self.present = present
         self._holds = holds
@@ -115,17 +112,10 @@ class Publication:
         changes = self._waiting.take()
         if not changes:
             return
-        number = self._manifest.sequence + 1
-        try:
-            group = self._staging.seal()
-            self._lock.check()
-            self._store.commit(self._manifest, [change.record for change in changes], written_at=now())
-        except BaseException as error:
-            if isinstance(error, LakeBusyError) or not self._store.has(number):
-                for change in changes:
-                    if change.built is not None and change.record.in_place is None:
-                        self.withdraw(change.record.run_id, change.built)
-            raise
+        # If this fails, nothing of it is removed: others may have the lock, or the commit was made and its answer lost.
+        # What it leaves in staging is finished or removed by the next writer.
+        group = self._staging.seal()
+        self._store.commit(self._manifest, [change.record for change in changes], written_at=now())
         self._replace([change for change in changes if change.built is not None])
         self._staging.clear(group)
         for change in changes:

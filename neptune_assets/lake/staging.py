@@ -118,8 +118,10 @@ class Staging:
                 staged[directory] = set(self._storage.names(directory))
             wanted = {part.name for part in record.parts}
             moving = staged[directory] & wanted
-            # A final name that is still staged, or that the new generation lacks, is of the old generation.
-            gone = {name for name in final.get(safe_name(record.run_id), ()) if name in moving or name not in wanted}
+            # A final name that is still staged, or that the new generation lacks, is of the old generation. Object
+            # stores replace on moving, and nothing is removed there that a later writer may have put.
+            replaced = moving if self._storage.local else set()
+            gone = {name for name in final.get(safe_name(record.run_id), ()) if name in replaced or name not in wanted}
             moves += [(directory, name) for name in sorted(moving, key=_part_number, reverse=True)]
             if len(wanted) == 1 and gone <= wanted:
                 continue  # One move replaces the one part of the run.
@@ -201,6 +203,10 @@ class Staging:
                 removed = True
         if removed or (not keep and self._storage.local):
             self._storage.prune(directory)
+
+    def left_behind(self) -> bool:
+        """True if an interrupted writer, or one that is still at work, staged something."""
+        return bool(self._groups())
 
     def recover(self, manifest: Manifest) -> list[str]:
         """Finish or undo what an interrupted writer left behind. Returns run ids that were finished."""

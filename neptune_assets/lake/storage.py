@@ -6,9 +6,11 @@ everything else goes through the file system's own calls. Listings are never cac
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -46,6 +48,16 @@ class Storage:
             ) from error
         self.local: bool = isinstance(self.filesystem, LocalFileSystem)
         self.root: str = str(Path(path).absolute()) if self.local else str(path).rstrip("/")
+        self._guard: Callable[[], None] | None = None
+
+    def guarded(self, check: Callable[[], None]) -> Storage:
+        """Return this storage for a lock's holder: every change calls ``check`` first, which raises once it is lost.
+
+        So a writer that was paused until its lock expired changes and removes nothing of who holds it now.
+        """
+        storage = copy.copy(self)
+        storage._guard = check
+        return storage
 
     def url(self, path: str) -> str:
         """Return ``path`` as DuckDB, Arrow or a person would write it: absolute, or with its protocol."""
@@ -130,6 +142,7 @@ class Storage:
 
     def put(self, path: str, data: bytes) -> None:
         """Write a small file as a whole, durably, replacing any: readers see the old one or the new one."""
+        self._changing()
         if self.local:
             durable.write(path, data)
         else:
@@ -137,27 +150,36 @@ class Storage:
 
     def note(self, path: str, data: bytes) -> None:
         """Write a small file that a power cut may lose or tear; its directory is there."""
+        self._changing()
         if self.local:
             Path(path).write_bytes(data)
         else:
             self.filesystem.pipe_file(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a small file as a whole only if there is none; False if there is one. Atomic against other writers."""
+        """Write a small file as a whole only if there is none; False if there is another. Atomic against other writers.
+
+        ``data`` must differ from that of every other call (hold a random token): an answer that got lost on its way, so
+        that a second try finds what the first one wrote, is resolved by reading it back.
+        """
+        self._changing()
         if self.local:
-            return durable.write(path, data, exclusive=True)
+            return durable.write(path, data, exclusive=True) or self.read(path) == data
         try:
             self.filesystem.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if _precondition_failed(error):
-                return False
-            raise
+        except Exception:
+            try:
+                found = self.read(path)
+            except FileNotFoundError:
+                found = None
+            if found is None:
+                raise
+            return found == data
         return True
 
     def put_file(self, local: str, path: str) -> None:
         """Move a local temporary file to its final place, durably; it becomes visible as a whole."""
+        self._changing()
         if self.local:
             durable.put(local, path)
             return
@@ -166,6 +188,7 @@ class Storage:
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, replacing any; a server-side copy and a delete on object stores."""
+        self._changing()
         if self.local:
             Path(source).replace(target)
             return
@@ -187,6 +210,7 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""
+        self._changing()
         try:
             if self.local:
                 Path(path).unlink()
@@ -197,6 +221,7 @@ class Storage:
 
     def delete_tree(self, directory: str) -> None:
         """Remove a directory with all in it; nothing happens if there is none."""
+        self._changing()
         if self.local:
             try:
                 shutil.rmtree(directory)
@@ -230,15 +255,6 @@ class Storage:
             place = place.parent
         return shutil.disk_usage(place).free
 
-
-def _precondition_failed(error: OSError) -> bool:
-    """True if an object store refused a conditional write because the object exists (HTTP 412, or 409 while racing)."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in {409, 412}:
-                return True
-        cause = cause.__cause__
-    return "PreconditionFailed" in str(error) or "pre-conditions" in str(error)
+    def _changing(self) -> None:
+        if self._guard is not None:
+            self._guard()

@@ -17,7 +17,7 @@ from neptune_assets.lake.damage import DamagedRuns, Holdings
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.layout import Layout
-from neptune_assets.lake.lock import ProjectLock, project_lock
+from neptune_assets.lake.lock import LEASE_SECONDS, project_lock
 from neptune_assets.lake.manifest import Manifest, ManifestStore
 from neptune_assets.lake.publication import Publication
 from neptune_assets.lake.readings import Chunks, Reading
@@ -44,12 +44,23 @@ ProgressCall = Callable[[Progress], None]
 
 
 class LakeWriter:
-    """Writes projects of one source into one lake."""
+    """Writes projects of one source into one lake.
 
-    def __init__(self, settings: LakeSettings, source: Source, scope: Scope = Scope.RUNS) -> None:
+    ``lease_seconds`` is how long the lock on a project in an object store outlives its holder.
+    """
+
+    def __init__(
+        self,
+        settings: LakeSettings,
+        source: Source,
+        scope: Scope = Scope.RUNS,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self._settings = settings
         self._source = source
         self._scope = scope
+        self._lease_seconds = lease_seconds
 
     def write_project(
         self, project_id: str, *, full_refresh: bool = False, progress: ProgressCall | None = None
@@ -64,9 +75,14 @@ class LakeWriter:
         storage = Storage(self._settings.root, self._settings.storage)
         with storage_errors(storage, f"Writing {project_id!r} into the lake"):
             layout = Layout(storage.root)
-            with project_lock(storage, layout.manifest(project_id, self._scope), project_id) as lock:
-                work = _ProjectWrite(self._settings, self._source, self._scope, project_id, storage, layout, lock)
-                report = work.run(infos, full_refresh, progress)
+            place = layout.manifest(project_id, self._scope)
+            unsafe = self._settings.allow_unsafe_locks
+            with project_lock(
+                storage, place, project_id, lease_seconds=self._lease_seconds, allow_unsafe=unsafe
+            ) as lock:
+                guarded = storage.guarded(lock.check)
+                work = _ProjectWrite(self._settings, self._source, self._scope, project_id, guarded, layout)
+                report = work.run(infos, full_refresh, progress, fence=lock.taken_over)
         report.seconds = time.monotonic() - started
         return report
 
@@ -82,14 +98,12 @@ class _ProjectWrite:
         project_id: str,
         storage: Storage,
         layout: Layout,
-        lock: ProjectLock,
     ) -> None:
         self._settings = settings
         self._source = source
         self._scope = scope
         self._project_id = project_id
         self._storage = storage
-        self._lock = lock
         self._store = ManifestStore(storage, layout, project_id, scope)
         self._staging = Staging(storage, layout, project_id, scope)
         self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch, self._staging.file_placed)
@@ -101,10 +115,16 @@ class _ProjectWrite:
         self._full_refresh = False
         self._started = time.monotonic()
 
-    def run(self, infos: dict[str, RunInfo], full_refresh: bool, progress: ProgressCall | None) -> WriteReport:
-        """Do all of it and return the report."""
+    def run(
+        self, infos: dict[str, RunInfo], full_refresh: bool, progress: ProgressCall | None, *, fence: bool
+    ) -> WriteReport:
+        """Do all of it and return the report.
+
+        ``fence`` if the holder of the lock before may still be at work; what is found in staging says the same.
+        """
         self._full_refresh = full_refresh
-        existing = self._store.read()
+        fence = fence or self._staging.left_behind()
+        existing = self._store.fence(written_at=now()) if fence else self._store.read()
         self._manifest = existing or self._manifest
         sweep(self._settings.scratch)
         self._report.recovered = self._staging.recover(self._manifest)
@@ -118,7 +138,6 @@ class _ProjectWrite:
             self._store,
             self._staging,
             self._statistics if self._scope is Scope.RUNS else None,
-            self._lock,
             self._report,
             present,
             holdings.holds,
@@ -142,7 +161,6 @@ class _ProjectWrite:
             self._files.close()
             self._staging.close()
         if self._manifest.deltas > 1:
-            self._lock.check()
             self._store.compact(self._manifest, written_at=now())
         if damaged:
             # A record with another generation has parts and files that were written since.
@@ -178,7 +196,6 @@ class _ProjectWrite:
 
     def _mark(self, records: list[RunRecord]) -> None:
         if records:
-            self._lock.check()
             self._store.commit(self._manifest, records, written_at=now())
 
     def _write_runs(self, ends: RunEnds) -> None:
@@ -198,12 +215,17 @@ class _ProjectWrite:
                 continue
             failures = failures + 1 if len(ends.remaining) == asked - 1 else 1
             if failures >= _GIVE_UP_AFTER:
-                if isinstance(failure, NeptuneAssetsError):
-                    raise failure
-                raise SourceError(
-                    f"Reading {self._project_id!r} from the {self._source.kind} source broke off: {failure}.",
-                    hint="Check that the source can be read, then materialize again; finished runs are kept.",
-                ) from failure
+                raise self._broke_off(failure)
+
+    def _broke_off(self, failure: Exception) -> NeptuneAssetsError:
+        if isinstance(failure, NeptuneAssetsError):
+            return failure
+        error = SourceError(
+            f"Reading {self._project_id!r} from the {self._source.kind} source broke off: {failure}.",
+            hint="Check that the source can be read, then materialize again; finished runs are kept.",
+        )
+        error.__cause__ = failure
+        return error
 
     def _read_once(self, ends: RunEnds) -> Exception | None:
         """Read runs until the source ends (None) or breaks off (the error); those that were read do not remain."""
@@ -231,6 +253,8 @@ class _ProjectWrite:
                     ends.end(current, None)
                 return None
             ends.end_small()
+            if current is None and not ends.remaining:
+                raise self._broke_off(chunks.error)
             broken = current.run_id if current is not None else next(iter(ends.remaining))
             ends.fail(broken, f"Reading broke off: {chunks.error}")
             return chunks.error

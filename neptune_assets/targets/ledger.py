@@ -77,6 +77,7 @@ class Ledger:
         layout = Layout(self._storage.root)
         self._path = layout.ledger(target, project_id, "jsonl")
         self._lock = layout.ledger(target, project_id, "lock")
+        self._allow_unsafe = settings.allow_unsafe_locks
         self._what = f"{project_id} into {target}"
         self._entries: dict[str, Entry] | None = None
         self._saved = time.monotonic()
@@ -154,7 +155,7 @@ class Ledger:
     @contextmanager
     def lock(self) -> Iterator[ProjectLock]:
         """Hold this project in this target for oneself. Raises LakeBusyError, naming the holder."""
-        with project_lock(self._storage, self._lock, self._what) as held:
+        with project_lock(self._storage, self._lock, self._what, allow_unsafe=self._allow_unsafe) as held:
             yield held
 
     # -- internals

@@ -106,6 +106,35 @@ def rewritten(raw: bytes, **changes: object) -> bytes:
     return manifest_bytes({**header, **changes}, records)
 
 
+def test_a_number_that_a_checkpoint_made_free_commits_nothing(store: ManifestStore, tmp_path: Path) -> None:
+    late = Manifest("ws/p")
+    store.commit(late, [record("a")], written_at="now")
+    other = store.read()
+    assert other is not None
+    store.commit(other, [record("b")], written_at="now")
+    store.compact(other, written_at="now")
+    assert [path.name for path in paths(tmp_path)] == ["0000000003.jsonl"]
+    with pytest.raises(LakeBusyError, match="another writer"):
+        store.commit(late, [record("late")], written_at="now")
+    with pytest.raises(LakeBusyError, match="another writer"):
+        store.compact(late, written_at="now")
+    assert list(store.read().records) == ["a", "b"]  # type: ignore[union-attr]
+    store.compact(other, written_at="now")
+    assert [path.name for path in paths(tmp_path)] == ["0000000004.jsonl"]
+
+
+def test_after_a_fence_no_older_snapshot_can_be_committed(store: ManifestStore) -> None:
+    first = store.fence(written_at="now")
+    assert (first.sequence, first.records) == (1, {})
+    store.commit(first, [record("a")], written_at="now")
+    fenced = store.fence(written_at="now")
+    assert list(fenced.records) == ["a"]
+    with pytest.raises(LakeBusyError, match="another writer"):
+        store.commit(first, [record("b")], written_at="now")
+    store.commit(fenced, [record("c")], written_at="now")
+    assert list(store.read().records) == ["a", "c"]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -142,6 +171,7 @@ def test_files_are_plain_json_without_nan(store: ManifestStore, tmp_path: Path) 
     header, line, last = [json.loads(text) for text in paths(tmp_path)[0].read_text("ascii").splitlines()]
     assert list(last) == ["sha256"]
     assert len(header.pop("sum")) == len(line.pop("sum")) == 16
+    assert len(header.pop("token")) == 32
     assert header == {
         "format": FORMAT,
         "seq": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -79,7 +80,8 @@ def test_a_lake_in_a_bucket_is_written_read_and_brought_up_to_date(
     with changed.open_file(changed.file_records("f")[0].path) as stream:
         assert stream.read() == b"content 2"
     paths = Storage(root, storage_settings).walk(Storage(root, storage_settings).root)
-    assert not [path for path in paths if ".staging" in path or "lease" in path]
+    assert not [path for path in paths if ".staging" in path]
+    assert [path.rsplit("/", 1)[-1] for path in paths if "lease" in path] == ["lease-000002.json"]
     assert len([path for path in paths if "/data/" in path and path.endswith(".parquet")]) == 2
     assert len([path for path in paths if path.endswith(".txt")]) == 2
 
@@ -116,18 +118,56 @@ def test_listings_are_fresh(root: str, storage_settings: StorageSettings) -> Non
     assert one.names(one.root) == []
 
 
+def lease(storage: Storage) -> dict[str, Any]:
+    """Return the one lease of the place where the tests of leases keep it."""
+    (name,) = storage.names(f"{storage.root}/.manifest")
+    found: dict[str, Any] = json.loads(storage.read(f"{storage.root}/.manifest/{name}"))
+    return found
+
+
 def test_a_lease_is_renewed_refused_and_freed(root: str, storage_settings: StorageSettings) -> None:
     storage = Storage(root, storage_settings)
     place = f"{storage.root}/.manifest"
     with project_lock(storage, place, P, lease_seconds=2) as lock:
-        (name,) = storage.names(place)
-        first = json.loads(storage.read(f"{place}/{name}"))["expires_at"]
+        first = lease(storage)
         time.sleep(3)
         lock.check()
-        assert json.loads(storage.read(f"{place}/{name}"))["expires_at"] > first
+        assert lease(storage)["renewals"] > first["renewals"]
         with pytest.raises(LakeBusyError, match="since 20"), project_lock(storage, place, P, lease_seconds=2):
             pass
-    assert storage.names(place) == []
+    assert lease(storage)["released"]
+    with project_lock(storage, place, P, lease_seconds=600) as lock:
+        assert not lock.taken_over
+        assert storage.names(place) == ["lease-000002.json"], "a number was used twice"
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_clocks_of_other_machines_decide_nothing(root: str, storage_settings: StorageSettings, ahead: float) -> None:
+    """A lease whose holder's clock is an hour off ends when it is not renewed, and not before."""
+    storage = Storage(root, storage_settings)
+    place = f"{storage.root}/.manifest"
+    content = {"pid": 1, "host": "far", "since": "2025-01-01", "seconds": 2, "expires_at": time.time() + ahead}
+    stop = threading.Event()
+
+    def renew() -> None:
+        renewals = 0
+        while not stop.wait(0.4):
+            renewals += 1
+            storage.put(f"{place}/lease-000004.json", json.dumps(content | {"renewals": renewals}).encode())
+
+    holder = threading.Thread(target=renew)
+    storage.put(f"{place}/lease-000004.json", json.dumps(content).encode())
+    holder.start()
+    try:
+        with pytest.raises(LakeBusyError, match="process 1 on far"), project_lock(storage, place, P, lease_seconds=2):
+            pass
+    finally:
+        stop.set()
+        holder.join()
+    started = time.monotonic()
+    with project_lock(storage, place, P, lease_seconds=2) as lock:
+        assert lock.taken_over
+        assert time.monotonic() - started >= 2
 
 
 def test_an_expired_lease_is_taken_over_and_its_old_holder_notices(
@@ -135,16 +175,28 @@ def test_an_expired_lease_is_taken_over_and_its_old_holder_notices(
 ) -> None:
     storage = Storage(root, storage_settings)
     place = f"{storage.root}/.manifest"
-    dead = {"pid": 1, "host": "gone", "since": "2025-01-01", "token": "x", "expires_at": time.time() - 1}
+    dead = {"pid": 1, "host": "gone", "since": "2025-01-01", "token": "x", "seconds": 2}
     storage.put(f"{place}/lease-000004.json", json.dumps(dead).encode())
     with project_lock(storage, place, P, lease_seconds=2) as lock:
         assert storage.names(place) == ["lease-000005.json"]
+        assert lock.taken_over
         # Somebody takes over, as after a pause of this process that outlasted the lease.
-        storage.delete(f"{place}/lease-000005.json")
         storage.put(f"{place}/lease-000006.json", b"{}")
         with pytest.raises(LakeBusyError, match="was lost"):
             _keep_checking(lock)
-    assert storage.names(place) == ["lease-000006.json"]
+        guarded = storage.guarded(lock.check)
+        for change in (
+            lambda: guarded.delete(f"{place}/lease-000006.json"),
+            lambda: guarded.delete_tree(place),
+            lambda: guarded.move(f"{place}/lease-000006.json", f"{place}/x"),
+            lambda: guarded.put(f"{place}/x", b""),
+            lambda: guarded.create(f"{place}/x", b""),
+            lambda: guarded.put_file("nowhere", f"{place}/x"),
+        ):
+            with pytest.raises(LakeBusyError, match="was lost"):
+                change()
+    assert storage.read(f"{place}/lease-000006.json") == b"{}"
+    assert not storage.exists(f"{place}/x")
 
 
 def _keep_checking(lock: ProjectLock) -> None:
