@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -179,7 +179,9 @@ class RunBuilder:
             places = np.flatnonzero(ids == known)
             column = rows.schema.get_field_index(f"{fact[1]}_value")
             if len(places) and column >= 0:
-                self._facts[fact] = rows.column(column)[int(places[-1])].as_py()
+                # A time that Python cannot hold stays in the rows; the manifest then has none.
+                with suppress(OverflowError, ValueError):
+                    self._facts[fact] = rows.column(column)[int(places[-1])].as_py()
 
     def _parts_in_place(self, in_place: InPlaceRun) -> list[PartRecord]:
         parts = []

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from neptune_assets.lake.rows import NONE, concat, decimals
 from neptune_assets.lake.series_facts import SeriesFacts
-from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
+from neptune_assets.schema import SCHEMA, STEP_TYPE
 
 _KEY: Final = (("run_id", pa.string()), ("digest", pa.string()))
 _NAMES: Final = (("attribute_path", pa.string()), ("attribute_type", pa.string()))
@@ -30,21 +30,22 @@ SERIES: Final = pa.schema(
         ("mean_value", pa.float64()),
         ("first_step", STEP_TYPE),
         ("last_step", STEP_TYPE),
-        ("first_time", TIME_TYPE),
-        ("last_time", TIME_TYPE),
+        ("first_time", pa.int64()),
+        ("last_time", pa.int64()),
         ("variance_value", pa.float64()),
     ]
 )
-"""One row for each attribute with points or files. Least, greatest, mean and variance (of the population) are of finite
+"""One row for each attribute with points or files; times are milliseconds since 1970, as whole numbers, because not
+every reader's times reach as far as the lake's. Least, greatest, mean and variance (of the population) are of finite
 values; first and last are by step, of rows with a step and a value. A variance may be left out, see
 :mod:`neptune_assets.lake.moments`; files from before it was kept lack the column."""
 
 _PARAMETER_COLUMNS: Final = tuple(
-    SCHEMA.field(name)
+    pa.field("datetime_value", pa.int64()) if name == "datetime_value" else SCHEMA.field(name)
     for name in ("int_value", "float_value", "string_value", "bool_value", "datetime_value", "string_set_value")
 )
 PARAMS: Final = pa.schema([*_KEY, *_NAMES, *_PARAMETER_COLUMNS])
-"""One row for each parameter, as in the lake."""
+"""One row for each parameter, as in the lake, but times as milliseconds since 1970."""
 
 _STEPS: Final = ("first_step", "last_step")
 
@@ -103,7 +104,7 @@ def parameter_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
     ]
     for field in _PARAMETER_COLUMNS:
         place = rows.schema.get_field_index(field.name)
-        arrays.append(rows.column(place) if place >= 0 else pa.nulls(rows.num_rows, field.type))
+        arrays.append(rows.column(place).cast(field.type) if place >= 0 else pa.nulls(rows.num_rows, field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=PARAMS)
 
 
@@ -119,4 +120,4 @@ def _names_of(names: Sequence[tuple[str, str]]) -> list[pa.Array]:
 
 def _instants(milliseconds: Any) -> pa.Array:
     values = np.asarray(milliseconds, np.int64)
-    return pa.array(values, mask=values == NONE).cast(TIME_TYPE)
+    return pa.array(values, mask=values == NONE)

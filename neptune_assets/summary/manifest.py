@@ -50,8 +50,9 @@ def load_manifest(con: duckdb.DuckDBPyConnection, project: LakeProject, scratch:
     """Create the tables ``project`` (one row), ``manifest`` (one row a run) and ``manifest_files`` (one row a file)."""
     _load(con, "manifest_texts", _MANIFEST, _runs(project), scratch)
     con.execute(
-        "CREATE TABLE manifest AS SELECT * REPLACE (committed_at::TIMESTAMPTZ AS committed_at, "
-        "vanished_at::TIMESTAMPTZ AS vanished_at, created_at::TIMESTAMPTZ AS created_at) FROM manifest_texts"
+        "CREATE TABLE manifest AS SELECT * REPLACE (try_cast(committed_at AS TIMESTAMPTZ) AS committed_at, "
+        "try_cast(vanished_at AS TIMESTAMPTZ) AS vanished_at, try_cast(created_at AS TIMESTAMPTZ) AS created_at) "
+        "FROM manifest_texts"
     )
     _load(con, "manifest_files", _FILES, _files(project), scratch)
     con.execute(

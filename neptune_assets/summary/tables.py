@@ -37,6 +37,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+def _moment(column: str) -> str:
+    """Return the SQL of a time from milliseconds since 1970; null where DuckDB's times do not reach."""
+    fits = f"{column} BETWEEN -9223372022400000 AND 9223372036854775"
+    return f"CASE WHEN {fits} THEN make_timestamptz({column} * 1000) END AS {column}"
+
+
+_FACTS: Final = {
+    "series_facts": f"* EXCLUDE (digest) REPLACE ({_moment('first_time')}, {_moment('last_time')})",
+    "params_facts": f"* EXCLUDE (digest) REPLACE ({_moment('datetime_value')}), datetime_value AS milliseconds",
+}
+"""Columns of the statistics as these tables have them."""
+
 _STAMPED: Final = ("attribute_path", "attribute_type", "step", "timestamp")
 _SERIES_COLUMNS: Final = (*_STAMPED, "float_value")
 _PARAMETER_COLUMNS: Final = (*_STAMPED, *sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES}))
@@ -134,7 +147,7 @@ class Summary:
         self._empty_part = literal(plain_path(self._write_empty("rows", SCHEMA)))
         for name, schema in (("series_facts", SERIES), ("params_facts", PARAMS)):
             source = parquet([plain_path(self._write_empty(name, schema))])
-            self._con.execute(f"CREATE TABLE {name} AS SELECT * EXCLUDE (digest) FROM {source}")  # noqa: S608
+            self._con.execute(f"CREATE TABLE {name} AS SELECT {_FACTS[name]} FROM {source}")  # noqa: S608
 
     def _write_empty(self, name: str, schema: pa.Schema) -> str:
         path = Path(self._scratch) / f"{name}-empty.parquet"
@@ -160,7 +173,7 @@ class Summary:
 
     def _insert(self, table: str, path: str, condition: str = "") -> None:
         source = parquet([plain_path(path)])
-        self._con.execute(f"INSERT INTO {table} BY NAME SELECT * EXCLUDE (digest) FROM {source} {condition}")  # noqa: S608
+        self._con.execute(f"INSERT INTO {table} BY NAME SELECT {_FACTS[table]} FROM {source} {condition}")  # noqa: S608
 
     def _measure(self, runs: Sequence[LakeRun]) -> None:
         """Read runs that nothing is known of, as the writer does while it writes them, and keep what was found."""
@@ -193,9 +206,8 @@ class Summary:
         names = [name for name in PARAMS.names if name != "digest"]
         with pq.ParquetWriter(path, PARAMS, store_decimal_as_integer=True) as writer:
             for batch in run.batches(PARAMETER_TYPES, names, 4_096):
-                columns = [
-                    batch[name] if name != "digest" else pa.nulls(batch.num_rows, pa.string()) for name in PARAMS.names
-                ]
+                nulls = pa.nulls(batch.num_rows, pa.string())
+                columns = [nulls if field.name == "digest" else batch[field.name].cast(field.type) for field in PARAMS]
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PARAMS))
         return str(path)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pytest
 
 from neptune_assets.lake.rows import decimals
 from neptune_assets.schema import MICROSTEPS, TIME_TYPE
+from neptune_assets.targets.times import iso
 from neptune_assets.testing.lakes import file, file_set, files
 from neptune_assets.testing.places import (
     BORN_MS,
@@ -62,6 +64,25 @@ class ValueTests(TargetCase):
         for path, kind, value in values:
             assert held[path] == self.held_param(kind, value), path
         assert report.rows_in["int"] == 4 == report.written.get("int", 0) + report.mapped.get("int", 0)
+
+    @pytest.mark.parametrize("far", [253_402_300_800_000, -62_135_596_800_001, 2**62, -(2**62)])
+    def test_a_time_that_no_calendar_holds_does_not_stop_its_run(self, place: Place, tmp_path: Path, far: int) -> None:
+        rows: list[Any] = [
+            point("m", 0, 1.0, ms(1)),
+            {**point("m", 1, 2.0), "timestamp": far},
+            {**text("t", 0, "said"), "timestamp": far},
+            {**histogram("h", 0, [0.0, 1.0], [5.0]), "timestamp": far},
+            {**param("sys/modification_time", "datetime", None), "datetime_value": far},
+            {**param("when", "datetime", None), "datetime_value": far},
+        ]
+        self.lake(tmp_path, {"R-1": born(*rows), "R-2": [{**row, "run_id": "R-2"} for row in rows]})
+        report = self.good(load(place, tmp_path))
+        assert report.loaded == ["R-1", "R-2"]
+        assert all(receipt.unbalanced() == {} for receipt in report.receipts)
+        held = self.one(place, "R-1")
+        assert [(step, value) for step, value, _ in held.points["m"]] == [(Decimal(0), 1.0), (Decimal(1), 2.0)]
+        assert held.texts["t"] == [(Decimal(0), "said")]
+        assert str(far)[:4] in str(held.params["when"]) or iso(far) in str(held.params["when"])
 
     def test_points_arrive_exactly(self, place: Place, tmp_path: Path) -> None:
         rows = [

@@ -10,11 +10,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from neptune_assets.settings import SummarySettings
+from neptune_assets.summary.tables import summarize
 from neptune_assets_tests.support import lake_factory as make
 from neptune_assets_tests.support.summary_tables import system, tables
 
@@ -26,6 +30,24 @@ NAN = float("nan")
 
 def bits(value: float) -> bytes:
     return struct.pack("<d", value)
+
+
+@pytest.mark.parametrize("far", [253_402_300_800_000, -62_135_596_800_001, 2**62, -(2**62)])
+def test_a_time_that_no_calendar_holds_does_not_stop_the_summary(tmp_path: Path, far: int) -> None:
+    rows = [
+        {**make.metric("m", [1.0])[0], "timestamp": far},
+        {**make.params({"when": datetime(2024, 1, 1, tzinfo=UTC)})[0], "datetime_value": far},
+        {**make.params({"sys/creation_time": datetime(2024, 1, 1, tzinfo=UTC)})[0], "datetime_value": far},
+    ]
+    lake = make.make_lake(tmp_path, {"ws/p": {"r": rows, "s": make.metric("m", [2.0])}})
+    with summarize(lake.project("ws/p"), SummarySettings(memory_mb=128), lake.settings) as summary:
+        found = {name: reader.read_all() for name, reader in summary.tables()}
+    fits = abs(far) < 2**61
+    assert found["metrics"]["first_value"].to_pylist() == [1.0, 2.0]
+    assert found["metrics"]["first_time"].cast(pa.int64())[0].as_py() == (far if fits else None)
+    assert found["runs"]["created_at"].cast(pa.int64())[0].as_py() == (far if fits else None)
+    text = found["params"].filter(pc.equal(found["params"]["attribute_path"], "when"))["text"][0].as_py()
+    assert fits or text == f"{far} ms since 1970"
 
 
 def test_metrics_are_what_plain_python_says(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets_tests.conformance.targets import Held
@@ -38,13 +39,14 @@ def held_run(directory: Path) -> tuple[str, str, Held]:
             held.params[item["path"]] = place
     times: dict[tuple[str, Decimal], int | None] = {}
     if (files / "neptune_assets/series.parquet").exists():
-        for row in pq.read_table(files / "neptune_assets/series.parquet").to_pylist():
+        exact = pq.read_table(files / "neptune_assets/series.parquet")
+        stamps = exact["timestamp"].cast(pa.int64()).to_pylist()
+        for row, stamp in zip(exact.drop_columns(["timestamp"]).to_pylist(), stamps, strict=True):
             if row["attribute_type"] == "float_series":
-                stamp = row["timestamp"]
-                times[row["attribute_path"], row["step"]] = None if stamp is None else round(stamp.timestamp() * 1000)
+                times[row["attribute_path"], row["step"]] = stamp
     for row in found.texts:
-        exact = row.get("neptune_step")
-        step = Decimal(exact) if exact else Decimal(row["_step"]) / origin["step_multiplier"]
+        own_step = row.get("neptune_step")
+        step = Decimal(own_step) if own_step else Decimal(row["_step"]) / origin["step_multiplier"]
         when = round(Decimal(row["_timestamp"]) * 1000)
         for key, text in row.items():
             if key in OWN:

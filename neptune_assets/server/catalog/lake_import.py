@@ -24,7 +24,7 @@ _RUNS: Final = f"""
 """  # noqa: S608
 _PARAMS: Final = """
     SELECT run_id, attribute_path AS path, attribute_type AS type, float_value AS number, int_value AS whole,
-        string_value AS text, bool_value AS flag, epoch_ms(datetime_value) AS moment, string_set_value AS members,
+        string_value AS text, bool_value AS flag, milliseconds AS moment, string_set_value AS members,
         0 AS pending
     FROM params_facts
 """

@@ -9,7 +9,9 @@ SELECT
         WHEN 'float' THEN float_value::VARCHAR  -- the shortest text that reads back as the same double
         WHEN 'string' THEN string_value
         WHEN 'bool' THEN bool_value::VARCHAR
-        WHEN 'datetime' THEN strftime(datetime_value, '%Y-%m-%dT%H:%M:%S.%gZ')  -- the session's time zone is UTC
+        -- The session's time zone is UTC. A time that DuckDB cannot hold is told as it is stored.
+        WHEN 'datetime'
+            THEN coalesce(strftime(datetime_value, '%Y-%m-%dT%H:%M:%S.%gZ'), milliseconds || ' ms since 1970')
         WHEN 'string_set' THEN to_json(string_set_value)::VARCHAR  -- members may hold commas and quotes
     END AS text,
     int_value,

@@ -20,6 +20,7 @@ from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.names import distinct_paths
 from neptune_assets.targets.mlflow.points import SIDECAR
 from neptune_assets.targets.protocol import Dropped
+from neptune_assets.targets.times import iso, whole_milliseconds
 
 NAMES_FILE: Final = "neptune/names.json"
 MANIFEST_FILE: Final = "neptune/artifacts.json"
@@ -106,11 +107,11 @@ def _stamps(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
     for path, step, moment in zip(
         batch["attribute_path"].to_pylist(),
         microsteps(batch["step"]).tolist(),
-        batch["timestamp"].to_pylist(),
+        whole_milliseconds(batch["timestamp"]).to_pylist(),
         strict=True,
     ):
         text = format_step(step).rstrip("0").rstrip(".")
-        yield path, text, "null" if moment is None else f'"{texts.iso(moment)}"'
+        yield path, text, "null" if moment is None else f'"{iso(moment)}"'
 
 
 def _text_lines(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:

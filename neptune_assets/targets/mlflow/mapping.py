@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final, Literal
 
 from neptune_assets.lake.layout import format_step
@@ -30,6 +29,7 @@ from neptune_assets.targets.mlflow.overview import Attribute as Attribute
 from neptune_assets.targets.mlflow.overview import Overview, overview
 from neptune_assets.targets.protocol import Plan
 from neptune_assets.targets.ruled import wanted_name
+from neptune_assets.targets.times import parsed
 
 VERSION: Final = 2
 """Raised whenever the same run would be loaded differently, so that runs loaded before are loaded again."""
@@ -216,21 +216,17 @@ def _artifact_path(attribute: Attribute, extension: str = "") -> str:
 
 def _times(run: LakeRun, sys: Mapping[str, Any], seen: Overview) -> tuple[int, int]:
     """Return start and end: creation, and the last point or else the last change."""
-    start: int | None = None
-    created = sys.get("sys/creation_time")
-    if isinstance(created, datetime):
-        start = texts.milliseconds(created)
-    elif run.record.created_at is not None:
-        start = texts.milliseconds(datetime.fromisoformat(run.record.created_at))
-    elif seen.earliest is not None:
-        start = texts.milliseconds(seen.earliest)
-    else:
-        start = texts.milliseconds(datetime.fromisoformat(run.record.committed_at))
-    modified = sys.get("sys/modification_time")
-    end = texts.milliseconds(seen.latest) if seen.latest is not None else None
-    if end is None and isinstance(modified, datetime):
-        end = texts.milliseconds(modified)
-    return max(start, 0), max(start, 0, end if end is not None else start)
+    created, modified = sys.get("sys/creation_time"), sys.get("sys/modification_time")
+    start: int | None = created if isinstance(created, int) else None
+    if start is None and run.record.created_at is not None:
+        start = parsed(run.record.created_at)
+    if start is None:
+        start = seen.earliest if seen.earliest is not None else parsed(run.record.committed_at) or 0
+    end = seen.latest
+    if end is None and isinstance(modified, int):
+        end = modified
+    # MLflow takes no times before 1970, and its client takes 0 for now.
+    return max(start, 1), max(start, 1, end if end is not None else start)
 
 
 def _experiment(project_id: str, name: Any, naming: str, prefix: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.mlflow.points import smallest_multiplier
+from neptune_assets.targets.times import whole_milliseconds
 
 Attribute = tuple[str, str]
 """(attribute path, attribute type)."""
@@ -30,13 +30,13 @@ class Overview:
     """A run without the values of its series and the content of its files."""
 
     parameters: list[tuple[Attribute, Any]] = field(default_factory=list)
-    """In the lake's order; the value is None where the source had none."""
+    """In the lake's order; the value is None where the source had none, and a time is in milliseconds since 1970."""
     series: dict[Attribute, None] = field(default_factory=dict)
     multiplier: int = 1
     """The smallest power of ten that makes the steps of all float series whole."""
-    earliest: datetime | None = None
-    latest: datetime | None = None
-    """Of the points of all series."""
+    earliest: int | None = None
+    latest: int | None = None
+    """Of the points of all series, in milliseconds since 1970."""
     files: dict[Attribute, str] = field(default_factory=dict)
     """Attributes that are files, and the extension, without dot, that the lake's file of each has."""
 
@@ -62,7 +62,7 @@ def _only(batch: pa.RecordBatch, kinds: pa.DictionaryArray, wanted: Collection[A
 
 
 def _take_parameters(result: Overview, batch: pa.RecordBatch) -> None:
-    columns = {name: batch[name] for name in _VALUES}
+    columns = {name: whole_milliseconds(batch[name]) for name in _VALUES}
     for row, (path, kind) in enumerate(
         zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
     ):
@@ -92,7 +92,7 @@ def _take_series(result: Overview, batch: pa.RecordBatch) -> None:
             steps = steps.filter(pc.equal(batch["attribute_type"], AttributeType.FLOAT_SERIES))
         micro = microsteps(steps)
         result.multiplier = smallest_multiplier(micro[micro != NONE], result.multiplier)
-    limits = pc.min_max(batch["timestamp"])
+    limits = pc.min_max(whole_milliseconds(batch["timestamp"]))
     if limits["min"].is_valid:
         least, most = limits["min"].as_py(), limits["max"].as_py()
         result.earliest = least if result.earliest is None else min(least, result.earliest)

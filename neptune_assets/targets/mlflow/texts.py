@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.mlflow.overview import Attribute
+from neptune_assets.targets.times import iso, whole_milliseconds
 
 MAX_PARAM: Final = 6_000
 MAX_TAG: Final = 5_000
 """MLflow's newer servers take 8,000 characters; older ones refuse more than 5,000."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WRITTEN: Final = frozenset({AttributeType.INT, AttributeType.FLOAT, AttributeType.STRING, AttributeType.BOOL})
 
 
-def milliseconds(moment: datetime) -> int:
-    """Return a moment as whole milliseconds since 1970, without going through a float."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
-
-
-def iso(moment: datetime) -> str:
-    """Return a moment as ISO 8601 in UTC with milliseconds."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
-
-
 def param_text(kind: str, value: Any) -> str:
-    """Return a parameter's value as the text that stands in MLflow."""
+    """Return a parameter's value as the text that stands in MLflow; a time is given in milliseconds since 1970."""
     match kind:
         case AttributeType.FLOAT:
             return repr(float(value))
@@ -51,7 +40,7 @@ def parameters(run: LakeRun) -> Iterator[tuple[Attribute, Any]]:
     """Yield ((path, type), value) of all parameters of a run."""
     values = sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES})
     for batch in run.batches(PARAMETER_TYPES, ("attribute_path", "attribute_type", *values)):
-        columns = {name: batch[name] for name in values}
+        columns = {name: whole_milliseconds(batch[name]) for name in values}
         for row, (path, kind) in enumerate(
             zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
         ):

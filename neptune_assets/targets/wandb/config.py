@@ -20,6 +20,8 @@ from neptune_assets.targets.protocol import Dropped, Receipt
 MARKER: Final = "neptune_assets.json"
 SYNCED: Final = "synced.json"
 PROJECT: Final = "project.json"
+_LAST_START: Final = 253_402_300_800_000
+"""Milliseconds since 1970 of the year 10,000."""
 FORMAT: Final = 3
 """Raised when the same run would be staged differently; runs staged in an older format are staged anew."""
 
@@ -158,7 +160,9 @@ class StagedProject:
 
 def directory_name(wandb_run: str, start_ms: int | None) -> str:
     """Return the name ``wandb sync`` knows offline runs by: when the run started, and its id."""
-    moment = datetime.fromtimestamp((start_ms or 0) / 1000, tz=UTC)
+    # A start that no calendar has (a wrong unit of the clock) is kept in the run; the name only has to sort.
+    start = start_ms if start_ms is not None and 0 <= start_ms < _LAST_START else 0
+    moment = datetime.fromtimestamp(start / 1000, tz=UTC)
     return f"offline-run-{moment:%Y%m%d_%H%M%S}-{wandb_run}"
 
 

@@ -19,6 +19,7 @@ from neptune_assets.lake.layout import extension_of, format_step, member_paths
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.ruled import wanted_name
+from neptune_assets.targets.times import whole_milliseconds
 from neptune_assets.targets.wandb.artifacts import Artifact, Entry, client_id, md5_of, request
 from neptune_assets.targets.wandb.columns import plain
 from neptune_assets.targets.wandb.media import FOLDER, StagedFile
@@ -103,7 +104,7 @@ def parameters_of(run: LakeRun) -> dict[tuple[str, str], Any]:
     """Return all parameters of a model or version that have a value, by path and type."""
     found: dict[tuple[str, str], Any] = {}
     for kind, rows in typed_rows(run, PARAMETER_TYPES):
-        paths, values = plain(rows.column("attribute_path")), plain(rows.column(VALUE_COLUMN[kind]))
+        paths, values = plain(rows.column("attribute_path")), whole_milliseconds(plain(rows.column(VALUE_COLUMN[kind])))
         for path, value in zip(paths.to_pylist(), values.to_pylist(), strict=True):
             if value is not None:
                 found[path, str(kind)] = value

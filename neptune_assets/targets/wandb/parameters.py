@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from neptune_assets.schema import VALUE_COLUMN, AttributeType
+from neptune_assets.targets.times import iso, whole_milliseconds
 from neptune_assets.targets.wandb.columns import plain
 from neptune_assets.targets.wandb.records import MAX_EXACT, number_text
 
@@ -24,7 +24,7 @@ class Parameters:
         self._placed, self._watched = placed, watched
         self.config: dict[str, Any] = {}
         self.system: dict[str, Any] = {}
-        """Values of ``sys/`` attributes, by path."""
+        """Values of ``sys/`` attributes, by path; times in milliseconds since 1970."""
         self.watched: dict[str, Any] = {}
         self.written: Counter[str] = Counter()
         self.mapped: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class Parameters:
     def add(self, kind: AttributeType, rows: pa.RecordBatch) -> None:
         """Put the rows of one attribute type into the nested config."""
         name = str(kind)
-        paths, values = plain(rows.column("attribute_path")), plain(rows.column(VALUE_COLUMN[kind]))
+        paths, values = plain(rows.column("attribute_path")), whole_milliseconds(plain(rows.column(VALUE_COLUMN[kind])))
         for path, value in zip(paths.to_pylist(), values.to_pylist(), strict=True):
             if value is None:
                 self.null[name] += 1
@@ -56,17 +56,12 @@ class Parameters:
 
 
 def json_value(kind: str, value: Any) -> tuple[Any, bool]:
-    """Return a parameter as JSON holds it, and whether it is still of its own type."""
+    """Return a parameter as JSON holds it, and whether it is still of its own type; a time is in milliseconds."""
     if kind == "float":
         text = number_text(value)
         return (value, True) if text[-1].isdigit() else (text, False)
     if kind == "datetime":
-        return iso_time(value), False
+        return iso(value), False
     if kind == "string_set":
         return list(value), True
     return value, True
-
-
-def iso_time(value: datetime) -> str:
-    """Return an aware UTC time with milliseconds, as ``2025-06-30T12:00:00.000Z``."""
-    return value.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

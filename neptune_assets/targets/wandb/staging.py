@@ -6,13 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from neptune_assets.errors import TargetError
 from neptune_assets.schema import AttributeType
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.times import parsed
 from neptune_assets.targets.wandb import artifacts, model_entry, records
 from neptune_assets.targets.wandb.account import EXACT, Account
 from neptune_assets.targets.wandb.exact import EXACT_TYPES, write_exact
@@ -139,6 +139,8 @@ class RunStage:
             self._write_artifacts(log)
             self._append(log, records.summary(self._last_line(result.last_step, result.last_time, start)))
             seconds = 0 if result.last_time is None or start is None else (result.last_time - start) // 1000
+            # W&B keeps it in 32 bits; a clock with a wrong unit goes beyond.
+            seconds = min(max(seconds, 0), 2**31 - 1)
             self._append(log, records.finish(1 if facts.get("sys/failed") is True else 0, seconds))
 
     def _append(self, log: LogWriter, record: Any) -> None:
@@ -273,11 +275,9 @@ class RunStage:
 def start_of(run: LakeRun, system: dict[str, Any]) -> int | None:
     """Return when the run was created, in milliseconds; None if nothing says so."""
     moment = system.get("sys/creation_time")
-    if not isinstance(moment, datetime):
-        if run.record.created_at is None:
-            return None
-        moment = datetime.fromisoformat(run.record.created_at)
-    return round(moment.timestamp() * 1000)
+    if isinstance(moment, int):
+        return moment
+    return None if run.record.created_at is None else parsed(run.record.created_at)
 
 
 def tags_of(system: dict[str, Any]) -> tuple[list[str], list[str]]:

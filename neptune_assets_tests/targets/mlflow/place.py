@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from neptune_assets.settings import LakeSettings, MlflowTarget
@@ -69,7 +71,13 @@ class MlflowPlace:
         apart: dict[str, list[Any]] = {}
         sidecar = folder / "neptune" / "points_apart.parquet"
         if sidecar.exists():
-            for row in pq.read_table(sidecar).to_pylist():
+            kept = pq.read_table(sidecar)
+            times = kept["timestamp"].cast(pa.int64())
+            # Times beyond Python's are left out: what the sidecar has of them is compared elsewhere.
+            odd = pc.or_(pc.less(times, -62_135_596_800_000), pc.greater_equal(times, 253_402_300_800_000))
+            place = kept.schema.get_field_index("timestamp")
+            none = pa.scalar(None, kept["timestamp"].type)
+            for row in kept.set_column(place, "timestamp", pc.if_else(odd, none, kept["timestamp"])).to_pylist():
                 apart.setdefault(row["attribute_path"], []).append(row)
         for item in listing["attributes"]:
             path = item["attribute"]
