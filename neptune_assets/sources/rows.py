@@ -93,7 +93,7 @@ class RowBuilder:
         if buffer.add(code, step, time, value):
             self._close(buffer)
 
-    def float_points(self, paths: Sequence[str], step: int, time: int, values: Sequence[float]) -> None:
+    def float_points(self, paths: Sequence[str], step: int, time: int | None, values: Sequence[float]) -> None:
         """Add one point to each of many float series, all at one step and time: several times as fast as one by one."""
         attribute_type = AttributeType.FLOAT_SERIES
         buffer = self._buffers.get(attribute_type) or self._open(attribute_type)
@@ -199,7 +199,7 @@ class _Buffer:
         self.escaped += known != text
         return known
 
-    def extend(self, paths: Sequence[str], step: int, time: int, values: Sequence[float]) -> bool:
+    def extend(self, paths: Sequence[str], step: int, time: int | None, values: Sequence[float]) -> bool:
         """Add one float row for each path; True if the buffer is full."""
         try:
             codes = [self._numbers[path] for path in paths]
@@ -211,7 +211,7 @@ class _Buffer:
         self._values.extend(values)
         self.codes.extend(codes)
         self._steps.extend((step,) * len(codes))
-        self._times.extend((time,) * len(codes))
+        self._times.extend((_INT64_MIN if time is None else time,) * len(codes))
         return len(self.codes) >= BATCH_ROWS
 
     def series(self, code: int, steps: array[int], times: array[int], bits: array[int]) -> bool:

@@ -30,6 +30,7 @@ from neptune_assets.sources.offline.recorded_files import (
 )
 from neptune_assets.sources.offline.recordings import Fork
 from neptune_assets.sources.offline.scale_database import (
+    BROKEN,
     FileFacts,
     Snapshot,
     file_facts,
@@ -44,7 +45,7 @@ from neptune_assets.sources.protocol import SourceFile
 
 CREATE: Final = 1
 _UPDATE: Final = 0
-_READER: Final = "scale-1"
+_READER: Final = "scale-2"
 """Part of every fingerprint: raise it when the same recording would be read differently."""
 
 
@@ -198,8 +199,8 @@ class ScaleRecording:
             else:
                 state.error(f"Operation {sequence}: its kind {kind!r} is unknown. It is left out, the others are kept.")
         written = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'run_operations'").fetchone()
-        if written is not None:
-            missing += max(0, int(written[0]) + 1 - expected)
+        if written is not None and isinstance(written[0], int):
+            missing += max(0, written[0] + 1 - expected)
         if missing:
             state.whole = False
             state.error(
@@ -228,15 +229,15 @@ class _Opening:
     def __enter__(self) -> Snapshot:
         try:
             return self._manager.__enter__()
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise self._named(error) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._manager.__exit__(None, None, None)
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, BROKEN):
             raise self._named(error) from error
 
-    def _named(self, error: sqlite3.Error) -> SourceError:
+    def _named(self, error: BaseException) -> SourceError:
         return SourceError(
             f"{self._path} cannot be read to its end: {error}.",
             hint="If there is another copy of this folder, use that; otherwise try SQLite's `.recover` on a copy.",

@@ -30,6 +30,7 @@ from typing import Final
 
 from neptune_assets.errors import SourceError
 from neptune_assets.scratch import ScratchDirectory
+from neptune_assets.sources.files import open_regular
 from neptune_assets.sources.offline.scale_wal import in_wal_mode, lost_frames, read_wal
 
 _TRIES: Final = 8
@@ -38,6 +39,9 @@ _TICK_NS: Final = 30_000_000
 """File times advance in ticks; a database written to this recently is not copied before the tick is over."""
 _LONGEST_VALUE: Final = 64 * 1024 * 1024
 """Bytes of the longest value read. The client limits an operation to about 2 MiB."""
+
+BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What a damaged database raises: Python cannot decode messages of SQLite that hold bytes of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +131,20 @@ def same_bytes(path: Path, other: Path, facts: FileFacts, other_facts: FileFacts
 
     Equal sizes prove nothing: a copy may be damaged.
     """
-    return all(
-        _block_hash(_beside(path, suffix)) == _block_hash(_beside(other, suffix)) for suffix in ("", "-wal", "-journal")
-    )
+    return all(_hash(_beside(path, suffix)) == _hash(_beside(other, suffix)) for suffix in ("", "-wal", "-journal"))
 
 
-def _block_hash(path: Path) -> bytes:
+def _hash(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
+        digest = hashlib.blake2b(digest_size=32)
+        with open_regular(path) as file:
+            while block := file.read(1024 * 1024):
+                digest.update(block)
+        return digest.digest()
     except FileNotFoundError:
         return b""
+    except OSError:
+        return str(path).encode(errors="surrogateescape")  # nothing is a copy of what cannot be read
 
 
 def may_lack_wal(path: Path) -> bool:
@@ -187,7 +194,7 @@ def _consistent(database: Path) -> bool:
     try:
         with open_in_place(database) as connection:
             return whole_pages(connection) is None
-    except sqlite3.Error:
+    except BROKEN:
         return False
 
 
@@ -213,6 +220,8 @@ def writer(path: Path) -> int | None:
 
 def _connect(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)
+    # Text that is not UTF-8 is damage; it is read as it is and never raises.
+    connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
@@ -237,7 +246,8 @@ def _copy(path: Path, copy: Path) -> None:
             except FileNotFoundError:
                 # There is none, or a process that closed has just folded it in: then the header differs.
                 continue
-        if consistent and head == _head(_beside(path, "-wal")) == _head(_beside(copy, "-wal")):
+        consistent &= head == _head(_beside(path, "-wal")) == _head(_beside(copy, "-wal"))
+        if consistent and not (writer(path) is not None and _is_torn(copy)):
             return
         time.sleep(0.05 * (attempt + 1))
     pid = writer(path)
@@ -246,6 +256,13 @@ def _copy(path: Path, copy: Path) -> None:
         f"{path} keeps changing under {by}: no consistent copy in {_TRIES} tries.",
         hint="Try again later, or end that process first.",
     )
+
+
+def _is_torn(copy: Path) -> bool:
+    """True if frames of a copy do not verify: under a live process that is one it was writing again meanwhile."""
+    copied = _beside(copy, "-wal")
+    wal = read_wal(copied, copy) if copied.exists() else None
+    return wal is not None and wal.damaged
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -262,7 +279,7 @@ def _facts(path: Path) -> tuple[int, int]:
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_WAL_HEADER)
     except FileNotFoundError:
         return b""

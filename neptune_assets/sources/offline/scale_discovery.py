@@ -21,6 +21,7 @@ from neptune_assets.sources.offline.archives import archives_in
 from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
 from neptune_assets.sources.offline.scale import CREATE, Identity, ScaleRecording
 from neptune_assets.sources.offline.scale_database import (
+    BROKEN,
     FileFacts,
     file_facts,
     may_lack_wal,
@@ -73,7 +74,7 @@ def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal 
     try:
         facts = file_facts(path)
         identity = _identify(path, path.stat().st_ino, facts, sure)
-    except (sqlite3.Error, OSError, SourceError) as error:
+    except (*BROKEN, OSError, SourceError) as error:
         if not sure:
             return None
         reason = error.message if isinstance(error, SourceError) else f"{path} cannot be read: {error}."
@@ -111,7 +112,7 @@ def _identify(path: Path, inode: int, facts: FileFacts, copy: bool) -> Identity 
     try:
         with open_in_place(path) as connection:
             identity = _read_identity(connection)
-    except sqlite3.Error:
+    except BROKEN:
         if facts.lone:
             raise
         identity = None

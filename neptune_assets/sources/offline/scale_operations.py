@@ -10,12 +10,14 @@ second, here neither is lost. Several points of one step are all handed on: the 
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
 from neptune_assets.sources.offline.state import RunState
+from neptune_assets.sources.rows import is_time
 
 _ADD: Final = 1
 _REMOVE: Final = 2
@@ -50,6 +52,7 @@ class Operations:
         self._points = points
         self._create, self._update, self._garbage = messages()
         self._previews: dict[str, tuple[int, Any]] = {}
+        self._timeless: Counter[str] = Counter()
         self.created = False
 
     def create(self, sequence: int, blob: bytes) -> None:
@@ -63,7 +66,11 @@ class Operations:
         if operation.HasField("experiment_id"):
             self._first("sys/name", AttributeType.STRING, operation.experiment_id)
         if operation.HasField("creation_time"):
-            self._first("sys/creation_time", AttributeType.DATETIME, milliseconds(operation.creation_time))
+            created = milliseconds(operation.creation_time)
+            if is_time(created):
+                self._first("sys/creation_time", AttributeType.DATETIME, created)
+            else:
+                self._bad(sequence, f"no calendar has the creation time {created} ms", "sys/creation_time")
         if operation.HasField("fork_point"):
             fork = operation.fork_point
             self._first("sys/forking/parent", AttributeType.STRING, fork.parent_run_id)
@@ -93,7 +100,11 @@ class Operations:
                 self._modify(sequence, path, change)
 
     def finish(self) -> None:
-        """Tell about previews that no point replaced."""
+        """Tell about previews that no point replaced, and points whose time cannot be held."""
+        for path, count in self._timeless.items():
+            self._state.note(
+                f"{count:,} points of {path!r} have a time that no calendar has; they are kept without it.", path
+            )
         for path, (step, value) in self._previews.items():
             self._state.note(
                 f"The series {path!r} ends in a preview ({value!r} at step {step / MICROSTEPS:g}) that was never "
@@ -108,10 +119,13 @@ class Operations:
             return
         where = operation.step
         step = where.whole * MICROSTEPS + where.micro
-        time = milliseconds(operation.timestamp) if operation.HasField("timestamp") else recorded
+        given = milliseconds(operation.timestamp) if operation.HasField("timestamp") else recorded
+        time = given if is_time(given) else None
         if operation.HasField("preview") and operation.preview.is_preview:
             self._preview(append, step)
             return
+        if time is None:
+            self._timeless.update(append.keys())
         # Nearly all points are floats, and an operation holds many at one step: they are taken together.
         paths: list[str] = []
         floats: list[float] = []
@@ -133,7 +147,7 @@ class Operations:
                 if path in self._previews and step >= self._previews[path][0]:
                     del self._previews[path]
 
-    def _point(self, sequence: int, path: str, kind: str | None, value: Any, step: int, time: int) -> None:
+    def _point(self, sequence: int, path: str, kind: str | None, value: Any, step: int, time: int | None) -> None:
         """Add one point of a series that does not hold floats, or an int to one that does."""
         point = self._state.rows.point
         try:
@@ -164,7 +178,11 @@ class Operations:
         if attribute_type is None:
             self._bad(sequence, f"{path!r} was assigned {kind or 'nothing'}, which no attribute can hold", path)
         elif kind == "timestamp":
-            self._state.assign(path, attribute_type, milliseconds(value.timestamp))
+            time = milliseconds(value.timestamp)
+            if is_time(time):
+                self._state.assign(path, attribute_type, time)
+            else:
+                self._bad(sequence, f"{path!r} was assigned {time} ms, a time that no calendar has", path)
         elif kind == "string_set":
             self._state.assign(path, attribute_type, list(value.string_set.values))
         elif kind == "file_ref":

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from neptune_assets.sources.files import open_regular
+
 _HEADER: Final = 32
 _FRAME_HEADER: Final = 24
 _MAGIC: Final = {0x377F0682: "<", 0x377F0683: ">"}
@@ -151,7 +153,7 @@ def lost_frames(shared: Path, wal: Wal | None) -> int:
     Any reader remakes ``-shm`` from the ``-wal`` it finds, so it may say less than was written, but never more.
     """
     try:
-        with shared.open("rb") as file:
+        with open_regular(shared) as file:
             index = file.read(104)
     except OSError:
         return 0

@@ -122,7 +122,7 @@ class Offline:
             for recording in reversed(index.runs.get(member, ())):
                 try:
                     found = recording.files(reference)
-                except OSError as error:
+                except (OSError, SourceError) as error:
                     raise FileGoneError(
                         f"{recording.path} cannot be read any more: {error}.",
                         hint="Put the recording back, or list the runs again.",

@@ -148,12 +148,17 @@ def test_values_no_row_can_hold_are_reported_and_left_out(
         )
     result = read(offline(folder), PROJECT, ["defaults"])
     errors = result.ends["defaults"].errors
-    assert [issue.attribute_path for issue in errors] == ["m/step", "m/time", None, "m/bool", "a/nothing"]
-    assert "m/without" in errors[2].message
+    assert [issue.attribute_path for issue in errors] == ["m/step", None, "m/bool", "a/nothing"]
+    assert "m/without" in errors[1].message
     rows = result.rows["defaults"]
     assert values_of(rows)["a/kept"] == 5
     assert [point[2] for point in points_of(rows, "m/int", "float_value")] == [7.0]
-    assert not {"m/step", "m/time", "m/bool"} & {row["attribute_path"] for row in rows}
+    # A point keeps its step and value if no calendar has its time.
+    assert [(row["timestamp"], row["float_value"]) for row in rows if row["attribute_path"] == "m/time"] == [
+        (None, 1.0)
+    ]
+    assert "m/time" in {note.attribute_path for note in result.ends["defaults"].notes}
+    assert not {"m/step", "m/bool"} & {row["attribute_path"] for row in rows}
 
 
 def test_a_path_of_two_types_loses_neither(everything: Path, copied: Callable[[Path, str], tuple[Path, Path]]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +200,18 @@ def test_a_damaged_copy_does_not_hide_a_good_one(killed: Path, tmp_path: Path) -
     found, end = keys(tmp_path)
     assert {repr(item) for item in whole} <= {repr(item) for item in found}
     assert any(str(wal) in issue.message for issue in end.errors)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_pipe_beside_a_database_never_blocks(everything: Path, tmp_path: Path, suffix: str) -> None:
+    name = database_of(everything, "defaults").parent.name
+    for place in ("a", "b"):
+        shutil.copytree(database_of(everything, "defaults").parent, tmp_path / place / name)
+        os.mkfifo(beside(tmp_path / place / name / "run_operations.sqlite3", suffix))
+    signal.alarm(30)  # its default action ends the process
+    try:
+        found, end = keys(tmp_path, "defaults")
+    finally:
+        signal.alarm(0)
+    assert found
+    assert end.errors == ()
