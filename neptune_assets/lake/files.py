@@ -21,6 +21,7 @@ from neptune_assets.lake.storage import BLOCK, Storage
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.sources.protocol import Source, SourceFile
+from neptune_assets.sources.values import printable
 
 _MANY: Final = frozenset({AttributeType.FILE_SET.value, AttributeType.ARTIFACT.value})
 
@@ -84,7 +85,7 @@ class FileStore:
         """
 
         def issue(message: str) -> IssueRecord:
-            return IssueRecord(message, attribute_path, attribute_type)
+            return IssueRecord(printable(message), attribute_path, attribute_type)
 
         try:
             sources = list(self._source.files(self._project_id, run_id, reference, self._scope))
