@@ -95,8 +95,8 @@ class Server:
         if found is None:
             raise FileGoneError(
                 f"The bytes of {rest!r} never arrived at the server.",
-                hint="The script that logged it may still hold them: run `neptune sync` in its folder, with the script's "
-                "own environment. If pkg_resources is missing there, run `pip install 'setuptools<81'` first.",
+                hint="The script that logged it may still hold them: run `neptune sync` in its folder with the "
+                "script's own environment. If pkg_resources is missing there, run `pip install 'setuptools<81'` first.",
             )
         return [StoredFile(file_name(rest, found[1] or ""), object_path(directory, found[0]))]
 
