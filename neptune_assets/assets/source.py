@@ -64,6 +64,11 @@ def source_assets(migration: Migration) -> list[dg.AssetsDefinition]:
         }
         if problems:
             metadata["problems"] = dg.MetadataValue.md(problem_table(problems))
+            unread = [issue.message for issue in problems if not issue.notice]
+            if unread:
+                context.log.warning(
+                    "%d problems of the source, each named by lake/runs; first: %s", len(unread), unread[0]
+                )
         # What the source holds, not what the lake still lacks: only the former makes downstream data old.
         mark = hashlib.blake2b(repr(sorted((i.run_id, i.fingerprint) for i in infos)).encode(), digest_size=16)
         rows = _reader(context.partition_key, infos, changes)

@@ -177,6 +177,23 @@ def _killed(folder: Path, points: str = "50") -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _overlap(folder: Path) -> None:
+    """A run of which later sessions log steps again: equal values, other ones, and other ones with an earlier time."""
+    for session in range(3):
+        run = _start(folder, "overlap", creation_time=BASE)
+        for step in range(5 if session == 0 else 0):
+            run.log_metrics({"same": step, "other": step, "early": step}, step=step, timestamp=BASE)
+            run.log_string_series({"text": f"line {step}"}, step=step, timestamp=BASE)
+        for step in range(2, 5 if session == 1 else 0):
+            later = BASE + timedelta(hours=1)
+            run.log_metrics({"same": step, "other": 10 + step}, step=step, timestamp=later)
+            run.log_metrics({"early": 10 + step}, step=step, timestamp=BASE - timedelta(hours=1))
+        if session == 2:
+            run.log_string_series({"text": "again"}, step=1, timestamp=BASE + timedelta(hours=2))
+            run.log_string_series({"text": "line 2"}, step=2, timestamp=BASE + timedelta(hours=2))
+        run.close()
+
+
 def _live(folder: Path) -> None:
     """A run that logs ten points for every line on standard input, and stays open."""
     run = _start(folder, "live", creation_time=BASE)
@@ -228,6 +245,7 @@ SCENARIOS: dict[str, Callable[..., None]] = {
     "family": _family,
     "killed": _killed,
     "live": _live,
+    "overlap": _overlap,
     "many": _many,
 }
 

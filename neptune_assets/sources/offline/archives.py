@@ -9,6 +9,7 @@ from __future__ import annotations
 import lzma
 import re
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,32 +23,51 @@ from neptune_assets.sources.offline.recordings import Folder, Refusal
 
 _ARCHIVE: Final = re.compile(r".+\.(zip|tar|tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|Z)|7z|rar)", re.IGNORECASE)
 _MEMBERS: Final = 100_000
-_BYTES: Final = 256 * 1024 * 1024
+_BYTES: Final = 64 * 1024 * 1024
 """Bytes of a tar file that are looked through; they must be unpacked to find the names."""
+_SECONDS: Final = 20.0
+"""Time for all archives below one path of the settings: there may be thousands that hold other data."""
+_NAMED: Final = 20
 
 
-def archives_in(folder: Folder) -> Iterator[Refusal]:
-    """Yield a Refusal for each archive in a folder that holds recordings, or may hold some."""
-    if ".neptune" in folder.path.parts[:-1]:  # what a recording itself keeps was uploaded by a user
-        return
-    for name in folder.files:
-        if not _ARCHIVE.fullmatch(name):
-            continue
-        path = folder.path / name
-        try:
-            status = path.stat()
-            found = _holds_recordings(path, status.st_size, status.st_mtime_ns)
-        except OSError as error:
-            yield Refusal(
-                path, f"{path} cannot be read: {error.strerror or error}. Give this user the right to read it."
+class Archives:
+    """Archives met below one path of the settings."""
+
+    def __init__(self) -> None:
+        self._unknown: list[Path] = []
+        self._until = time.monotonic() + _SECONDS
+
+    def met(self, folder: Folder) -> Iterator[Refusal]:
+        """Yield a Refusal for each archive in a folder that holds recordings, or cannot be read."""
+        if ".neptune" in folder.path.parts[:-1]:  # what a recording itself keeps was uploaded by a user
+            return
+        for name in folder.files:
+            if not _ARCHIVE.fullmatch(name):
+                continue
+            path = folder.path / name
+            try:
+                status = path.stat()
+                late = time.monotonic() > self._until
+                found = None if late else _holds_recordings(path, status.st_size, status.st_mtime_ns)
+            except OSError as error:
+                reason = error.strerror or error
+                yield Refusal(path, f"{path} cannot be read: {reason}. Give this user the right to read it.")
+                continue
+            if found:
+                message = f"{path} is an archive with recordings in it, which are not read. Unpack it."
+                yield Refusal(path, message, archive=True)
+            elif found is None:
+                self._unknown.append(path)
+
+    def not_looked_into(self) -> Iterator[Refusal]:
+        """Yield one notice of those that may hold recordings, if there are any."""
+        if self._unknown:
+            named = ", ".join(map(str, self._unknown[:_NAMED]))
+            more = f" and {len(self._unknown) - _NAMED:,} more" if len(self._unknown) > _NAMED else ""
+            message = (
+                f"Archives were met and not looked into to their end: {named}{more}. Unpack what holds recordings."
             )
-            continue
-        if found:
-            message = f"{path} is an archive with recordings in it, which are not read. Unpack it."
-            yield Refusal(path, message, archive=True)
-        elif found is None:
-            message = f"{path} is an archive and was not looked into to its end. Unpack it if it holds recordings."
-            yield Refusal(path, message, notice=True, archive=True)
+            yield Refusal(self._unknown[0], message, notice=True, archive=True)
 
 
 @lru_cache(maxsize=65_536)

@@ -17,7 +17,7 @@ from typing import Final
 
 from neptune_assets.errors import SourceError
 from neptune_assets.settings import OfflineSource
-from neptune_assets.sources.offline.archives import archives_in
+from neptune_assets.sources.offline.archives import Archives
 from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
 from neptune_assets.sources.offline.scale import CREATE, Identity, ScaleRecording
 from neptune_assets.sources.offline.scale_database import (
@@ -41,14 +41,18 @@ def find_scale_recordings(root: Path, settings: OfflineSource) -> Iterator[Scale
         found = _recognise(root, settings)
         if found is not None:
             yield found
-        yield from archives_in(Folder(root.parent, (root.name,), ()))
+        archives = Archives()
+        yield from archives.met(Folder(root.parent, (root.name,), ()))
+        yield from archives.not_looked_into()
         return
+    archives = Archives()
     for folder in walk(root):
         if isinstance(folder, Refusal):
             yield folder
             continue
         yield from _in_folder(folder, settings)
-        yield from archives_in(folder)
+        yield from archives.met(folder)
+    yield from archives.not_looked_into()
 
 
 def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecording | Refusal]:

@@ -269,11 +269,8 @@ def _valid(project_id: str | None) -> bool:
 
 def _empty(root: Path, refusals: Sequence[Refusal]) -> Refusal:
     """What to say of a path of the settings below which no recording was found: alone, it may be right."""
-    archives = [str(refusal.path) for refusal in refusals if refusal.archive]
-    met = ""
-    if archives:
-        more = f" and {len(archives) - _NAMED:,} more" if len(archives) > _NAMED else ""
-        met = f" Archives were met and not read: {', '.join(archives[:_NAMED])}{more}. Unpack them if they hold any."
+    archives = any(refusal.archive for refusal in refusals)
+    met = " Archives were met there and not read: unpack those that hold any." if archives else ""
     message = f"No recording of Neptune's clients can be read below {root}.{met} Check source.offline.paths."
     return Refusal(root, message, notice=not archives)
 

@@ -14,6 +14,7 @@ from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.conformance.sources import read
 from neptune_assets_tests.support.scale_reading import offline, points_of, values_of
+from neptune_assets_tests.support.scale_recorder import PROJECT, record
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 START = datetime(2025, 3, 1, 12, 0, 0, 123_000, tzinfo=UTC)
@@ -93,6 +94,33 @@ def test_steps_that_a_resumed_run_logged_again_keep_the_latest_value_and_are_nam
     assert report.repairs["conflicting_rows"] == 3
     (note,) = [note for note in run.record.notes if note.attribute_path == "loss"]
     assert note.message.startswith("3 values were replaced")
+
+
+def test_repeats_of_equal_values_are_told_apart_from_other_ones_over_three_sessions(tmp_path: Path) -> None:
+    record("overlap", tmp_path)
+    made = LakeSettings(root=str(tmp_path / "lake"))
+    LakeWriter(made, offline(tmp_path)).write_project(PROJECT)
+    run = Lake(made).project(PROJECT).run("overlap")
+    rows = [row for batch in run.batches() for row in batch.to_pylist()]
+    series = {
+        path: [value for _, _, value in points_of(rows, path, column)]
+        for path, column in {
+            "same": "float_value",
+            "other": "float_value",
+            "early": "float_value",
+            "text": "string_value",
+        }.items()
+    }
+    assert series == {
+        "same": [0, 1, 2, 3, 4],
+        "other": [0, 1, 12, 13, 14],
+        "early": [0, 1, 2, 3, 4],  # what came later has an earlier time
+        "text": ["line 0", "again", "line 2", "line 3", "line 4"],
+    }
+    assert (run.record.repairs["duplicate_rows"], run.record.repairs["conflicting_rows"]) == (4, 7)
+    notes = {note.attribute_path: note.message.split()[0] for note in run.record.notes if note.attribute_path}
+    assert notes == {"other": "3", "early": "3", "text": "1"}
+    assert run.record.complete
 
 
 def test_a_session_that_was_resumed_alone_is_partial() -> None:
