@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml uv.lock
 	@touch $@
 
 demo: install ## Take the sample recordings through every asset, then print what was read, written, loaded and verified
-	@rm -rf data/demo && mkdir -p data/demo
+	@$(BIN)/python demo/clean.py --demo-only
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/dg utils refresh-defs-state > data/demo/discovery.log 2>&1 || { cat data/demo/discovery.log; exit 1; }
 	@for project in $(DEMO_PROJECTS); do \
 	  log="data/demo/$${project//\//-}.log"; echo "materializing $$project (log: $$log)"; \
@@ -80,6 +80,5 @@ bench: install ## Measure beside neptune-exporter: make bench PEER_PYTHON=... PE
 record-demo: install ## Record the demo's runs anew with the real Neptune clients
 	@$(BIN)/python demo/record.py
 
-clean: ## Remove what the demo and Dagster left, but not the environment
-	@rm -rf data wandb mlruns
-	@git clean -fdxq dagster_home
+clean: ## Remove the demo's directory and caches, and list them; never a lake or a store of yours
+	@$(PYTHON) demo/clean.py
