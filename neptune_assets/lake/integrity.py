@@ -128,12 +128,19 @@ class CheckedParts:
         self._storage = storage
         self._seen: dict[tuple[str, str], tuple[int, ...]] = {}
 
-    def difference(self, path: str, size: int, sha256_hex: str) -> str | None:
-        """Read a part's bytes unless that was done before; return what differs, or None. Raises FileNotFoundError."""
+    def known(self, path: str, sha256_hex: str) -> bool:
+        """True if a part was compared before and is the same file still. Raises FileNotFoundError."""
+        return self._seen.get((path, sha256_hex)) == self._mark(path)
+
+    def difference(self, path: str, size: int, sha256_hex: str, content: bytes | None = None) -> str | None:
+        """Read a part's bytes unless that was done before; return what differs, or None. Raises FileNotFoundError.
+
+        ``content`` is what was fetched of it already.
+        """
         mark = self._mark(path)
-        if self._seen.get((path, sha256_hex)) == mark:
+        if content is None and self.known(path, sha256_hex):
             return None
-        with self._storage.open(path) as stream:
+        with self._storage.open(path) if content is None else io.BytesIO(content) as stream:
             found_size, found = hash_stream(stream)
         if found_size != size:
             return f"it has {found_size:,} bytes instead of {size:,}"

@@ -223,6 +223,9 @@ def _checked_lines(raw: bytes, name: str) -> tuple[dict[str, Any], list[bytes]]:
     if found == _WITHOUT_SUMS:
         return header, lines[1:]
     if found != FORMAT:
+        text, _, rest = lines[0].rpartition(b',"sum":"')
+        if text and rest != _line_sum(text) + b'"}':
+            raise LakeDamagedError(f"Manifest {name} is damaged: its header is not as it was written.", hint=_HINT)
         raise LakeError(
             f"Manifest {name} has format {found!r}; this version knows {FORMAT!r}.",
             hint="Use the version of neptune_assets that wrote the lake, or a newer one.",

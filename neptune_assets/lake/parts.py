@@ -190,12 +190,18 @@ def part_generation(metadata: pq.FileMetaData) -> str | None:
     return None if value is None else value.decode()
 
 
-def open_parquet(storage: Storage, path: str, encoded: Sequence[str] = ()) -> pq.ParquetFile:
+def open_parquet(
+    storage: Storage, path: str, encoded: Sequence[str] = (), content: bytes | None = None
+) -> pq.ParquetFile:
     """Open a Parquet file so that columns are streamed, not read at once. Raises FileNotFoundError.
 
-    Columns named in ``encoded`` stay dictionary-encoded. Pages that have a checksum are compared with it.
+    Columns named in ``encoded`` stay dictionary-encoded; ``content`` is the file's, where it was fetched already. Pages
+    that have a checksum are compared with it.
     """
-    source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
+    if content is not None:
+        source: Any = pa.BufferReader(content)
+    else:
+        source = pa.OSFile(path, "rb") if storage.local else storage.open(path)
     return pq.ParquetFile(
         source,
         buffer_size=1 << 16,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
 
 _READ_ROWS: Final = 65_536
+_FETCHED_BYTES: Final = 64 << 20
+"""Parts up to this size are fetched from an object store at once; larger ones are hashed first and then read again."""
 
 
 class LakeRun:
@@ -217,12 +219,16 @@ class LakeRun:
                 if not groups:
                     continue
                 # Just before it is read: then its bytes are still at hand, and are fetched from the disk once.
-                self._check_part(part, place)
-                for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=read):
-                    if kinds is not None:
-                        batch = _of_kinds(batch, kinds)
-                    if batch.num_rows:
-                        yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
+                content = self._fetch(part, place)
+                self._check_part(part, place, content)
+                with ExitStack() as fetched:
+                    if content is not None:
+                        file = fetched.enter_context(open_parquet(self.project.lake.storage, place, content=content))
+                    for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=read):
+                        if kinds is not None:
+                            batch = _of_kinds(batch, kinds)
+                        if batch.num_rows:
+                            yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
 
     def open_part(self, part: PartRecord, encoded: Sequence[str] = ()) -> pq.ParquetFile:
         """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time.
@@ -266,13 +272,20 @@ class LakeRun:
             file.close(force=True)
         raise self._not_as_recorded(part, what)
 
-    def _check_part(self, part: PartRecord, place: str) -> None:
+    def _fetch(self, part: PartRecord, place: str) -> bytes | None:
+        """Return the bytes of a part that has to be compared and is not on a local disk, so that it is fetched once."""
+        lake = self.project.lake
+        if lake.storage.local or part.sha256 is None or part.bytes > _FETCHED_BYTES:
+            return None
+        return None if lake.checked_parts.known(place, part.sha256) else lake.storage.read(place)
+
+    def _check_part(self, part: PartRecord, place: str, content: bytes | None = None) -> None:
         """Compare a part with its sha256, if one was recorded, unless that was done before."""
         if part.sha256 is None:
             return
         checked = self.project.lake.checked_parts
         try:
-            difference = checked.difference(place, part.bytes, part.sha256)
+            difference = checked.difference(place, part.bytes, part.sha256, content)
         except FileNotFoundError:
             # It was opened in staging and has been moved since.
             final = self.project.lake.layout.part(self.project_id, part.name, self.project.scope)

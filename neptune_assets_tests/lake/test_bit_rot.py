@@ -18,6 +18,7 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.verification import Verification
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
+from neptune_assets.testing.tables import as_table
 from neptune_assets_tests.support.lake_factory import Rows, file, file_set, histograms, make_lake, metric, params, texts
 
 P = "ws/proj"
@@ -40,7 +41,7 @@ class Damaged:
 
     def __init__(self, root: Path) -> None:
         self.settings = LakeSettings(root=str(root), part_mb=1)
-        large = metric("m", [ODD.random() for _ in range(300_000)])
+        large = as_table(P, "large", metric("m", [ODD.random() for _ in range(300_000)]))
         first = {f"R-{number}": rows(number, 1) for number in range(4)}
         make_lake(root, {P: {**first, "large": large}}, settings=self.settings)
         self.old = self._contents(root)
@@ -177,6 +178,7 @@ def test_no_damage_is_read_or_verified_as_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_none_of_ten_thousand_damages_is_read_or_verified_as_good(tmp_path: Path) -> None:
     tried = try_damages(tmp_path / "lake", 10_000, seed=2)
     for (kind, what), number in sorted(tried.items()):

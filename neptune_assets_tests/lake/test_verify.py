@@ -260,3 +260,18 @@ def test_the_asset_fails_where_the_lake_is_damaged_and_the_next_materialization_
     assert "R-2" in str(check.description)
     assert materialize(migration, "m/lake/runs").success
     assert materialize(migration, "m/lake/verified", everything=True).success
+
+
+def test_a_part_whose_footer_is_damaged_makes_the_step_fail_and_the_next_one_heal_it(
+    migration: Settings, tmp_path: Path
+) -> None:
+    assert materialize(migration, "m/lake/runs").success
+    part = part_of(tmp_path / "lake", "R-2")
+    part.write_bytes(part.read_bytes()[:-4] + b"PAR0")
+    result = materialize(migration, "m/lake/runs")
+    assert not result.success
+    (check,) = [item for item in result.get_asset_check_evaluations() if not item.passed]
+    assert (check.check_name, check.severity) == ("schema", dg.AssetCheckSeverity.ERROR)
+    assert "R-2" in str(check.description)
+    assert materialize(migration, "m/lake/runs").success
+    assert main([str(tmp_path / "lake")]) == 0
