@@ -20,6 +20,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.targets.mlflow.config import Connection
 from neptune_assets.targets.mlflow.file_gate import FileGate, gate_of
@@ -75,7 +76,8 @@ class Session:
         self._writes = writes
         self._rows = 0
         self._gate: FileGate | None = None
-        self.is_file = connection.database_file is not None
+        self._file = connection.database_file
+        self.is_file = self._file is not None
         if connection.database_file is not None:
             gate = gate_of(str(connection.database_file))
             if writes:
@@ -133,6 +135,9 @@ class Session:
         if self._gate is not None and self._writes:
             self._gate.shut()
         self._connection.commit()
+        if self._file is not None and self._writes:
+            # Else a power cut may bring the journal back, which undoes the commit; what it replaced is gone by then.
+            durable.sync(self._file.parent)
 
     def close(self) -> None:
         """Undo what was not committed and let go of the connection."""

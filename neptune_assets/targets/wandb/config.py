@@ -131,7 +131,7 @@ class StagedProject:
 
     def new(self) -> Path:
         """Return an empty directory to stage a run in, on the same file system and out of ``wandb sync``'s sight."""
-        durable.make_directory(self._scratch)
+        self._scratch.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="run-", dir=self._scratch))
 
     def publish(self, staged: Path, name: str, wandb_run: str) -> Path:
@@ -144,17 +144,16 @@ class StagedProject:
         target = self.path / name
         for old in self.directories(wandb_run):
             self.discard(old)
-            if old != target:
-                # After a power cut there must not be two.
-                durable.sync(self.path)
         durable.rename(staged, target)
         return target
 
     def discard(self, directory: Path) -> None:
         """Remove a directory so that it is gone at once, however long deleting takes."""
-        durable.make_directory(self._scratch)
+        self._scratch.mkdir(parents=True, exist_ok=True)
         away = Path(tempfile.mkdtemp(prefix="old-", dir=self._scratch))
         directory.rename(away / directory.name)
+        # After a power cut it must not be there again with half of its files, nor beside its successor.
+        durable.sync(self.path)
         shutil.rmtree(away)
 
 
@@ -172,8 +171,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_marker(directory: Path, marker: Marker | Synced) -> None:
-    """Write a marker into a run's directory."""
-    write_json(directory / (MARKER if isinstance(marker, Marker) else SYNCED), asdict(marker))
+    """Write a marker into a run's directory: that of a staged run before it is published, which makes it durable."""
+    if isinstance(marker, Marker):
+        (directory / MARKER).write_text(json.dumps(asdict(marker), ensure_ascii=False, indent=1), encoding="utf-8")
+    else:
+        write_json(directory / SYNCED, asdict(marker))
 
 
 def read_marker(directory: Path) -> Marker | None:
