@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 
 from neptune_assets.errors import LakeError, SourceError, UnknownProjectError
 from neptune_assets.lake.reader import Lake
+from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
+from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets_tests.support.lake_factory import file, metric, texts
 from neptune_assets_tests.support.lake_writing import DIRECTORY, P, rows_of, run, write
 from neptune_assets_tests.support.table_source import TableSource, as_table
@@ -43,6 +45,22 @@ def test_a_broken_source_stops_soon(tmp_path: Path) -> None:
         write(tmp_path, source)
     assert len(source.reads) < 6
     assert list(Lake(LakeSettings(root=str(tmp_path))).project(P).records()) == ["00"]
+
+
+class BreakingAtItsEnd(TableSource):
+    """Returns all its runs whole, and then fails."""
+
+    def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Iterator[RunRows | RunEnd]:
+        yield from super().read(project_id, run_ids, scope)
+        raise OSError("the connection was reset")
+
+
+def test_a_source_that_fails_after_its_last_run_is_an_error_that_says_so(tmp_path: Path) -> None:
+    source = BreakingAtItsEnd({P: {"a": run(metric("m", [1.0]), "a")}})
+    with pytest.raises(SourceError, match="broke off: the connection was reset"):
+        write(tmp_path, source)
+    assert list(Lake(LakeSettings(root=str(tmp_path))).project(P).records()) == ["a"]
+    assert write(tmp_path, source).skipped == ["a"]
 
 
 def test_rows_of_an_unknown_type_fail_their_run_only(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -37,6 +37,8 @@ class Fault:
     """So many requests of that path go well first."""
     holding: bytes = b""
     """Only requests whose body holds this."""
+    method: str = ""
+    """Only requests of this method; of any if it is empty."""
 
 
 @dataclass
@@ -57,19 +59,22 @@ class Seen:
 class FaultyProxy:
     """The proxy: its address, the faults still to come, and what it saw."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, without: Sequence[str] = ()) -> None:
         self.upstream = urlsplit(upstream)
+        self.without = {name.lower() for name in without}
+        """Headers of requests that are left out, as if the server did not know them."""
         self.faults: list[Fault] = []
         self.seen = Seen()
         self.lock = threading.Lock()
         self.busy = 0
         self.url = ""
 
-    def fault(self, path: str, body: bytes = b"") -> Fault | None:
+    def fault(self, path: str, body: bytes = b"", method: str = "") -> Fault | None:
         """Return the fault that this request meets, and count it as used."""
         with self.lock:
             for fault in self.faults:
-                if fault.path in path and fault.times and fault.holding in body:
+                wanted = fault.path in path and fault.holding in body and fault.method in {"", method}
+                if wanted and fault.times:
                     if fault.after:
                         fault.after -= 1
                         continue
@@ -107,7 +112,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                     proxy.busy -= 1
 
         def pass_on(self, body: bytes) -> None:
-            fault = proxy.fault(self.path, body)
+            fault = proxy.fault(self.path, body, self.command)
             if fault is not None:
                 if fault.kind == "status":
                     self.answer(fault.status, fault.headers, fault.body)
@@ -133,9 +138,11 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
         def ask(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             upstream = http.client.HTTPConnection(proxy.upstream.hostname or "", proxy.upstream.port, timeout=60)
             try:
-                upstream.request(self.command, self.path, body, dict(self.headers))
+                passed = {name: value for name, value in self.headers.items() if name.lower() not in proxy.without}
+                upstream.request(self.command, self.path, body, passed)
                 response = upstream.getresponse()
-                headers = {k: self.ours(v) for k, v in response.getheaders() if k.lower() not in _HOP}
+                hop = _HOP - ({"content-length"} if self.command == "HEAD" else set())
+                headers = {k: self.ours(v) for k, v in response.getheaders() if k.lower() not in hop}
                 data = response.read()
                 if "json" in headers.get("content-type", ""):
                     data = self.ours(data.decode()).encode()
@@ -165,6 +172,14 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             except OSError:
                 # The client did not wait for it.
                 self.close_connection = True
+
+        def do_HEAD(self) -> None:
+            # Its answer has the length of a body that is not sent.
+            status, headers, _ = self.ask(b"")
+            self.send_response_only(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any  # noqa: N815
 
