@@ -214,4 +214,11 @@ class SourceContract:
         source.runs(case.project)
         read(source, case.project, sorted(case.run_ids))
         source.problems(case.project)
+        source.problems()
         assert tree(case.roots) == before
+
+    def test_what_belongs_to_no_project_is_among_every_projects_problems(self, case: SourceCase) -> None:
+        source = case.open(Filters())
+        source.projects()
+        unnamed = [issue.message for issue in source.problems()]
+        assert set(unnamed) <= {issue.message for issue in source.problems(case.project)}

@@ -104,6 +104,17 @@ def test_a_path_of_the_settings_that_is_missing_fails_beside_one_that_is_there(
     fails_and_names(told, missing)
 
 
+@pytest.mark.parametrize(
+    "left", ["run_operations.sqlite3-wal", "run_operations.sqlite3.gz", "run_operations.sqlite3.bak"]
+)
+def test_a_recording_of_which_another_file_is_left_fails(recordings: Path, tmp_path: Path, left: str) -> None:
+    folder = recordings / "one" / "team_scale_job-5_1796072406124338699"
+    folder.mkdir()
+    (folder / left).write_bytes(b"some bytes")
+    told = materialize(settings(tmp_path / "lake", recordings / "one"), PROJECT)
+    fails_and_names(told, folder / left)
+
+
 def test_a_folder_that_cannot_be_listed_fails(recordings: Path, tmp_path: Path) -> None:
     closed = recordings / "closed"
     closed.mkdir()

@@ -214,6 +214,9 @@ class ScaleRecording:
             return
         # error_body holds a pickle: never read.
         query = "SELECT error_type, error_details, sequence_id FROM operation_errors ORDER BY error_id LIMIT ?"
+        (count,) = connection.execute("SELECT count(*) FROM operation_errors").fetchone()
+        if count > MAX_ISSUES:
+            state.note(f"neptune-scale recorded {count:,} errors, of which the first {MAX_ISSUES:,} are listed.")
         for error_type, details, sequence in connection.execute(query, (MAX_ISSUES,)):
             where = "" if sequence is None else f" for operation {sequence}"
             state.note(f"neptune-scale recorded an error{where}: {error_type}: {details}")

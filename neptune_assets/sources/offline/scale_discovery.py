@@ -61,15 +61,33 @@ def _in_folder(folder: Folder, settings: OfflineSource) -> Iterator[ScaleRecordi
             found = _recognise(folder.path / name, settings)
             if found is not None:
                 yield found
+    for name in folder.files:
+        if name.endswith("-wal") and _is_named_like_one(name.removesuffix("-wal"), folder):
+            database = name.removesuffix("-wal")
+            if database not in {*folder.files, *folder.special}:
+                path = folder.path / name
+                message = (
+                    f"{path} holds data of a killed job, but {database} is not beside it. Bring both together again."
+                )
+                yield Refusal(path, message)
+        elif name.startswith(DATABASE) and not name.endswith((".sqlite3", "-shm", "-journal")):
+            path = folder.path / name
+            yield Refusal(path, f"{path} may be a recording, but is not read under this name. Call it {DATABASE!r}.")
     for name in folder.special:
         path = folder.path / name
         if path.is_symlink() and not path.exists():
             message = f"{path} is a link that leads nowhere. If recordings are behind it, bring back what it leads to."
             yield Refusal(path, message, notice=True)
             continue
-        if name != DATABASE and not (folder.path.name == ".neptune" and name.endswith(".sqlite3")):
+        if not _is_named_like_one(name, folder):
             continue
         yield Refusal(path, f"{path} is not a regular file (a pipe, a socket or a device). Put the recording back.")
+
+
+def _is_named_like_one(name: str, folder: Folder) -> bool:
+    """True if a recording could have this name where it is."""
+    flat = folder.path.name == ".neptune" and name.endswith(".sqlite3")
+    return name == DATABASE or flat or _FLAT.fullmatch(name) is not None
 
 
 def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal | None:
