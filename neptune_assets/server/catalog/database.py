@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 
 import duckdb
 
 from neptune_assets.scratch import ScratchDirectory
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can: large queries leave a lot of it."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Database:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 
 from neptune_assets.schema import AttributeType
+from neptune_assets.server.catalog.database import release_memory
 from neptune_assets.server.catalog.filling import fill
 from neptune_assets.server.catalog.pending import AGGREGATES, LAST, VARIANCE
 from neptune_assets.server.catalog.runs import Run
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from neptune_assets.server.catalog.catalog import Catalog
     from neptune_assets.server.series.reader import SeriesReader
 
+_at_once: Final = threading.BoundedSemaphore(4)
+"""Searches that are planned at the same time: what that takes is beyond DuckDB's memory limit."""
+_LARGE: Final = 100
 _NUMBERS: Final = frozenset({"number", "whole"})
 
 YOUNGEST: Final = Operand("sys/creation_time", "datetime")
@@ -82,7 +87,7 @@ def search(catalog: Catalog, reader: SeriesReader, asked: Search) -> Found:
     matching = f"FROM runs {joined} WHERE {where} AND {condition.sql}"
     parameters += condition.parameters
     try:
-        with catalog.reading() as con:
+        with _at_once, catalog.reading() as con:
             total = con.execute(f"SELECT count(*) {matching}", parameters).fetchone()
             rows = con.execute(
                 f"SELECT project, run {matching} ORDER BY {order} LIMIT ? OFFSET ?",
@@ -90,6 +95,8 @@ def search(catalog: Catalog, reader: SeriesReader, asked: Search) -> Found:
             ).fetchall()
     except duckdb.InvalidInputException as error:
         raise QueryError(f"A regular expression cannot be used: {error}", hint="It must be one of RE2.") from error
+    if len(condition.parameters) + len(pivot) > _LARGE:
+        release_memory()
     runs = [catalog.runs(project, asked.scope).by_number(number) for project, number in rows]
     return Found([run for run in runs if run is not None], int(total[0]) if total else 0)
 

@@ -32,6 +32,10 @@ _ORDERINGS: Final = frozenset(
         Operator.GREATER_OR_EQUAL,
     }
 )
+MAX_ATTRIBUTES: Final = 200
+"""Attributes (of one type each) that a query may compare: what planning it takes grows with the square of them."""
+MAX_COMPARISONS: Final = 2_000
+"""Comparisons of a query; strings that one attribute is compared with are one, whatever their number."""
 _STATES: Final = {"active": "running", "inactive": "idle"}
 _MAX_INT: Final = (1 << 63) - 1
 
@@ -53,7 +57,11 @@ def paths_of(node: Node | None) -> set[str]:
 
 
 def compile_query(node: Node | None, named: Named, now: datetime) -> Condition:
-    """Turn a tree into a condition. Raises QueryError for a value or an operator that does not fit a type."""
+    """Turn a tree into a condition.
+
+    Raises QueryError for a value or an operator that does not fit a type, and for a query that is too large: DuckDB's
+    memory limit does not hold for planning.
+    """
     condition = Condition(paths=paths_of(node))
     if node is not None:
         compiler = _Compiler(condition, named, now)
@@ -67,6 +75,7 @@ class _Compiler:
         self._named = named
         self._now = now
         self._columns: dict[tuple[str, AttributeType, str], str] = {}
+        self._comparisons = 0
 
     def node(self, node: Node) -> str:
         if isinstance(node, Comparison):
@@ -110,6 +119,9 @@ class _Compiler:
         return "(" + " OR ".join(f"{column} IS NOT NULL" for column in found) + ")" if found else "false"
 
     def _comparison(self, node: Comparison) -> str:
+        self._comparisons += 1
+        if self._comparisons > MAX_COMPARISONS:
+            raise QueryError(f"The query has more than {MAX_COMPARISONS:,} comparisons.", hint="Ask in smaller parts.")
         known = self._named.get(node.operand.path, {})
         wanted = types_of(node.operand.type)
         parts, errors = [], []
@@ -133,6 +145,10 @@ class _Compiler:
         key = (operand.path, kind, column)
         known = self._columns.get(key)
         if known is None:
+            if len(self._columns) >= MAX_ATTRIBUTES:
+                raise QueryError(
+                    f"The query compares more than {MAX_ATTRIBUTES} attributes.", hint="Ask in smaller parts."
+                )
             known = self._columns[key] = f"c{len(self._columns)}"
             name = self._named[operand.path][kind]
             self._condition.names.add(name)
