@@ -27,7 +27,7 @@ RESTORE: Final = "Restore the store from a backup; what was materialized before 
 
 DATABASE: Final = "project.sqlite3"
 _ADDED: Final = {
-    "project": ("checksum",),
+    "project": ("runs", "checksum"),
     "runs": ("attributes", "checksum"),
     "attributes": ("points", "checksum"),
     "points": ("checksum",),
@@ -132,6 +132,7 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
     for table, columns in _ADDED.items():
         for column in columns:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER")
+    connection.execute("UPDATE project SET runs = (SELECT count(*) FROM runs)")
     connection.execute("UPDATE runs SET attributes = (SELECT count(*) FROM attributes WHERE run = runs.id)")
     connection.execute(
         "UPDATE attributes SET points = CASE WHEN type = 'float_series'"

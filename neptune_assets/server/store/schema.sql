@@ -14,6 +14,7 @@ CREATE TABLE project (
     revision    INTEGER NOT NULL DEFAULT 0,    -- grows with every commit; runs carry the value of their last change
     format      INTEGER NOT NULL DEFAULT 2,
     last_number INTEGER NOT NULL DEFAULT 0,    -- last number that a sys/id was given
+    runs        INTEGER DEFAULT 0,             -- how many rows the table below has
     checksum    INTEGER
 );
 

@@ -118,6 +118,7 @@ class Writing:
         )
         self.changed = True
         self.connection.execute(SEAL_RUN, (cursor.lastrowid,))
+        self.connection.execute("UPDATE project SET runs = runs + 1")
         made = find_run(self.connection, sys_id if new.run_id is None else new.run_id, new.scope)
         if made is None or made.id != cursor.lastrowid:
             raise sqlite3.IntegrityError(f"run {new.run_id!r} was not made")
@@ -147,6 +148,7 @@ class Writing:
         """Remove a run and all it has; file bytes stay, as other runs may name the same."""
         self.flush()
         self.connection.execute("DELETE FROM runs WHERE id = ?", (run.id,))
+        self.connection.execute("UPDATE project SET runs = runs - 1")
         self.forget(run)
         self._touched.discard(run.id)
         self._attributes.pop(run.id, None)

@@ -107,11 +107,17 @@ class Server:
         issues = [Issue(f"The project in {path} cannot be read: {error}") for path, error in unreadable.items()]
         if project_id in known:
             with self._reading(project_id) as connection:
+                runs = _runs(connection)
+                (count,) = connection.execute("SELECT runs FROM project").fetchone()
                 issues.extend(
                     Issue(f"The row of run {run.run_id!r} is damaged in the store, so the run was not read. {RESTORE}")
-                    for run in _runs(connection)
+                    for run in runs
                     if not run.intact
                 )
+                if count not in {None, len(runs)}:
+                    issues.append(
+                        Issue(f"The store has {len(runs):,} runs of {project_id} instead of {count:,}. {RESTORE}")
+                    )
         return issues
 
     def _database(self, project_id: str) -> Path:

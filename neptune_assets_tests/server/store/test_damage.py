@@ -29,7 +29,11 @@ from neptune_assets_tests.support.neptune2 import Http
 from neptune_assets_tests.support.server import server_in_thread
 
 PROJECT = "team/vision"
-ADDED = ("checksum", "attributes", "points")
+ADDED = {
+    "project": ("runs", "checksum"),
+    "runs": ("attributes", "checksum"),
+    "attributes": ("points", "checksum"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,7 @@ def test_rows_that_vanished_are_missed(root: Path, tmp_path: Path) -> None:
         "DELETE FROM objects WHERE step = 5000000": "points in the store instead of",
         "DELETE FROM attributes WHERE path = 'lr'": "attributes in the store instead of",
         "DELETE FROM file_set_files WHERE path = 'a/1'": "is damaged",
+        "DELETE FROM runs WHERE id = 3": "runs of team/vision instead of",
         "UPDATE runs SET run_id = 'other' WHERE id = 1": "is damaged",
         "UPDATE project SET uuid = 'other'": "is damaged",
         "UPDATE files SET sha256 = (SELECT max(sha256) FROM files)": "is damaged",
@@ -191,9 +196,8 @@ def downgrade(root: Path) -> None:
     with sqlite3.connect(path) as connection:
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-            for column in {"checksum", *({"attributes"} if table == "runs" else {"points"})} & {*columns}:
-                if column in ADDED:
-                    connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+            for column in ADDED.get(table, ("checksum",) if "checksum" in columns else ()):
+                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE project SET format = 1")
     connection.close()
 
