@@ -6,12 +6,14 @@ Retries live nowhere else, so that an error is never tried retries-times-retries
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 
 from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets.lake.storage_errors import disk_message, next_action
 
 RETRY_POLICY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
@@ -26,4 +28,11 @@ def clear_failures() -> Iterator[None]:
             description=str(error),
             metadata={"error": type(error).__name__, "next_action": error.hint},
             allow_retries=error.transient,
+        ) from error
+    except OSError as error:
+        # A full or read-only disk, wherever the stage writes.
+        raise dg.Failure(
+            description=disk_message(error),
+            metadata={"error": type(error).__name__, "next_action": next_action(error.errno)},
+            allow_retries=error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS},
         ) from error

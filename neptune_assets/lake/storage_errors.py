@@ -34,6 +34,21 @@ _CLIENTS: Final = ("botocore.", "aiobotocore.", "aiohttp.", "gcsfs.", "google.",
 """Packages of object stores' clients, whose errors are not all OSErrors."""
 
 
+def next_action(number: int | None) -> str:
+    """Return what to do about an error of the operating system, by its number."""
+    if number in DISK_FULL:
+        return "Make room on that disk (or raise the file size limit) and try again; finished runs are kept."
+    if number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return "Let this user read and write there, or set the path to a place where it may, and try again."
+    return "Check that the storage can be reached, read and written, then try again."
+
+
+def disk_message(error: OSError) -> str:
+    """Return an error of the operating system in one sentence with its path, and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}. {next_action(error.errno)}"
+
+
 def _lake_error(storage: Storage, doing: str, error: Exception) -> LakeError:
     place = getattr(error, "filename", None) or storage.url(storage.root)
     number = getattr(error, "errno", None)
@@ -43,12 +58,7 @@ def _lake_error(storage: Storage, doing: str, error: Exception) -> LakeError:
             space = f" ({(storage.free_bytes() or 0) / 1e6:,.1f} MB free)"
         except OSError as second:
             space = f" (free space unknown: {second.strerror})"
-    if number in DISK_FULL:
-        hint = "Make room on that disk (or raise the file size limit) and try again; finished runs are kept."
-    elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        hint = "Let this user read and write there, or set lake.root to a place where it may, and try again."
-    else:
-        hint = "Check that the lake's storage can be reached, read and written, then try again."
+    hint = next_action(number)
     reason = getattr(error, "strerror", None) or str(error)
     result = LakeError(f"{doing} failed at {place}{space}: {reason}.", hint=hint)
     # An object store may answer the next time; a local disk does not heal by itself.

@@ -17,11 +17,12 @@ from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavail
 from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.storage_errors import disk_message
 from neptune_assets.target_settings import PARALLEL_RUNS
 from neptune_assets.targets.lanes import Turns, in_lanes
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.order import parents_first, why_partial
-from neptune_assets.targets.protocol import Plan, Receipt, Target, TargetRun, runs_at_once
+from neptune_assets.targets.protocol import Plan, Receipt, Sweeps, Target, TargetRun, runs_at_once
 from neptune_assets.targets.report import LoadReport
 from neptune_assets.targets.ruled import RuledProject, RuledRun
 from neptune_assets.targets.rules import Rules
@@ -110,6 +111,8 @@ class _Loading:
         report.rows = {run_id: record.rows for run_id, record in records.items()}
         if self.ledger.entries() is None:
             self.ledger.rebuild(self.target.runs(self.project.project_id))
+        if isinstance(self.target, Sweeps):
+            self.target.sweep(self.project.project_id)
         order = []
         for run_id in parents_first(records):
             record = records[run_id]
@@ -167,6 +170,8 @@ class _Loading:
             return _Outcome(message=str(error))
         except NeptuneAssetsError as error:
             return _Outcome(message=str(error), permanent=not error.transient)
+        except OSError as error:
+            return _Outcome(message=disk_message(error), permanent=True)
         except Exception as error:  # noqa: BLE001 - reported by name; the other runs go on
             return _Outcome(message=f"{type(error).__name__}: {error}", permanent=True)
 

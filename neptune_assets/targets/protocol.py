@@ -159,6 +159,14 @@ class TakesSeveral(Protocol):
         """How many runs are worth loading at once; known after ``check``."""
 
 
+@runtime_checkable
+class Sweeps(Protocol):
+    """A target that keeps what it writes in places of its own until it is whole, which a killed load leaves behind."""
+
+    def sweep(self, project_id: str) -> None:
+        """Remove what killed loads of this project left; called by a load, which is the only one, before its runs."""
+
+
 def runs_at_once(target: Target) -> int:
     """Return how many runs a target takes at once."""
     return max(1, target.runs_at_once) if isinstance(target, TakesSeveral) else 1

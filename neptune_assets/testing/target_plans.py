@@ -93,6 +93,12 @@ class PlanTests(TargetCase):
             assert (wrong.run_id, wrong.word) == ("R-1", "lake_damaged")
             assert str(part) in wrong.differences[0] or "digest" in wrong.differences[0]
 
+    def test_a_run_whose_id_a_target_cannot_spell_is_still_found(self, place: Place, tmp_path: Path) -> None:
+        odd = "nul\x00 and \u202e"
+        self.lake(tmp_path, {odd: born(point("m", 0, 1.0)), "plain": born(point("m", 0, 2.0))})
+        self.good(load(place, tmp_path))
+        assert compared(place, tmp_path).counts == {"equal": 2}
+
     def test_a_plan_writes_nothing_and_comes_true(self, place: Place, tmp_path: Path) -> None:
         first = {
             "R-1": born(point("m", 0, 1.0), point("m", 1, math.inf), param("none", "float", None)),

@@ -7,6 +7,7 @@ SQLite library each, and whenever one of them closes the file, the other's locks
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
+from neptune_assets.lake.storage_errors import next_action
 from neptune_assets.targets.mlflow.config import Connection
 from neptune_assets.targets.mlflow.file_gate import FileGate, gate_of
 
@@ -58,6 +60,8 @@ def database_errors(doing: str, shown: str) -> Iterator[None]:
                 f"MLflow's database {shown} did not answer while {doing}: {first}.",
                 hint="Check that it is up and not locked, then load again; finished runs are not loaded twice.",
             ) from error
+        if "disk is full" in str(error) or "No space left" in str(error):
+            raise TargetError(f"MLflow's database {shown}: {first}.", hint=next_action(errno.ENOSPC)) from error
         raise TargetError(
             f"MLflow's database {shown} refused {doing}: {first}.",
             hint="Look at the database's own log; `direct: false` loads through MLflow's client instead.",

@@ -151,6 +151,11 @@ class WandbTarget:
             if marker is not None and marker.project_id == project_id:
                 yield self._target_run(project_id, marker.run_id, directory)
 
+    def sweep(self, project_id: str) -> None:
+        """Remove the directories that killed loads of this project staged runs in."""
+        StagedProject(self._root, project_id).sweep()
+        self._swept.add(project_id)
+
     def close(self) -> None:
         """Forget what was read of runs."""
         self._layouts.clear()
@@ -232,8 +237,7 @@ class WandbTarget:
         with self._lock:
             self._names.keep(run.project_id)
             if run.project_id not in self._swept:
-                project.sweep()
-                self._swept.add(run.project_id)
+                self.sweep(run.project_id)
             directory = project.new()
         try:
             account = RunStage(run, self._layout(run), place, directory, self._lake).build()
