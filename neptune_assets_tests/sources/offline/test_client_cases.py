@@ -127,6 +127,14 @@ def test_sessions_without_times_are_in_the_order_of_their_folders(tmp_path: Path
     assert set(read.value("sys/tags")) == {f"p{number}" for number in range(12) if number != 4}
 
 
+@pytest.mark.parametrize("release", ["0.9.19", "0.14.3", "0.16.19"])
+def test_sessions_of_every_client_without_times_are_in_order(unpacked: Unpack, release: str) -> None:
+    read = read_one(unpacked(release, "sessions"))
+    assert whole(read)
+    assert read.value("params/from") == 6
+    assert read.points("loss") == numbered(*[float(number) for number in range(7)])
+
+
 def test_sessions_below_several_machines_folders_and_paths_are_one_run(tmp_path: Path) -> None:
     folder = case("execution-order", tmp_path)
     (found,) = (folder / "counters" / ".neptune" / "async").iterdir()
