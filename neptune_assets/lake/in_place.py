@@ -42,13 +42,20 @@ def rows_in_place(
         for part in record.parts:
             storage = check_in_place(record, part, settings)
             with open_parquet(storage, storage.root) as file:
+                read = 0
                 for batch in file.iter_batches(batch_size=_READ_ROWS):
+                    read += batch.num_rows
                     rows = own_rows(conform(batch, project_id, record.run_id), project_id, record.run_id)
                     if kinds is not None:
                         rows = rows.filter(pc.is_in(rows["attribute_type"], pa.array(kinds)))
                     rows = repair_batch(rows, record.repairs)
                     if rows.num_rows:
                         sorter.add(rows)
+            if read != part.rows:
+                raise LakeDamagedError(
+                    f"Part {part.name} of run {record.run_id!r} holds {read:,} rows; its footer says {part.rows:,}.",
+                    hint="Export the run again.",
+                )
         for compact in sorter.sorted_rows():
             yield _without_lost_files(compact, sorter.attributes, lost, kept), sorter.attributes
 

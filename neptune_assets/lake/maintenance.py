@@ -28,9 +28,10 @@ def upgrade_project(lake: Lake, project_id: str, scope: Scope) -> tuple[int, dic
     wrong with the others, by run id. Raises LakeBusyError if the project is being written.
     """
     manifest_directory = lake.layout.manifest(project_id, scope)
-    with project_lock(lake.storage, manifest_directory, project_id):
-        store = ManifestStore(lake.storage, lake.layout, project_id, scope)
-        manifest = store.read()
+    unsafe = lake.settings.allow_unsafe_locks
+    with project_lock(lake.storage, manifest_directory, project_id, allow_unsafe=unsafe) as lock:
+        store = ManifestStore(lake.storage.guarded(lock.check), lake.layout, project_id, scope)
+        manifest = store.fence(written_at=now()) if lock.taken_over else store.read()
         if manifest is None:
             return 0, {}
         project = lake.project(project_id, scope)
@@ -63,8 +64,10 @@ def save_manifest(lake: Lake, project_id: str, scope: Scope) -> tuple[int, int]:
     Returns how many records were kept and how many lines were lost. Runs that are lost are read anew by the next
     materialization if the source still has them. Raises LakeBusyError if the project is being written.
     """
-    directory, storage = lake.layout.manifest(project_id, scope), lake.storage
-    with project_lock(storage, directory, project_id):
+    directory = lake.layout.manifest(project_id, scope)
+    unsafe = lake.settings.allow_unsafe_locks
+    with project_lock(lake.storage, directory, project_id, allow_unsafe=unsafe) as lock:
+        storage = lake.storage.guarded(lock.check)
         store = ManifestStore(storage, lake.layout, project_id, scope)
         records: dict[str, RunRecord] = {}
         lost, last = 0, 0
