@@ -11,6 +11,9 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from neptune_assets.errors import LakeBusyError, SettingsError
+from neptune_assets.lake.lock import project_lock
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings, StorageSettings
@@ -307,3 +311,57 @@ def test_a_store_that_ignores_conditions_is_refused_by_name_unless_it_is_allowed
         write(bucket.settings(proxy.url, allow_unsafe_locks=True), 1)
         write(bucket.settings(proxy.url, allow_unsafe_locks=True), 2)
     assert versions(bucket.objects()) == {"a": 2, "b": 2, "c": 2}
+
+
+HOLDER = """
+import sys, time
+real, offset = time.time, float(sys.argv[4])
+time.time = lambda: real() + offset
+from neptune_assets.errors import LakeBusyError
+from neptune_assets.lake.lock import project_lock
+from neptune_assets.lake.storage import Storage
+from neptune_assets.settings import StorageSettings
+
+options = {"endpoint_url": sys.argv[2]}
+secrets = {"key": "LAKE_KEY", "secret": "LAKE_SECRET"}
+storage = Storage(sys.argv[1], StorageSettings(options=options, secrets_env=secrets))
+try:
+    with project_lock(storage, f"{storage.root}/.manifest", "ws/proj", lease_seconds=float(sys.argv[3])):
+        print("holds", int(time.time()), flush=True)
+        time.sleep(600)
+except LakeBusyError:
+    print("busy", int(time.time()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("offset", [600, pytest.param(-600, marks=slow)])
+def test_a_process_whose_clock_is_minutes_off_neither_takes_nor_closes_a_lease(
+    endpoint: str, bucket: Bucket, offset: int
+) -> None:
+    def other() -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-c", HOLDER, f"s3://{bucket.name}/lake", endpoint, str(LEASE), str(offset)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        word, seconds = process.stdout.readline().split()
+        assert abs(int(seconds) - time.time() - offset) < 60, "its clock is as ours"
+        return process, word
+
+    settings = bucket.settings(endpoint)
+    storage = Storage(settings.root, settings.storage)
+    place = f"{storage.root}/.manifest"
+    with project_lock(storage, place, P, lease_seconds=LEASE) as lock:
+        process, word = other()
+        assert (word, process.wait()) == ("busy", 0)
+        lock.check()
+    process, word = other()
+    assert word == "holds"
+    try:
+        with pytest.raises(LakeBusyError), project_lock(storage, place, P, lease_seconds=LEASE):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    began = time.monotonic()
+    with project_lock(storage, place, P, lease_seconds=LEASE) as lock:
+        assert lock.taken_over
+    assert LEASE <= time.monotonic() - began < 10 * LEASE
