@@ -1,6 +1,6 @@
 """Which readers people have understand the database and the lake's Parquet: each is installed and asked.
 
-Installing them needs a package index, so these are among the long proofs. The table in docs/lake.md is what they say.
+Installing them needs a package index, so these are among the long proofs. docs/readers.md says what they gave.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_these_read_the_parquet_of_the_lake(tmp_path: Path, name: str, packages:
     answer = asked(installed(tmp_path / "venv", *packages), code, part)
     if name == "fastparquet":
         # It does not know two of the encodings: it must say so, and it does.
-        assert answer.returncode != 0, "fastparquet reads the lake now: say so in docs/lake.md"
+        assert answer.returncode != 0, "fastparquet reads the lake now: say so in docs/readers.md"
         return
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout) == [POINTS, len(ROWS)]
