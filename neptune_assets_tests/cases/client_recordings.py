@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 
-def start(**options: Any) -> Any:
+def start(mode: str = "offline", **options: Any) -> Any:
     try:
         import neptune
 
@@ -27,7 +27,7 @@ def start(**options: Any) -> Any:
 
         init = getattr(neptune.new, "init_run", neptune.new.init)
     quiet = {f"capture_{name}": False for name in ("stdout", "stderr", "hardware_metrics")}
-    return init(mode="offline", source_files=[], **quiet, **options)
+    return init(mode=mode, source_files=[], **quiet, **options)
 
 
 def append(series: Any, value: Any, **options: Any) -> None:
@@ -123,6 +123,20 @@ def milliseconds() -> None:
     run.stop()
 
 
+def leftovers() -> None:
+    """A run that a server took whole (`python -m neptune_assets.server`), whose workers only read: folders remain."""
+    context = multiprocessing.get_context("fork")
+    run = start("async", project="team/left")
+    run["x"] = 1
+    workers = [context.Process(target=_only_reads, args=(number,)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    run["y"] = 2
+    run.stop()
+
+
 def sessions() -> None:
     """Seven executions of one run: each is recorded by a process of its own and placed as its asynchronous folder.
 
@@ -161,4 +175,6 @@ def _session() -> None:
 
 
 if __name__ == "__main__":
-    {item.__name__: item for item in (readers, writers, files, names, milliseconds, sessions, _session)}[sys.argv[1]]()
+    {item.__name__: item for item in (readers, writers, files, names, milliseconds, leftovers, sessions, _session)}[
+        sys.argv[1]
+    ]()

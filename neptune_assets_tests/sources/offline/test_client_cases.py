@@ -198,6 +198,14 @@ def test_executions_in_which_nothing_was_recorded_make_no_run(tmp_path: Path) ->
     assert all(problem.notice for problem in problems)
 
 
+@pytest.mark.parametrize("release", ["1.3.2", "1.8.6"])
+def test_leftovers_of_every_client_make_no_run(unpacked: Unpack, release: str) -> None:
+    source = Offline(OfflineSource(paths=[str(unpacked(release, "leftovers"))], project=PROJECT), Filters())
+    with pytest.raises(SourceError, match="Nothing was recorded in 3 executions"):
+        source.projects()
+    assert all(problem.notice for problem in source.problems(PROJECT))
+
+
 def test_leftovers_beside_a_run_neither_change_it_nor_make_another(offline: Path, tmp_path: Path) -> None:
     write_log(offline / NAME, floats("m", 1.0))
     before = read_one(offline)
