@@ -233,7 +233,7 @@ def test_a_load_that_fails_names_the_run_and_fails_the_asset(tmp_path: Path) -> 
 
 def test_the_schedule_asks_for_every_project(migration: Migration) -> None:
     defs = migration.defs()
-    (schedule,) = defs.schedules or ()
+    (schedule,) = [item for item in defs.schedules or () if item.name == "m_backfill"]
     assert isinstance(schedule, dg.ScheduleDefinition)
     moment = datetime(2026, 3, 5, 3, 0, tzinfo=UTC)
     with dg.build_schedule_context(
