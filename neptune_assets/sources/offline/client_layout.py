@@ -167,9 +167,10 @@ _EXECUTION: Final = re.compile(
     r"exec-(?P<number>\d{1,12}(?:\.\d+)?)-(?P<date>\d{4}-\d\d-\d\d[ T_]\d\d[:.]\d\d[:.]\d\d(?:\.\d+)?)(?:-.*)?",
     re.ASCII,
 )
-"""Names of executions: before 0.16.17 ``exec-<count>-<local date>``, since then ``exec-<epoch seconds>-<date>-...``.
+"""Names of executions: ``exec-<count>-<local date>``, or ``exec-<epoch seconds>-<date>`` with more parts behind.
 
-Source: neptune-client 0.9 to 1.14, ``async_operation_processor.py`` and ``operation_processors/utils.py``.
+Source: neptune-client 0.9.19 and 0.10.10 ``new/internal/init_impl.py``, 0.14.3 ``operation_processors/factory.py``,
+0.16.19 and 1.3.2 ``operation_processors/async_operation_processor.py``.
 """
 _EPOCH_SECONDS: Final = 1_000_000_000
 _QUARTER: Final = 900.0
