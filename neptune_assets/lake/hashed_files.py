@@ -1,4 +1,4 @@
-"""Derived files with their sha256 beside them: ``<name>.sha256``, as coreutils' ``sha256sum --check`` reads it.
+"""Derived files with their sha256 beside them: ``.<name>.sha256``, as coreutils' ``sha256sum --check`` reads it.
 
 Statistics, summary tables and reports can be made again; what matters is that a changed byte in one is noticed. While
 a file is replaced its note names the old content and the new one, so that a reader or a kill between finds one that
@@ -47,14 +47,18 @@ def difference(path: str, filesystem: AbstractFileSystem | None = None) -> str |
         return UNKNOWN
     if found in noted:
         return None
-    return (
-        f"its sha256 is {found} instead of {' or '.join(noted) or 'what ' + path.rpartition('/')[2] + NOTE + ' held'}"
-    )
+    return f"its sha256 is {found} instead of {' or '.join(noted) or 'what ' + _note(path) + ' held'}"
+
+
+def _note(path: str) -> str:
+    """Return where the hash of a file is: in a hidden file, so that who reads a directory of tables passes over it."""
+    directory, slash, name = path.rpartition("/")
+    return f"{directory}{slash}.{name}{NOTE}"
 
 
 def _noted(path: str, filesystem: AbstractFileSystem | None) -> list[str] | None:
     try:
-        raw = Path(path + NOTE).read_bytes() if filesystem is None else filesystem.cat_file(path + NOTE)
+        raw = Path(_note(path)).read_bytes() if filesystem is None else filesystem.cat_file(_note(path))
     except FileNotFoundError:
         return None
     return [line.split(b" ", 1)[0].decode("ascii", "replace") for line in raw.splitlines() if line]
@@ -64,6 +68,6 @@ def _write(path: str, filesystem: AbstractFileSystem | None, digests: list[str])
     name = path.rpartition("/")[2]
     data = "".join(f"{digest}  {name}\n" for digest in digests).encode()
     if filesystem is None:
-        durable.write(path + NOTE, data)
+        durable.write(_note(path), data)
     else:
-        filesystem.pipe_file(path + NOTE, data)
+        filesystem.pipe_file(_note(path), data)

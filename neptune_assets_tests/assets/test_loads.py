@@ -59,6 +59,25 @@ def test_a_deleted_run_and_a_deleted_point_in_mlflow_are_found(tmp_path: Path) -
     assert {row["run_id"]: row["verdict"] for row in found} == {"a": "equal", "b": "missing", "c": "differs"}
 
 
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_one_flipped_bit_of_the_lake_stops_the_load_and_reconciling_names_the_lake(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "mlflow.db"
+    shutil.copy(migrated_database(), file)
+    chosen = {"mlflow": {"tracking_uri": f"sqlite:///{file}"}, "wandb": {"staging": str(tmp_path / "wandb")}}
+    migration = loaded(tmp_path, ("a", "b"), **{name: chosen[name]})
+    part = sorted((migration.lake / "data").glob("*/a-*_part_0.parquet"))[0]
+    raw = bytearray(part.read_bytes())
+    raw[len(raw) // 2] ^= 32
+    part.write_bytes(raw)
+    outcome = migration.materialize(f"targets/{name}")
+    assert not outcome.success
+    assert not outcome.checks[f"targets/{name}:load_verified"].passed
+    assert not migration.materialize(f"targets/{name}_reconciled").success
+    found = pq.read_table(migration.lake / "targets" / f"{name}_reconciled").to_pylist()
+    assert {row["run_id"]: row["verdict"] for row in found} == {"a": "lake_damaged", "b": "equal"}
+    assert all(str(part) in row["difference"] for row in found if row["run_id"] == "a")
+
+
 def test_a_deleted_record_of_a_staged_wandb_run_is_found(tmp_path: Path) -> None:
     migration = loaded(tmp_path, ("a", "b"), wandb={"staging": str(tmp_path / "wandb")})
     assert migration.materialize("targets/wandb").success

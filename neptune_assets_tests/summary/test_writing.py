@@ -40,7 +40,7 @@ def test_a_table_is_written_whole_with_its_descriptions(tmp_path: Path) -> None:
     assert pq.read_table(path)["a"].to_pylist() == list(range(30))
     assert pq.read_schema(path).field("a").metadata == {b"description": b"numbers"}
     assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
-    assert names(path.parent) == ["t.parquet", "t.parquet.sha256"]
+    assert names(path.parent) == [".t.parquet.sha256", "t.parquet"]
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(RuntimeError, match="the source broke"):
         write_table(failing(), str(path))
     assert pq.read_table(path).num_rows == 10
-    assert names(tmp_path) == ["t.parquet", "t.parquet.sha256"]
+    assert names(tmp_path) == [".t.parquet.sha256", "t.parquet"]
 
 
 def test_an_object_store_never_sees_half_a_table(tmp_path: Path) -> None:
