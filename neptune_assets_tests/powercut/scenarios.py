@@ -364,6 +364,7 @@ def check_wandb(root: Path, labels: frozenset[str]) -> None:
         assert {run: held and held.digest for run, held in found.items()} == {
             run: record.digest for run, record in records.items()
         }
+        assert json.loads((root / "wandb" / safe_name(P) / "project.json").read_text())["wandb_project"]
         check_receipts(root, "wandb")
 
 
@@ -427,7 +428,8 @@ def check_server(root: Path, labels: frozenset[str]) -> None:
             (path,) = root.glob(f"projects/*/objects/*/{row[0]}")
             assert path.read_bytes() == data, f"file {key} is damaged"
     if "begun" in labels and "file big" not in labels:
-        assert list(root.glob("projects/*/uploads/*/key")), "the upload is lost"
+        (key_file,) = root.glob("projects/*/uploads/*/key")
+        assert key_file.read_text() == "big", "the upload is lost"
     if "chunk" in labels and "file big" not in labels:
         kept = [*root.glob("projects/*/uploads/*/data"), *root.glob("projects/*/objects/*/*")]
         assert any(path.read_bytes().startswith(CHUNK[: len(CHUNK) // 2]) for path in kept), "the chunk is lost"
@@ -451,8 +453,8 @@ def converge_server(root: Path) -> None:
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("first write, all runs in one commit", nothing, first, check_first, converge_first),
         Scenario("first write after a killed one", nothing, first_after_a_kill, check_first, converge_first),
+        Scenario("first write, all runs in one commit", nothing, first, check_first, converge_first),
         Scenario("write after killed ones", version_0, after_killed_ones, check_after_killed_ones, converge_first),
         Scenario("replace of runs in one commit", version_1, replace, check_replace, converge_replace),
         Scenario("promotion of runs of many parts", version_1, promote_many_parts, check_replace, converge_replace),

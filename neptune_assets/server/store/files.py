@@ -158,7 +158,7 @@ class ObjectStore:
         self._uploads = directory / "uploads"
         self._seen: dict[str, tuple[int, ...]] = {}
         for part in (self._objects, self._incoming, self._uploads):
-            durable.make_directory(part, mode=0o700)
+            part.mkdir(exist_ok=True, mode=0o700)
         # The store is ours alone: whatever is here was cut short.
         for left in self._incoming.iterdir():
             left.unlink()

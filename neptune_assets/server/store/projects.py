@@ -251,7 +251,6 @@ def _create(directory: Path, project_id: str, key: str, last_number: int) -> Pro
         )
 
     open_writer(directory / DATABASE, first_row).close()
-    durable.sync(directory)
     project = _existing(directory)
     if project is None or project.project_id != project_id:
         raise StoreError(f"Project {project_id!r} cannot be made in {directory}.", hint="Look what is there.")
