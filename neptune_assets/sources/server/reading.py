@@ -121,17 +121,25 @@ class RunReading:
             (NOT_RECORDED, identifier),
         )
         count = lost = 0
+        ordered = True
+        last: int | None = None
         while rows := cursor.fetchmany(_FETCH):
             steps, times, bits, checksums = zip(*rows, strict=True)
             count += len(rows)
             columns = [np.array(column, np.int64) for column in (steps, times, bits, checksums)]
             wrong = damaged_points(identifier, *columns)
+            # Whole pages in each other's place: every row is right, and their order is not.
+            ordered &= bool((np.diff(columns[0], prepend=last) > 0).all()) if last is not None else True
+            ordered &= bool((np.diff(columns[0]) > 0).all())
+            last = int(columns[0][-1])
             if wrong.any():
                 lost += int(wrong.sum())
                 columns = [column[~wrong] for column in columns]
             self._rows.float_series(path, *(array("q", column.tobytes()) for column in columns[:3]))
             yield from self._rows.drain()
         self._count(path, AttributeType.FLOAT_SERIES, count, lost, recorded)
+        if not ordered:
+            self._damaged(f"The points of {path!r} are out of order in the store.", path)
 
     def _objects(
         self, identifier: int, path: str, kind: AttributeType, recorded: int | None
@@ -142,8 +150,12 @@ class RunReading:
             (identifier,),
         )
         count = lost = 0
+        last: int | None = None
         for step, time, value, is_intact in cursor:
             count += 1
+            if last is not None and step <= last:
+                self._damaged(f"The values of {path!r} are out of order in the store.", path, kind)
+            last = step
             if not is_intact:
                 lost += 1
                 continue
