@@ -110,4 +110,6 @@ def test_no_fsync_can_be_left_out(base: Path, capsys: pytest.CaptureFixture[str]
             missed[site] = missed.get(site, False) or is_missed(found, site)
     with capsys.disabled():
         print(f"\n{len(missed)} lines that sync, each left out by itself", end="")
-    assert [site for site, seen in missed.items() if not seen] == []
+    # What an upload to W&B remembers is synced by the same line, and uploads are not part of the replay.
+    uploads = "targets/wandb/config.py write_json: write"
+    assert [site for site, seen in missed.items() if not seen and not site.startswith(uploads)] == []
