@@ -197,6 +197,7 @@ class Storage:
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name for a while, which a power cut may undo; a copy where there are no links."""
+        self._changing()
         if not self.local:
             self.filesystem.cp_file(source, target)
             return
