@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.lake.layout import safe_name
-from neptune_assets.targets.mlflow.config import Connection
+from neptune_assets.targets.mlflow.config import Connection, redacted
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,16 @@ def mlflow_errors(doing: str, where: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
+        # Dagster keeps the text of the cause as well.
+        cause = error if redacted(str(error)) == str(error) else None
         if _is_transient(error):
             raise TargetUnavailableError(
                 f"MLflow at {where} did not answer while {doing}: {_first_line(error)}.",
                 hint="Check that the server or database is up, then load again; finished runs are not loaded twice.",
-            ) from error
+            ) from cause
         raise TargetError(
             f"MLflow at {where} refused {doing}: {_first_line(error)}.", hint="See MLflow's own log for more."
-        ) from error
+        ) from cause
 
 
 class Client:
@@ -178,5 +180,5 @@ def _is_outdated(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
+    text = redacted(str(error).strip())
     return (text.splitlines()[0] if text else type(error).__name__)[:500].rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from neptune_assets.settings import LakeSettings, MlflowTarget
 
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 """Dialects of tracking URIs that are databases."""
+_CONNECT_SECONDS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,14 @@ def _database(uri: str, dialect: str, settings: MlflowTarget) -> Connection:
     from sqlalchemy.engine import make_url
 
     url = make_url(uri)
+    shown = url.render_as_string()
     if settings.username_env is not None:
         url = url.set(username=secret(settings.username_env, "username_env"))
     if settings.password_env is not None:
         url = url.set(password=secret(settings.password_env, "password_env"))
+    if dialect == "postgresql" and "connect_timeout" not in url.query:
+        # Whatever listens there may never answer, and PostgreSQL's own library waits for ever.
+        url = url.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)})
     file: Path | None = None
     root = settings.artifact_root
     if dialect == "sqlite":
@@ -85,7 +91,7 @@ def _database(uri: str, dialect: str, settings: MlflowTarget) -> Connection:
             f"targets.mlflow.artifact_root is not set, and a {dialect} database does not say where artifacts go.",
             hint="Set artifact_root to what the server was started with (--default-artifact-root).",
         )
-    return Connection(url.render_as_string(hide_password=False), url.render_as_string(), dialect, file, root)
+    return Connection(url.render_as_string(hide_password=False), shown, dialect, file, root)
 
 
 def secret(variable: str, setting: str) -> str:
@@ -111,6 +117,20 @@ def _export_credentials(settings: MlflowTarget, address: SplitResult) -> None:
     ):
         if variable is not None:
             os.environ[name] = secret(variable, setting)
+
+
+def redacted(text: str) -> str:
+    """Return a server's or client's text without the credentials that MLflow's client holds.
+
+    Servers and proxies may repeat in an error what they were sent.
+    """
+    user, password, token = (
+        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")
+    )
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode("ascii") if password else ""
+    for hidden in filter(None, (basic, password, token)):
+        text = text.replace(hidden, "***")
+    return text
 
 
 def _without_user(uri: str) -> str:

@@ -28,7 +28,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
-from neptune_assets.targets.mlflow.config import Connection
+from neptune_assets.targets.mlflow.config import Connection, redacted
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def _refusal(response: requests.Response) -> tuple[int, str, str]:
         code, text = str(answer["error_code"]), str(answer["message"])
     except (ValueError, KeyError, TypeError):
         pass
-    lines = text.strip().splitlines()
+    lines = redacted(text).strip().splitlines()
     return response.status_code, code, (lines[0] if lines else response.reason or "no message")[:300].rstrip(".")
 
 
@@ -203,6 +203,6 @@ def _json(response: requests.Response, doing: str, where: str) -> Any:
         return json.loads(response.content)
     except ValueError as error:
         raise TargetError(
-            f"What answers at {where} is no MLflow server: {doing} got {response.text[:80]!r}.",
+            f"{where} does not respond like an MLflow server: {doing} returned {redacted(response.text)[:80]!r}.",
             hint="Look at targets.mlflow.tracking_uri; a login page may stand before the server.",
         ) from error

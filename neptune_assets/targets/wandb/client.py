@@ -11,6 +11,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,11 @@ CONFIRM_SECONDS: Final = 120.0
 _REQUEST_SECONDS: Final = 60
 _BYTES_PER_SECOND: Final = 50_000
 """Uploads slower than this are given up."""
+_PASSED_ON: Final = re.compile(
+    "PATH|HOME|USER|TMPDIR|LANG|LC_ALL|TZ|LD_LIBRARY_PATH|VIRTUAL_ENV|SYSTEMROOT|PYTHONPATH|PYTHONHOME|"
+    "SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|(HTTP|HTTPS|ALL|NO)_PROXY"
+)
+"""Environment variables, in capitals, that ``wandb sync`` gets from ours."""
 _VIEWER: Final = "query Viewer { viewer { id entity } }"
 _RUN: Final = """query NeptuneAssetsRun($project: String!, $entity: String, $run: String!) {
   project(name: $project, entityName: $entity) {
@@ -171,9 +177,11 @@ class WandbClient:
         return found
 
     def _environment(self, home: str) -> dict[str, str]:
-        """Return the environment of ``wandb sync``: no other W&B setting, nothing reported or left over."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        kept.pop(self._key_name, None)
+        """Return the environment of ``wandb sync``: what a program needs to run and to reach the network, no more.
+
+        Everything else stays here: other W&B settings would change what is sent, and other loads' secrets are not its.
+        """
+        kept = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name.upper())}
         return {
             **kept,
             "WANDB_API_KEY": self._key,
