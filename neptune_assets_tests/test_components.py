@@ -55,7 +55,8 @@ def test_two_migrations_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyP
     partitions = graph.get(dg.AssetKey(["first", "lake", "runs"])).partitions_def
     assert partitions is not None
     assert list(partitions.get_partition_keys()) == ["ws/one", "ws/two"]
-    assert {schedule.name for schedule in defs.schedules or ()} == {"first_backfill", "second_backfill"}
+    schedules = {f"{name}_{kind}" for name in ("first", "second") for kind in ("backfill", "verify_share")}
+    assert {schedule.name for schedule in defs.schedules or ()} == schedules
 
 
 @pytest.mark.parametrize(

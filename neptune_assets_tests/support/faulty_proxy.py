@@ -105,11 +105,11 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                 proxy.seen.requests.append((self.command, self.path, dict(self.headers), body))
                 proxy.busy += 1
                 proxy.seen.at_once = max(proxy.seen.at_once, proxy.busy)
+                self.in_progress = True
             try:
                 self.pass_on(body)
             finally:
-                with proxy.lock:
-                    proxy.busy -= 1
+                self.done()
 
         def pass_on(self, body: bytes) -> None:
             fault = proxy.fault(self.path, body, self.command)
@@ -158,7 +158,14 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
+        def done(self) -> None:
+            """No longer in progress: called before the answer leaves, as the next request may follow at once."""
+            with proxy.lock:
+                proxy.busy -= self.in_progress
+                self.in_progress = False
+
         def answer(self, status: int, headers: Mapping[str, str], body: bytes, whole: bool = True) -> None:
+            self.done()
             try:
                 self.send_response_only(status)
                 for name, value in headers.items():

@@ -114,6 +114,8 @@ def test_a_killed_sync_goes_on_where_it_was(place: OnlinePlace, monkeypatch: pyt
 
     def kill() -> None:
         if len(groups) == 1:
+            # What was on its way does not arrive: in small runs it could be all there is.
+            place.stub.faults["stream"] = ["drop"]
             with suppress(ProcessLookupError):
                 os.killpg(groups[0], signal.SIGKILL)
 

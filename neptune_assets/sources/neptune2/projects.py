@@ -53,21 +53,26 @@ def open_project(calls: Calls, name: str) -> Project:
     except CallError as error:
         if error.status not in {403, 404, 400}:
             raise
-        try:
-            known = list_projects(calls, None)
-        except SourceError:
-            known = []
-        more = " ..." if len(known) > _NAMED else ""
-        raise UnknownProjectError(
-            f"The server has no project {name!r}, or the API token's user may not see it.",
-            hint=f"Check its spelling; it has: {', '.join(known[:_NAMED])}{more}." if known else "Check its spelling.",
-        ) from error
+        raise unknown_project(calls, name) from error
     if int(answer.get("version") or 2) < 2:
         raise SourceError(
             f"Project {name!r} was never moved to Neptune 2.x, so no client of it can read the project.",
             hint="Leave it out with filters.projects.exclude.",
         )
     return Project(name, str(answer["id"]))
+
+
+def unknown_project(calls: Calls, name: str) -> UnknownProjectError:
+    """Return the error that names the projects there are; some servers only say in a listing that there is none."""
+    try:
+        known = list_projects(calls, None)
+    except SourceError:
+        known = []
+    more = " ..." if len(known) > _NAMED else ""
+    return UnknownProjectError(
+        f"The server has no project {name!r}, or the API token's user may not see it.",
+        hint=f"Check its spelling; it has: {', '.join(known[:_NAMED])}{more}." if known else "Check its spelling.",
+    )
 
 
 def _names(answer: Mapping[str, Any]) -> list[str]:

@@ -149,11 +149,19 @@ class Neptune2:
         return self._projects[name]
 
     def _list(self, project: Project, scope: Scope) -> Listing:
+        from neptune_assets.sources.neptune2.errors import CallError
         from neptune_assets.sources.neptune2.listing import Table
+        from neptune_assets.sources.neptune2.projects import unknown_project
 
         query = listing_query(self._filters.runs, scope, self._settings.query)
-        table = Table(self._open().calls, project.key, scope, self._settings.runs_per_page)
-        listing = self._listings[project.name, scope] = table.read(query)
+        calls = self._open().calls
+        try:
+            listing = Table(calls, project.key, scope, self._settings.runs_per_page).read(query)
+        except CallError as error:
+            if error.status != 404:
+                raise
+            raise unknown_project(calls, project.name) from error
+        self._listings[project.name, scope] = listing
         return listing
 
     def _info(self, listed: Listed) -> RunInfo:

@@ -133,8 +133,8 @@ def test_what_no_row_can_hold_is_told_by_its_run_and_leaves_the_others_alone(
     assert {issue.attribute_path for issue in result.ends["P-1"].errors} == {
         "huge",
         "odd",
-        "odd \ud800",
-        "odd series \ud800",
+        "odd \\ud800",
+        "odd series \\ud800",
         "set",
         "log",
         "far",
