@@ -18,13 +18,13 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
 
 from neptune_assets.build import build_defs
 from neptune_assets.lake.storage import Storage
 from neptune_assets.settings import Settings, StorageSettings
 from neptune_assets_tests.support.http_listening import listening
 from neptune_assets_tests.support.mlflow_server import mlflow_server
+from neptune_assets_tests.support.s3 import s3_server
 from neptune_assets_tests.support.wandb_stub import WandbStub
 
 PROJECT = "bench/project"
@@ -120,11 +120,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def s3() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 def storage(endpoint: str, secret: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from neptune_assets.errors import LakeBusyError, LakeError, SettingsError
 from neptune_assets.lake.lock import ProjectLock, project_lock
@@ -18,17 +17,15 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings, StorageSettings
 from neptune_assets_tests.support.lake_factory import file, file_set, make_source, metric, params, texts, write_lake
+from neptune_assets_tests.support.s3 import s3_server
 
 P = "ws/proj"
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from typing import Any
 import boto3
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from neptune_assets.errors import LakeBusyError, SettingsError
 from neptune_assets.lake.lock import project_lock
@@ -30,6 +29,7 @@ from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings, StorageSettings
 from neptune_assets_tests.support.faulty_proxy import Fault, FaultyProxy
 from neptune_assets_tests.support.lake_factory import file, make_source, metric, texts
+from neptune_assets_tests.support.s3 import s3_server
 
 P = "ws/proj"
 LEASE = 6.0
@@ -68,11 +68,8 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
