@@ -129,3 +129,11 @@ MAX_STEP: Final = 10**12
 
 MICROSTEPS: Final = 1_000_000
 """Steps are exact as whole numbers of this many to one."""
+
+MIN_TIME: Final = -9_223_372_022_400_000
+MAX_TIME: Final = 9_223_372_036_854_775
+"""Epoch milliseconds that a time of the lake may have: what readers that count microseconds in 64 bits can hold.
+
+One value beyond would end every query of DuckDB over the project. Python's datetimes hold the years 1 to 9999 only, so
+times are compared, added and written as numbers.
+"""

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 
 from neptune_assets.schema import (
     FILE_TYPES,
+    MAX_TIME,
+    MIN_TIME,
     PARAMETER_TYPES,
     SCHEMA,
     SERIES_TYPES,
@@ -40,6 +42,9 @@ FOREIGN_ROWS: Final = "foreign_rows"
 
 UNUSABLE_ROWS: Final = "unusable_rows"
 """Rows dropped because their type is unknown, they have no path, or they are points of a series without a step."""
+
+IMPOSSIBLE_TIMES: Final = "impossible_times"
+"""Times that no row of the lake can hold: points keep value and step and lose the time, datetimes are dropped."""
 
 LOST_FILES: Final = "lost_files"
 """Points of a file series dropped because they name no file."""
@@ -138,6 +143,24 @@ def restore_nan(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
     return _with(batch, "float_value", pc.if_else(lost, pa.scalar(float("nan")), batch["float_value"])), count
 
 
+def impossible_datetimes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return attribute_path and value, in epoch milliseconds, of the datetimes that no row of the lake can hold."""
+    values = batch["datetime_value"].view(pa.int64())
+    beyond = pc.fill_null(_beyond(values), False)
+    paths = batch["attribute_path"].filter(beyond)
+    return pa.RecordBatch.from_arrays([paths, values.filter(beyond)], names=["attribute_path", "value"])
+
+
+def drop_impossible_times(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Take the times of points away that no row of the lake can hold, and drop such datetimes."""
+    times = batch["timestamp"].view(pa.int64())
+    beyond = pc.fill_null(_beyond(times), False)
+    if pc.any(beyond).as_py():
+        batch = _with(batch, "timestamp", pc.if_else(beyond, pa.scalar(None, pa.int64()), times).view(TIME_TYPE))
+    beyond = pc.fill_null(_beyond(batch["datetime_value"].view(pa.int64())), False)
+    return batch.filter(pc.invert(beyond)) if pc.any(beyond).as_py() else batch
+
+
 def shift_timestamps(batch: pa.RecordBatch, milliseconds: int) -> pa.RecordBatch:
     """Add milliseconds to every series timestamp; parameters of type datetime are right and stay."""
     if not milliseconds:
@@ -166,11 +189,17 @@ def repair_batch(batch: pa.RecordBatch, repairs: Mapping[str, int]) -> pa.Record
         batch, _ = restore_nan(batch)
     if repairs.get(PHANTOM_ROWS) or repairs.get(LOST_FILES):
         batch = drop_empty_points(batch)
+    if repairs.get(IMPOSSIBLE_TIMES):
+        batch = drop_impossible_times(batch)
     batch = shift_timestamps(batch, repairs.get(TIMEZONE_SHIFT_MS, 0))
     for name in repairs:
         if name.startswith(TIMEZONE):
             batch = localize_timestamps(batch, name.removeprefix(TIMEZONE))
     return batch
+
+
+def _beyond(milliseconds: pa.Array) -> pa.Array:
+    return pc.or_(pc.less(milliseconds, MIN_TIME), pc.greater(milliseconds, MAX_TIME))
 
 
 def _with(batch: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:

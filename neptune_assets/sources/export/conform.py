@@ -43,7 +43,9 @@ def conform_batch(batch: pa.RecordBatch, schema: pa.Schema = SCHEMA) -> pa.Recor
     for field in schema:
         index = batch.schema.get_field_index(field.name)
         column = pa.nulls(batch.num_rows, field.type) if index < 0 else batch.column(index)
-        columns.append(column if column.type.equals(field.type) else _cast(column, field))
+        column = column if column.type.equals(field.type) else _cast(column, field)
+        _check_text(column, field)
+        columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -54,6 +56,15 @@ def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
         return column.cast(field.type, safe=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise ColumnError(field.name, f"cannot be cast from {column.type} exactly: {error}") from error
+
+
+def _check_text(column: pa.Array, field: pa.Field) -> None:
+    """Raise ColumnError for bytes that are not text: one of them would end every query over the project."""
+    if pt.is_string(field.type) or pt.is_nested(field.type):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ColumnError(field.name, f"is damaged: {error}") from error
 
 
 def _castable(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
 from neptune_assets.sources.export.heading import Heading
 
-_QUARTER: Final = timedelta(minutes=15)
-_FARTHEST: Final = timedelta(hours=14)
-_EARLY: Final = timedelta(minutes=2)
+_MINUTE: Final = 60_000
+_QUARTER: Final = 15 * _MINUTE
+_FARTHEST: Final = 14 * 60 * _MINUTE
+_EARLY: Final = 2 * _MINUTE
 """How much earlier than its run's creation a first point may seem, because two machines' clocks differ."""
-_LATE: Final = timedelta(minutes=5)
+_LATE: Final = 5 * _MINUTE
 """How much later than a quarter of an hour a first point may be and still tell the offset."""
 
 
@@ -37,14 +37,14 @@ def detect_generation(heading: Heading) -> Generation | None:
     return Generation.V2 if is_id else Generation.V3
 
 
-def infer_offset(heading: Heading) -> timedelta | None:
-    """Return how far the stored series times are ahead of UTC, judged by the first point and the run's creation.
+def infer_offset(heading: Heading) -> int | None:
+    """Return how many milliseconds the stored series times are ahead of UTC, by the first point and the creation time.
 
     None if nothing can be told: no points, no creation time, or a first point too long after a possible offset.
     Zero means that the times are right. A run whose first point really came whole hours late looks the same as one
     that was exported in another time zone, which is why shifting is never the default.
     """
-    created = heading.moment("sys/creation_time")
+    created = heading.milliseconds("sys/creation_time")
     if created is None or heading.first_point is None:
         return None
     difference = heading.first_point - created
@@ -54,12 +54,7 @@ def infer_offset(heading: Heading) -> timedelta | None:
     return offset
 
 
-def milliseconds(duration: timedelta) -> int:
-    """Return a duration in whole milliseconds."""
-    return duration // timedelta(milliseconds=1)
-
-
-def as_hours(offset: timedelta) -> str:
-    """Return an offset as people write it: ``+02:00``."""
-    minutes = int(abs(offset).total_seconds()) // 60
-    return f"{'-' if offset < timedelta() else '+'}{minutes // 60:02d}:{minutes % 60:02d}"
+def as_hours(offset: int) -> str:
+    """Return an offset in milliseconds as people write it: ``+02:00``."""
+    minutes = abs(offset) // _MINUTE
+    return f"{'-' if offset < 0 else '+'}{minutes // 60:02d}:{minutes % 60:02d}"

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES
 from neptune_assets.sources.export.directory import RunParts
+from neptune_assets.sources.export.findings import moment_of
 from neptune_assets.sources.export.names import safe_name
 from neptune_assets.sources.export.parts import Part, PartError, open_part
 from neptune_assets.sources.export.roots import Root
@@ -28,14 +30,15 @@ class Heading:
     """Identity and system attributes of a run.
 
     ``project_id`` and ``run_id`` are as its rows have them, None if no part can be read. ``first_point`` is the
-    earliest time of any series, as stored. ``types`` are the attribute types in the parts that can be read.
+    earliest time of any series, as stored, in epoch milliseconds; so are the times in ``system``, which Python's
+    datetimes may not hold. ``types`` are the attribute types in the parts that can be read.
     """
 
     project_id: str | None = None
     run_id: str | None = None
     has_system_rows: bool = False
     system: Mapping[str, Any] = field(default_factory=dict)
-    first_point: datetime | None = None
+    first_point: int | None = None
     types: frozenset[str] = frozenset()
     unreadable: Mapping[int, str] = field(default_factory=dict)
     """Numbers of the parts that cannot be opened, with the reason."""
@@ -45,10 +48,14 @@ class Heading:
         value = self.system.get(name)
         return value if isinstance(value, str) else None
 
-    def moment(self, name: str) -> datetime | None:
-        """Return a system attribute that is a date and time."""
+    def milliseconds(self, name: str) -> int | None:
+        """Return a system attribute that is a date and time, in epoch milliseconds."""
         value = self.system.get(name)
-        return value if isinstance(value, datetime) else None
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def moment(self, name: str) -> datetime | None:
+        """Return a system attribute that is a date and time; None too if it is outside the years 1 to 9999."""
+        return moment_of(self.milliseconds(name))
 
     def flag(self, name: str) -> bool:
         """Return a system attribute that is true or false; False if the run has none."""
@@ -111,16 +118,13 @@ def _types(part: Part) -> set[str]:
     return types
 
 
-def _first_point(part: Part, group: int) -> datetime | None:
-    if not part.may_hold(group, "attribute_type", _SERIES):
-        return None
-    bounds = part.bounds(group, "timestamp")
-    return bounds[0] if bounds and isinstance(bounds[0], datetime) else None
+def _first_point(part: Part, group: int) -> int | None:
+    return part.first_time(group) if part.may_hold(group, "attribute_type", _SERIES) else None
 
 
-def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+def _earlier(one: int | None, other: int | None) -> int | None:
     if one is None or other is None:
-        return one or other
+        return other if one is None else one
     return min(one, other)
 
 
@@ -133,6 +137,8 @@ def _read_system(part: Part, heading: Heading) -> None:
     system: dict[str, Any] = {}
     for batch in part.batches(groups, _COLUMNS):
         rows = batch.filter(pc.starts_with(batch["attribute_path"], _SYS[0]))
+        place = rows.schema.get_field_index("datetime_value")
+        rows = rows.set_column(place, "datetime_value", rows["datetime_value"].view(pa.int64()))
         for row in rows.to_pylist():
             value = next((row[name] for name in _COLUMNS[2:] if row[name] is not None), None)
             if value is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 import pyarrow as pa
@@ -13,10 +12,10 @@ import pyarrow.compute as pc
 from neptune_assets.lake import repair
 from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.sources.export.directory import RunParts
-from neptune_assets.sources.export.findings import Findings
-from neptune_assets.sources.export.generation import Generation, as_hours, detect_generation, infer_offset, milliseconds
+from neptune_assets.sources.export.findings import YEAR_1, YEAR_10000, Findings, moment_of
+from neptune_assets.sources.export.generation import Generation, as_hours, detect_generation, infer_offset
 from neptune_assets.sources.export.heading import Heading
-from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, Part, PartError, open_part
+from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, PartError, open_part
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
@@ -57,6 +56,7 @@ class RunReading:
         self._generation = detect_generation(heading)
         self._project_id, self._run_id = project_id, run_id
         self._found = Findings()
+        self._part = ""
         self._times = self._time_repair(source_tz)
 
     def chunks(self, known_errors: list[Issue], known_notes: list[Issue]) -> Iterator[RunRows | RunEnd]:
@@ -80,9 +80,10 @@ class RunReading:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for _, entry in sorted(self._run.parts.items()):
             foreign = 0
+            self._part = entry.name
             try:
                 with open_part(self._root, entry) as part:
-                    for raw in self._salvage(part):
+                    for raw in part.batches(refused=self._refuse, failed=self._fail):
                         own = self._own_rows(raw)
                         foreign += raw.num_rows - own.num_rows
                         batch = self._repaired(self._selection.batch(own))
@@ -97,33 +98,11 @@ class RunReading:
                     "Export both runs again."
                 )
 
-    def _salvage(self, part: Part) -> Iterator[pa.RecordBatch]:
-        """Yield all that can be read: after a failure, each remaining row group by itself."""
-        done = 0
-        try:
-            for batch in part.batches():
-                done += batch.num_rows
-                yield batch
-        except PartError:
-            yield from self._salvage_rest(part, done)
+    def _fail(self, error: PartError) -> None:
+        self._found.error(f"Part {error} Its other row groups were read. Export the run again to get all of it.")
 
-    def _salvage_rest(self, part: Part, done: int) -> Iterator[pa.RecordBatch]:
-        for group in part.row_groups:
-            rows = part.rows(group)
-            if done >= rows:
-                done -= rows
-                continue
-            try:
-                for batch in part.batches([group]):
-                    fresh = batch.slice(min(done, batch.num_rows))
-                    done -= batch.num_rows - fresh.num_rows
-                    if fresh.num_rows:
-                        yield fresh
-            except PartError as error:
-                self._found.error(
-                    f"Part {error} Its other row groups were read. Export the run again to get all of it."
-                )
-            done = 0
+    def _refuse(self, reason: str, rows: int) -> None:
+        self._found.refused[self._part, reason] += rows
 
     def _own_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         own = pc.and_(pc.equal(batch["run_id"], self._run_id), pc.equal(batch["project_id"], self._project_id))
@@ -139,6 +118,7 @@ class RunReading:
         batch, restored = repair.restore_nan(batch)
         self._found.count(repair.NAN_VALUES, restored)
         batch = self._without_empty_points(batch)
+        batch = self._with_possible_times(batch)
         batch = self._with_true_times(batch)
         self._notice(batch)
         return batch
@@ -172,6 +152,27 @@ class RunReading:
             self._found.lost_files[counted["values"]] += counted["counts"]
         self._found.count(repair.PHANTOM_ROWS, int(pc.sum(empty).as_py()) - lost.num_rows)
         return batch.filter(pc.invert(empty))
+
+    def _with_possible_times(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Take times away that the lake cannot hold, and note those that only few readers can."""
+        for row in repair.impossible_datetimes(batch).to_pylist():
+            self._found.errors.append(
+                Issue(
+                    f"{row['attribute_path']} = {row['value']} ms since 1970 is beyond what a time can hold; it is "
+                    "left out.",
+                    row["attribute_path"],
+                    str(AttributeType.DATETIME),
+                )
+            )
+            self._found.count(repair.IMPOSSIBLE_TIMES, 1)
+        times = batch["timestamp"].drop_null().view(pa.int64()).to_numpy()
+        odd = self._found.odd_times
+        if len(times) and not (times.min() >= YEAR_1 and times.max() < YEAR_10000):
+            rows = batch.filter(pc.is_valid(batch["timestamp"]))
+            beyond = odd.beyond(rows["attribute_path"], times)
+            if beyond is not None:
+                self._found.count(repair.IMPOSSIBLE_TIMES, int(beyond.sum()))
+        return repair.drop_impossible_times(batch)
 
     def _with_true_times(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self._times.zone is not None:
@@ -235,17 +236,17 @@ class RunReading:
         if offset is None:
             self._found.note("The time zone of the exporting host cannot be told from the first point; times are kept.")
             return TimeRepair()
-        if offset == timedelta():
+        if offset == 0:
             return TimeRepair()
         if source_tz == "report":
+            first, created = moment_of(self._heading.first_point), self._heading.moment("sys/creation_time")
             self._found.note(
-                f"Times of series seem to be local time at UTC{as_hours(offset)}: the first point stands at "
-                f"{self._heading.first_point:%Y-%m-%d %H:%M:%S}, the run was created at "
-                f"{self._heading.moment('sys/creation_time'):%Y-%m-%d %H:%M:%S}. They are kept; set source_tz to the "
-                "exporting host's time zone, or to infer, to put them right."
+                f"Times of series seem to be local time at UTC{as_hours(offset)}: the first point is at {first}, the "
+                f"run was created at {created}. They are kept; set source_tz to the exporting host's time zone, or to "
+                "infer, to put them right."
             )
             return TimeRepair()
-        shift = -milliseconds(offset)
+        shift = -offset
         self._found.repairs[repair.TIMEZONE_SHIFT_MS] = shift
         self._found.note(f"Times of series were local time at UTC{as_hours(offset)} and were put right.")
         return TimeRepair(shift_ms=shift)
