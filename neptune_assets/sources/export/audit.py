@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -48,7 +49,7 @@ def stray_files(root: Root, directory: str, owners: Mapping[str, tuple[str, str]
     if not any(entry.is_directory and entry.name == directory for entry in root.entries() or []):
         return stray
     for inside, entry in root.walk(root.locate(directory)):
-        segments = inside.split("/")
+        segments = _normal(inside).split("/")
         if any("/".join(segments[:depth]) in named for depth in range(1, len(segments) + 1)) or inside in owners:
             continue
         count += 1
@@ -97,4 +98,6 @@ def _collect(batch: pa.RecordBatch, owners: dict[str, tuple[str, str]], shared: 
 
 
 def _normal(reference: str) -> str:
-    return "/".join(segment for segment in reference.replace("\\", "/").split("/") if segment not in {"", "."})
+    """Return a path as it is compared: forward slashes, and letters in Unicode form C."""
+    forward = unicodedata.normalize("NFC", reference).replace("\\", "/")
+    return "/".join(segment for segment in forward.split("/") if segment not in {"", "."})

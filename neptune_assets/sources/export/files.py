@@ -45,7 +45,7 @@ def resolve_files(root: Root, directory: str, reference: str) -> Sequence[Export
     # Checked by itself first: joined to the directory, an absolute path would look harmless.
     root.locate(reference)
     path = root.locate(f"{directory}/{reference}")
-    entry = root.describe(path)
+    entry = root.describe(path) or root.same_name(f"{directory}/{reference}")
     if entry is None:
         raise FileGoneError(
             f"{reference} is not below {root.url}/{directory}.",
@@ -53,5 +53,5 @@ def resolve_files(root: Root, directory: str, reference: str) -> Sequence[Export
         )
     if not entry.is_directory:
         return [ExportFile(root, entry, entry.name)]
-    members = sorted(root.walk(path), key=lambda member: member[0])
+    members = sorted(root.walk(entry.path), key=lambda member: member[0])
     return [ExportFile(root, member, inside) for inside, member in members]

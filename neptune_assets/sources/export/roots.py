@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from neptune_assets.errors import FileGoneError, SettingsError, SourceError, UnsafePathError
 from neptune_assets.settings import StorageSettings
+from neptune_assets.sources.files import open_regular
 
 _DRIVE: Final = re.compile(r"[A-Za-z]:/")
 _STAMPS: Final = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
@@ -71,6 +73,7 @@ class Root:
         self.filesystem: fsspec.AbstractFileSystem = filesystem
         self.local = isinstance(filesystem, LocalFileSystem)
         self.base = os.path.realpath(path) if self.local else str(path).rstrip("/")
+        self._forms: dict[str, dict[str, list[Entry]]] = {}
 
     def exists(self) -> bool:
         """Return whether the root is a directory. Raises SourceError if it cannot be reached."""
@@ -131,6 +134,34 @@ class Root:
         except Exception as error:
             raise self._unreachable(error) from error
 
+    def same_name(self, relative: str) -> Entry | None:
+        """Return what a path names whose letters are in another Unicode normal form on disk, as HFS+ leaves them.
+
+        None if nothing is there under any form. Raises FileGoneError if several names are equal but for their form.
+        """
+        path, entry = "", None
+        for segment in relative.replace("\\", "/").split("/"):
+            if path not in self._forms:
+                # Only the last few directories: names of a directory are asked for one after the other.
+                self._forms = dict([*self._forms.items()][-8:])
+                forms: dict[str, list[Entry]] = {}
+                self._forms[path] = forms
+                for found in self.entries(path) or []:
+                    forms.setdefault(unicodedata.normalize("NFC", found.name), []).append(found)
+            equal = self._forms[path].get(unicodedata.normalize("NFC", segment), [])
+            exact = [found for found in equal if found.name == segment] or equal
+            if len(exact) > 1:
+                names = ", ".join(repr(found.name) for found in exact)
+                raise FileGoneError(
+                    f"{relative} could be any of {names} below {self.url}: they differ in their Unicode form only.",
+                    hint="Keep the right one of them, under the name in the export.",
+                )
+            if not exact or exact[0].leads_out:
+                return None
+            entry = exact[0]
+            path = f"{path}/{entry.name}".lstrip("/")
+        return entry
+
     def walk(self, path: str) -> Iterator[tuple[str, Entry]]:
         """Yield every file below a path from :meth:`locate` with its path inside, in no particular order.
 
@@ -153,7 +184,8 @@ class Root:
         if not self.below(path):
             raise self._unsafe(path, _LEADS_OUT)
         try:
-            return cast(BinaryIO, self.filesystem.open(path, "rb"))
+            # What is no regular file (a pipe, a device) is an OSError that says so; opening it could wait for ever.
+            return open_regular(path) if self.local else cast(BinaryIO, self.filesystem.open(path, "rb"))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise FileGoneError(
                 f"{path} is not in the export any more.", hint=f"Restore it below {self.setting} {self.url}."

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from neptune_assets import settings
-from neptune_assets.errors import FileGoneError, NeptuneAssetsError, UnknownProjectError
+from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
 from neptune_assets.sources.export.audit import missing_classes, named_files, stray_files
 from neptune_assets.sources.export.errorfile import ErrorReport, read_error_report
 from neptune_assets.sources.export.files import ExportFile, resolve_files
-from neptune_assets.sources.export.names import safe_name
+from neptune_assets.sources.export.names import parse_part, safe_name
 from neptune_assets.sources.export.projects import FoundProject, FoundRun, Projects
 from neptune_assets.sources.export.reading import RunReading
 from neptune_assets.sources.export.roots import Root
@@ -24,6 +24,8 @@ READING_VERSION: Final = 1
 """Part of every fingerprint: raised when repairs change, so that runs are read again."""
 
 _REGISTRY: Final = (Scope.MODELS, Scope.MODEL_VERSIONS)
+_LOOKED_AT: Final = 20
+"""Directories that are looked into to tell data from files."""
 
 
 class Export:
@@ -130,6 +132,16 @@ class Export:
             owners, shared = named_files(self._root_of(scopes[0]), (run.parts for run in runs))
             issues.extend(shared)
             root = self._files_root(scopes[0])
+            if root is not None:
+                place = self._files_directory(project_id, scopes[0], root)
+                if owners and root.describe(root.locate(place)) is None:
+                    what = f"it holds no directory {place}" if root.exists() else "it does not exist"
+                    issues.append(
+                        Issue(
+                            f"None of the {len(owners):,} files of {project_id} is below source.export.{root.setting} "
+                            f"{root.url}: {what}. Restore it, or correct the setting."
+                        )
+                    )
             if root is not None and root.exists():
                 issues.extend(stray_files(root, self._files_directory(project_id, scopes[0], root), owners))
         report = self._errors()
@@ -220,10 +232,36 @@ class Export:
         candidates = {*(self._filters.projects.only or ()), *self._errors_if_there().projects()}
         self._directories, self._strays = {}, []
         for setting, projects in self._projects.items():
-            projects.check()
             scopes = (Scope.RUNS,) if setting == "data" else _REGISTRY
+            files = self._files_root(scopes[0])
+            if files is not None:
+                _check_exchanged(self._root_of(scopes[0]), files)
+            projects.check()
             self._directories[setting], problems = projects.directories(scopes, sorted(candidates))
             self._strays.extend(problems)
+            if files is not None:
+                self._check_files(files, self._directories[setting])
+
+    def _check_files(self, files: Root, directories: Mapping[str, str]) -> None:
+        """Raise SourceError if the directory of files is surely another one than the exporter's, naming the right one.
+
+        An export without any file may have none: what is missing is reported by :meth:`problems` where rows name files.
+        """
+        data = self._settings.data if files.setting == "files" else str(self._settings.model_data)
+        setting = f"source.export.{files.setting}"
+        there = {entry.name for entry in files.entries() or [] if entry.is_directory}
+        wanted = {safe_name(project_id) for project_id in directories} | set(directories.values())
+        if there & wanted or not directories:
+            return
+        url = files.url.rstrip("/")
+        nearby = [f"{url}/{name}" for name in sorted(there)]
+        nearby += [url.rpartition("/")[0], f"{data.rstrip('/').rpartition('/')[0]}/{files.setting}"]
+        for place in filter(None, nearby):
+            near = Root(place, self._settings.storage, files.setting)
+            names = {entry.name for entry in near.entries() or [] if entry.is_directory} if near.exists() else set()
+            if names & wanted and not any(_holds_parts(near, name) for name in sorted(names & wanted)[:_LOOKED_AT]):
+                what = "holds no directory of these projects" if files.exists() else "does not exist"
+                raise SourceError(f"{setting} {files.url} {what}.", hint=f"Set it to {place}.")
 
     def _find(self, project_id: str, scope: Scope, *, again: bool = False) -> FoundProject:
         key = (project_id, scope)
@@ -277,6 +315,26 @@ class Export:
 
     def _files_root(self, scope: Scope) -> Root | None:
         return self._files if scope == Scope.RUNS else self._model_files
+
+
+def _check_exchanged(data: Root, files: Root) -> None:
+    """Raise SourceError if the directory of files holds Parquet parts and that of data none."""
+    names = [[entry.name for entry in root.entries() or [] if entry.is_directory] for root in (data, files)]
+    parts = [
+        any(_holds_parts(root, name) for name in found[:_LOOKED_AT])
+        for root, found in zip((data, files), names, strict=True)
+    ]
+    if parts == [False, True]:
+        raise SourceError(
+            f"source.export.{files.setting} {files.url} holds the Parquet of runs, and source.export.{data.setting} "
+            f"{data.url} holds none: they are exchanged.",
+            hint="Exchange the two settings.",
+        )
+
+
+def _holds_parts(root: Root, directory: str) -> bool:
+    """True if a directory of the root holds Parquet parts, as a project's directory of data does."""
+    return any(parse_part(entry.name) is not None for entry in root.entries(directory) or [])
 
 
 def _optional_root(settings: settings.ExportSource, name: str, url: str | None) -> Root | None:
