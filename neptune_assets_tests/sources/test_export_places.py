@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import unicodedata
@@ -151,3 +152,24 @@ def test_two_names_that_differ_in_their_form_only_are_named(mac: Path) -> None:
 def rename(root: Path, form: str) -> None:
     for path in sorted(root.rglob("*"), key=lambda path: -len(path.parts)):
         path.rename(path.with_name(unicodedata.normalize(form, path.name)))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["files", "data"])
+def test_a_pipe_in_an_export_is_named_and_not_waited_for(exports: Path, name: str) -> None:
+    place = f"files/{DIRECTORY}/{PROJECT}/VIS-2/model/weights"
+    if name == "data":
+        place = f"data/{DIRECTORY}/VIS-2-2e1a5e3ff6a3145e_part_0.parquet"
+    (exports / place).unlink()
+    os.mkfifo(exports / place)
+    export = source(exports / "data", exports / "files")
+    if name == "files":
+        (file,) = export.files(PROJECT, "VIS-2", f"{PROJECT}/VIS-2/model/weights")
+        with pytest.raises(OSError, match="weights"):
+            file.open()
+    else:
+        whole = ends(export)
+        said = [issue.message for issue in export.problems(PROJECT)]
+        said += [issue.message for end in whole.values() for issue in end.errors]
+        assert any("VIS-2-2e1a5e3ff6a3145e_part_0.parquet" in message for message in said)
+        assert whole["VIS-1"].errors == whole["VIS-3"].errors == ()
