@@ -131,21 +131,21 @@ def storage(endpoint: str, secret: str) -> dict[str, Any]:
 def test_a_migration_that_works_leaves_no_secret_behind(
     place: Place, export: Path, s3: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    buckets = Storage("s3://exports", StorageSettings(**storage(s3, "EXPORT_SECRET"))).filesystem
-    for bucket in ("exports", "lake"):
+    buckets = Storage("s3://secret-exports", StorageSettings(**storage(s3, "EXPORT_SECRET"))).filesystem
+    for bucket in ("secret-exports", "secret-lake"):
         buckets.mkdir(bucket)
-    buckets.put(str(export), "exports/run", recursive=True)
+    buckets.put(str(export), "secret-exports/run", recursive=True)
     with WandbStub(PLANTED["WANDB_KEY"]) as wandb, mlflow_server(place.root) as mlflow:
         worked = place.materialize(
             {
                 "source": {
                     "export": {
-                        "data": "s3://exports/run/data",
-                        "files": "s3://exports/run/files",
+                        "data": "s3://secret-exports/run/data",
+                        "files": "s3://secret-exports/run/files",
                         "storage": storage(s3, "EXPORT_SECRET"),
                     }
                 },
-                "lake": {"root": "s3://lake/home", "storage": storage(s3, "LAKE_SECRET")},
+                "lake": {"root": "s3://secret-lake/home", "storage": storage(s3, "LAKE_SECRET")},
                 "summary": {"database": str(place.root / "neptune.duckdb")},
                 "targets": {
                     "mlflow": {
@@ -164,7 +164,7 @@ def test_a_migration_that_works_leaves_no_secret_behind(
         )
         assert worked
         assert wandb.runs
-        buckets.get("lake/home", str(place.root / "what-is-in-the-lake"), recursive=True)
+        buckets.get("secret-lake/home", str(place.root / "what-is-in-the-lake"), recursive=True)
     assert place.findings(PLANTED, "".join(capfd.readouterr())) == []
     syncs = [environment for line, environment in place.environments if "sync" in line]
     assert syncs, "no `wandb sync` was seen"

@@ -153,7 +153,7 @@ def test_retry_after_is_kept_to(
         (Fault("runs/log-batch", status=404), "deleted meanwhile"),
         (Fault("runs/log-batch", status=413, body=b"<html>too large</html>"), "client_max_body_size"),
         (Fault("runs/create", status=403), "creating run 'R-1'"),
-        (Fault("runs/create", "garble"), "no MLflow server"),
+        (Fault("runs/create", "garble"), "does not respond like an MLflow server"),
     ],
     ids=lambda item: f"{item.path}-{item.status}" if isinstance(item, Fault) else "",
 )
