@@ -23,11 +23,11 @@ class Fault:
     ``status`` is answered without passing the request on; ``drop`` closes the connection before, ``lose`` after the
     server has carried the request out; ``late`` closes it and passes the request on ``seconds`` later; ``hang`` waits
     ``seconds`` before passing it on; ``garble`` answers no JSON; ``cut`` breaks off in the middle of the answer's body,
-    ``short`` leaves out its end and says nothing of it.
+    ``short`` leaves out its end and says nothing of it, ``long`` gives it twice.
     """
 
     path: str
-    kind: Literal["status", "drop", "lose", "late", "hang", "garble", "cut", "short"] = "status"
+    kind: Literal["status", "drop", "lose", "late", "hang", "garble", "cut", "short", "long"] = "status"
     times: int = 1
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -133,6 +133,8 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                 return
             if fault is not None and fault.kind == "short":
                 data = data[: len(data) // 2]
+            if fault is not None and fault.kind == "long":
+                data += data
             self.answer(status, headers, data, whole=fault is None or fault.kind != "cut")
 
         def ask(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:

@@ -117,6 +117,9 @@ class FastCalls:
             self._check(response, operation, parameters)
             for block in response.iter_content(_BLOCK):
                 sink.write(block)
+                if size is not None and sink.tell() > size:
+                    # It could go on until the disk is full.
+                    break
             status = response.status_code
         got = sink.tell()
         if size is not None and got != size:

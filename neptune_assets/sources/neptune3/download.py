@@ -69,13 +69,16 @@ class _Download(io.RawIOBase):
             except httpx.RequestError as error:
                 block, trouble = None, f"{type(error).__name__} {error}"
             if block is not None:
+                if self._offset + len(block) > self._reference.size:
+                    # It could go on until the disk is full.
+                    raise self._gone(f"goes on after the {self._reference.size:,} bytes that the server has promised")
                 self._left = memoryview(block)
                 continue
             if not trouble and self._offset == self._reference.size:
                 return 0
             if not trouble:
                 self._ends += 1
-                if self._ends >= _BELIEVED or self._offset > self._reference.size:
+                if self._ends >= _BELIEVED:
                     raise self._gone(f"ends after {self._offset:,} of {self._reference.size:,} bytes")
             if not self._attempts.again():
                 raise self._gone(f"broke off after {self._offset:,} bytes; the last: {trouble or 'it ended early'}")

@@ -183,6 +183,15 @@ def test_a_file_that_ends_early_is_told(proxy: FaultyProxy, client: str) -> None
         stream.read()
 
 
+def test_a_file_that_goes_on_after_its_size_is_given_up_at_once(proxy: FaultyProxy) -> None:
+    source = open_behind(proxy)
+    reference = file_reference(source)
+    proxy.faults.append(Fault(BYTES, "long", times=-1))
+    (member,) = source.files(PROJECT, "a", reference)
+    with pytest.raises(FileGoneError, match="goes on after"), member.open() as stream:
+        stream.read()
+
+
 def test_a_file_that_is_not_there_is_told_at_once(proxy: FaultyProxy, client: str) -> None:
     source = open_behind(proxy, client)
     reference = file_reference(source).replace("a/large.bin", "a/never.bin")
