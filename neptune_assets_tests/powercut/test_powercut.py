@@ -72,6 +72,7 @@ def test_a_power_cut_leaves_the_old_or_the_new(base: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
 def test_ten_thousand_states_after_a_power_cut(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {name: replay_states(name, base, samples=2, every_cut=1, every=5, converge_every=20) for name in SCENARIOS}
     with capsys.disabled():
@@ -102,6 +103,7 @@ def test_an_fsync_that_is_left_out_is_missed(base: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
 def test_no_fsync_can_be_left_out(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missed: dict[str, bool] = {}
     for name in SCENARIOS:
