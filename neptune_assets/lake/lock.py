@@ -156,6 +156,9 @@ class _Lease(ProjectLock):
                 hint="Use a store that knows them (AWS S3, Google Cloud Storage, Azure, MinIO and Ceph do) or a local "
                 f"directory, or set {_UNSAFE}: true if never more than one process writes this lake at a time.",
             )
+        if self._numbers()[-1:] != [self._number]:
+            # The request took so long that others came and went: this number was free again, and rules nothing.
+            raise _busy(self._project_id, self._holder(), "when that process has finished")
         for number in numbers:
             self._storage.delete(self._path(number))
         self._thread = threading.Thread(target=self._renew, name="neptune_assets-lease", daemon=True)

@@ -138,6 +138,23 @@ def test_a_lease_is_renewed_refused_and_freed(root: str, storage_settings: Stora
         assert storage.names(place) == ["lease-000002.json"], "a number was used twice"
 
 
+def test_a_lease_that_is_created_after_others_came_and_went_rules_nothing(
+    root: str, storage_settings: StorageSettings
+) -> None:
+    class Late(Storage):
+        def create(self, path: str, data: bytes) -> bool:
+            # While the request is on its way, others take the numbers up to 3 and remove the lower ones.
+            self.put(f"{self.root}/.manifest/lease-000003.json", b'{"host": "other", "pid": 7, "released": true}')
+            return super().create(path, data)
+
+    storage = Late(root, storage_settings)
+    place = f"{storage.root}/.manifest"
+    with pytest.raises(LakeBusyError), project_lock(storage, place, P, lease_seconds=2):
+        pass
+    with project_lock(Storage(root, storage_settings), place, P, lease_seconds=2):
+        assert storage.names(place) == ["lease-000004.json"]
+
+
 @pytest.mark.parametrize("ahead", [-3600, 3600])
 def test_clocks_of_other_machines_decide_nothing(root: str, storage_settings: StorageSettings, ahead: float) -> None:
     """A lease whose holder's clock is an hour off ends when it is not renewed, and not before."""
