@@ -247,3 +247,23 @@ def test_rows_that_the_footer_claims_and_the_pages_do_not_hold_are_missed(factor
     table, end = read(source(factory), "r")
     assert table.num_rows == claimed
     assert f"holds {claimed} rows, its footer says {claimed + 4}" in messages(end.errors)
+
+
+def test_rows_that_only_the_whole_footer_claims_are_missed(factory):
+    (path,) = factory.run(PROJECT, "r", run_v3("r")[:1])
+    content = path.read_bytes()
+    claimed = pq.read_metadata(path).num_rows
+    # The file's number of rows is the footer's third field too, and comes before those of the row groups.
+    old, new = bytes([0x16, claimed * 2]), bytes([0x16, claimed * 2 + 8])
+    length = int.from_bytes(content[-8:-4], "little")
+    places = [at for at in range(len(content) - 8 - length, len(content) - 8) if content[at : at + 2] == old]
+    for at in places:
+        path.write_bytes(content[:at] + new + content[at + 2 :])
+        changed = pq.read_metadata(path)
+        if (changed.num_rows, changed.row_group(0).num_rows) == (claimed + 4, claimed):
+            break
+    else:
+        pytest.fail("the footer was not changed where it was meant to be")
+    table, end = read(source(factory), "r")
+    assert table.num_rows == claimed
+    assert f"its footer says {claimed + 4} rows, its row groups hold {claimed}" in messages(end.errors)

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from neptune_assets.build import build_defs
-from neptune_assets.errors import SourceError
+from neptune_assets.errors import FileGoneError, SourceError
 from neptune_assets.settings import ExportSource, Filters, Settings
 from neptune_assets.sources.export.source import Export
 from neptune_assets.sources.protocol import RunEnd
@@ -43,11 +43,12 @@ def ends(export: Export, project: str = PROJECT) -> dict[str, RunEnd]:
     ("files", "said"),
     [
         ("nofiles", "does not exist"),
-        (".", "holds no directory of these projects"),
-        (f"files/{DIRECTORY}", "holds no directory of these projects"),
-        (f"files/{DIRECTORY}/team", "holds no directory of these projects"),
+        (".", "holds no files of these projects"),
+        ("data", "holds no files of these projects"),
+        (f"files/{DIRECTORY}", "holds no files of these projects"),
+        (f"files/{DIRECTORY}/team", "holds no files of these projects"),
     ],
-    ids=["missing", "too high", "too deep", "much too deep"],
+    ids=["missing", "too high", "that of data", "too deep", "much too deep"],
 )
 def test_another_directory_than_the_exporters_is_one_error_that_names_the_right_one(
     exports: Path, files: str, said: str, mode: str
@@ -71,6 +72,13 @@ def test_a_directory_that_is_nowhere_near_is_one_problem_of_each_project_whose_r
     export = source(exports / "data", exports / "files")
     (problem,) = [issue for issue in export.problems(PROJECT) if not issue.notice]
     assert f"source.export.files {exports / 'files'}: it does not exist" in problem.message
+
+
+def test_the_directory_of_data_with_no_other_nearby_is_one_problem_of_each_project(exports: Path) -> None:
+    shutil.rmtree(exports / "files")
+    export = source(exports / "data", exports / "data")
+    (problem,) = [issue for issue in export.problems(PROJECT) if not issue.notice]
+    assert "None of the 3 files of team/vision is below source.export.files" in problem.message
 
 
 def test_a_directory_with_nothing_of_a_project_is_one_problem_of_that_project(exports: Path) -> None:
@@ -145,7 +153,7 @@ def test_two_names_that_differ_in_their_form_only_are_named(mac: Path) -> None:
     (folder / unicodedata.normalize("NFD", mixed)).write_text("one", encoding="utf-8")
     (folder / "gr\u00f6\u00dfe\u0301").write_text("two", encoding="utf-8")
     reference = f"{PROJECT}/VIS-9/{unicodedata.normalize('NFC', mixed)}"
-    with pytest.raises(Exception, match="differ in their Unicode form only"):
+    with pytest.raises(FileGoneError, match="differ in their Unicode form only"):
         source(mac / "data", mac / "files").files(PROJECT, "VIS-9", reference)
 
 

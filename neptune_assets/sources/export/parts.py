@@ -67,6 +67,12 @@ class Part:
         """Rows of one row group, as the footer says."""
         return int(self._metadata.row_group(group).num_rows)
 
+    @property
+    def disagreement(self) -> str | None:
+        """What is wrong if the footer's rows in all are not those of its row groups; None if they are."""
+        claimed, rows = int(self._metadata.num_rows), sum(self.rows(group) for group in self.row_groups)
+        return None if claimed == rows else f"its footer says {claimed:,} rows, its row groups hold {rows:,}"
+
     def bounds(self, group: int, column: str) -> tuple[Any, Any] | None:
         """Smallest and largest value of a column in a row group as the footer says; None if it does not."""
         statistics = self._statistics(group, column)

@@ -83,6 +83,8 @@ class RunReading:
             self._part = entry.name
             try:
                 with open_part(self._root, entry) as part:
+                    if part.disagreement is not None:
+                        self._found.error(f"Part {entry.name} is damaged: {part.disagreement}. Export the run again.")
                     for raw in part.batches(refused=self._refuse, failed=self._fail):
                         own = self._own_rows(raw)
                         foreign += raw.num_rows - own.num_rows

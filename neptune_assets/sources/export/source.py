@@ -134,16 +134,16 @@ class Export:
             root = self._files_root(scopes[0])
             if root is not None:
                 place = self._files_directory(project_id, scopes[0], root)
-                if owners and root.describe(root.locate(place)) is None:
-                    what = f"it holds no directory {place}" if root.exists() else "it does not exist"
+                if owners and (root.describe(root.locate(place)) is None or _only_parts(root, place)):
+                    what = f"it holds no directory {place} with files" if root.exists() else "it does not exist"
                     issues.append(
                         Issue(
                             f"None of the {len(owners):,} files of {project_id} is below source.export.{root.setting} "
                             f"{root.url}: {what}. Restore it, or correct the setting."
                         )
                     )
-            if root is not None and root.exists():
-                issues.extend(stray_files(root, self._files_directory(project_id, scopes[0], root), owners))
+                if root.exists():
+                    issues.extend(stray_files(root, place, owners))
         report = self._errors()
         issues.extend(report.unreadable)
         issues.extend(
@@ -248,10 +248,9 @@ class Export:
         An export without any file may have none: what is missing is reported by :meth:`problems` where rows name files.
         """
         data = self._settings.data if files.setting == "files" else str(self._settings.model_data)
-        setting = f"source.export.{files.setting}"
         there = {entry.name for entry in files.entries() or [] if entry.is_directory}
         wanted = {safe_name(project_id) for project_id in directories} | set(directories.values())
-        if there & wanted or not directories:
+        if not directories or any(not _only_parts(files, name) for name in sorted(there & wanted)[:_LOOKED_AT]):
             return
         url = files.url.rstrip("/")
         nearby = [f"{url}/{name}" for name in sorted(there)]
@@ -260,8 +259,8 @@ class Export:
             near = Root(place, self._settings.storage, files.setting)
             names = {entry.name for entry in near.entries() or [] if entry.is_directory} if near.exists() else set()
             if names & wanted and not any(_holds_parts(near, name) for name in sorted(names & wanted)[:_LOOKED_AT]):
-                what = "holds no directory of these projects" if files.exists() else "does not exist"
-                raise SourceError(f"{setting} {files.url} {what}.", hint=f"Set it to {place}.")
+                what = "holds no files of these projects" if files.exists() else "does not exist"
+                raise SourceError(f"source.export.{files.setting} {files.url} {what}.", hint=f"Set it to {place}.")
 
     def _find(self, project_id: str, scope: Scope, *, again: bool = False) -> FoundProject:
         key = (project_id, scope)
@@ -335,6 +334,12 @@ def _check_exchanged(data: Root, files: Root) -> None:
 def _holds_parts(root: Root, directory: str) -> bool:
     """True if a directory of the root holds Parquet parts, as a project's directory of data does."""
     return any(parse_part(entry.name) is not None for entry in root.entries(directory) or [])
+
+
+def _only_parts(root: Root, directory: str) -> bool:
+    """True if a directory of the root holds Parquet parts and nothing else, so that it is surely one of data."""
+    entries = root.entries(directory) or []
+    return bool(entries) and all(not entry.is_directory and parse_part(entry.name) is not None for entry in entries)
 
 
 def _optional_root(settings: settings.ExportSource, name: str, url: str | None) -> Root | None:

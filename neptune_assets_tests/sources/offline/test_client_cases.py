@@ -313,7 +313,7 @@ def test_paths_of_windows_are_understood(offline: Path, tmp_path: Path) -> None:
         op("UploadFileSet", "folder", file_globs=["C:\\work\\proj\\data"], reset="False"),
         op("UploadFileSet", "share", file_globs=["\\\\nas\\me\\proj\\**\\*.csv"], reset="False"),
         op("UploadFile", "one", ext="bin", file_path="D:\\proj\\best.bin", tmp_file_name=None),
-        op("TrackFilesToArtifact", "art", entries=[["data\\x.csv", None], ["file://C:/work/proj/data", None]]),
+        op("TrackFilesToArtifact", "art", entries=[["data\\x.csv", None], ["file://C:/Users/me/proj/data", None]]),
     )
     log = folder / "data-1.log"
     log.write_bytes(log.read_bytes().replace(b"\n", b"\r\n"))
