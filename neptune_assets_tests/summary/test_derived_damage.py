@@ -55,9 +55,8 @@ def lake(tmp_path: Path) -> Lake:
     return make.make_lake(tmp_path / "lake", {P: RUNS})
 
 
-def test_damaged_statistics_are_named_and_made_again(lake: Lake, way: str, caplog: pytest.LogCaptureFixture) -> None:
-    if way == "scan":
-        pytest.skip("these tests are about the statistics")
+@pytest.mark.parametrize("way", ["statistics"], indirect=True)
+def test_damaged_statistics_are_named_and_made_again(lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
     directory = Path(lake.layout.statistics(P))
     right, kept = tables(lake.settings), {path: path.read_bytes() for path in directory.iterdir()}
     accepted = warned = 0
