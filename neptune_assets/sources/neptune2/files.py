@@ -7,6 +7,7 @@ made again and nobody sees half a file.
 from __future__ import annotations
 
 import io
+import itertools
 import tempfile
 import time
 import zipfile
@@ -115,8 +116,11 @@ class Files:
             archive = zipfile.ZipFile(_temporary(lambda sink: self._fetch_archive(reference, sink), what))
         except zipfile.BadZipFile as error:
             raise _gone(what, f"its archive cannot be read: {error}") from error
-        members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        return [Member(name, archive, info) for name, info in sorted(members.items())]
+        members = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
+        for one, other in itertools.pairwise(members):
+            if one.filename == other.filename:
+                raise _gone(what, f"its archive holds {one.filename!r} more than once")
+        return [Member(info.filename, archive, info) for info in members]
 
     def _fetch_archive(self, reference: Reference, sink: BinaryIO) -> None:
         """Have the server prepare the archive, wait for it, and download it."""

@@ -13,7 +13,7 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -282,10 +282,10 @@ def _matches(container: Container, query: str) -> bool:
     return True
 
 
-def _zipped(members: Mapping[str, bytes]) -> bytes:
+def _zipped(members: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in members.items():
+        for name, data in members.items() if isinstance(members, Mapping) else members:
             archive.writestr(name, data)
     return buffer.getvalue()
 

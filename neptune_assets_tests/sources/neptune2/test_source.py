@@ -272,6 +272,15 @@ def test_images_are_numbered_and_marked_where_it_does_not(stub: Stub, source: Ma
     assert contents == run.images["pictures"]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_set_whose_archive_holds_a_name_twice_is_refused_by_name(source: Make, run: Container) -> None:
+    run.sets["set"] = [("a.txt", b"one"), ("b.txt", b"two"), ("a.txt", b"three")]  # type: ignore[assignment]
+    opened = source()
+    reference = one(read(opened, PROJECT, ["P-1"]), "set", "file_value")["path"]
+    with pytest.raises(FileGoneError, match=r"'a\.txt' more than once"):
+        opened.files(PROJECT, "P-1", reference)
+
+
 def test_files_have_their_extension_and_sets_their_members(source: Make, run: Container) -> None:
     opened = source()
     result = read(opened, PROJECT, ["P-1"])
