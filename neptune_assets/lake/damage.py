@@ -58,7 +58,7 @@ class DamagedRuns:
 
 
 class Holdings:
-    """What lies in the lake for the runs of one project, by two listings: sizes of parts and of files.
+    """What the lake holds for the runs of one project, by two listings: sizes of parts and of files.
 
     What listings cannot show, bytes of the right length and parts of another commit, is found by the checks ``schema``
     and ``intact``, which note the run as damaged. Opening every part at each materialization would cost large lakes on
@@ -74,7 +74,7 @@ class Holdings:
         self._damaged = damaged
 
     def holds(self, record: RunRecord) -> bool:
-        """True if the run's parts and files lie in the lake with the sizes recorded, and it is not known as damaged."""
+        """True if the lake has the run's parts and files in the sizes recorded, and it is not known as damaged."""
         return (
             record.run_id not in self._damaged
             and all(self._parts.get(part.name) == part.bytes for part in record.parts)

@@ -142,7 +142,7 @@ class LakeProject:
         }
 
     def file_sizes(self) -> dict[str, int]:
-        """Return what lies in the project's files directory, by one listing: full paths with sizes."""
+        """Return what the project's files directory holds, by one listing: full paths with sizes."""
         return self.lake.storage.walk_sizes(self.lake.layout.files(self.project_id, self.scope))
 
     @property

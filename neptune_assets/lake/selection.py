@@ -23,7 +23,7 @@ COPIED_INSTEAD: Final = (
 class Selection:
     """Compares what a source lists with what the lake holds, and tells the report. Nothing is written.
 
-    ``holds`` says whether parts and files of a record lie in the lake as they were written.
+    ``holds`` says whether the lake has the parts and files of a record as they were written.
     """
 
     def __init__(

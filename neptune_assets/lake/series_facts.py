@@ -26,7 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class SeriesFacts:
-    """One series; NONE stands for no step and no time.
+    """One series; NONE means no step and no time.
 
     The mean is the exact sum of the finite values, rounded once, divided by their number: it does not depend on how the
     rows came in batches. ``total`` is that sum, in units of 2^-1126.
@@ -129,7 +129,7 @@ def _mean(total: int, count: int) -> float:
     try:
         return total / _UNIT / count
     except OverflowError:
-        # The sum is no double, the mean is one. Dividing whole numbers rounds once.
+        # The sum is not a double, the mean is. Dividing whole numbers rounds once.
         return total / (_UNIT * count)
 
 

@@ -1,7 +1,7 @@
 """Files that a source's data names: opened only below allowed directories, and only if they are regular files.
 
 Whoever can write a recording or an export decides which paths it names. So a path is followed to where it really leads,
-that place must lie below a directory that the user allowed, and the file there is opened without following any further
+that place must be below a directory that the user allowed, and the file there is opened without following any further
 link and without blocking: pipes, sockets and devices are refused by name. Folders are walked within limits.
 """
 

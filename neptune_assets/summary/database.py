@@ -160,7 +160,7 @@ def _lake_sources(
 ) -> Iterator[str]:
     """Yield SELECTs in the lake's columns: the lake's own parts by pattern, exports read in place by name."""
     place = _place(storage, layout)
-    # One level of directories and no deeper: parts being written lie in .staging, one level below.
+    # One level of directories and no deeper: parts being written are in .staging, one level below.
     pattern = f"{place} || '/data/*/*_part_*.parquet'"
     if con.execute(f"SELECT count(*) FROM (SELECT 1 FROM glob({pattern}) LIMIT 1)").fetchall() != [(0,)]:  # noqa: S608
         yield (

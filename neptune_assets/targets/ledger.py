@@ -1,7 +1,7 @@
 """Receipts and verdicts of what was loaded, kept beside the lake: a cache, never trusted over the target.
 
 One JSON line a run under ``<lake>/targets/<target>/<S(project)>.jsonl``, with a checksum at its end; a later line of a
-run replaces an earlier one. Losing the file loses nothing: :meth:`Ledger.rebuild` asks the target. The lock lies beside
+run replaces an earlier one. Losing the file loses nothing: :meth:`Ledger.rebuild` asks the target. The lock is beside
 it, so that two loads of one project into one target never run at once.
 """
 

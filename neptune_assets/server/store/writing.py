@@ -160,7 +160,7 @@ class Writing:
         self.changed = True
 
     def ping(self, run: Run) -> None:
-        """Let the run count as alive now; that is no change of it."""
+        """Let the run count as alive now; that does not change it."""
         self._pinged.add(run.id)
         self.changed = True
 

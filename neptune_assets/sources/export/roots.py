@@ -184,7 +184,7 @@ class Root:
         if not self.below(path):
             raise self._unsafe(path, _LEADS_OUT)
         try:
-            # What is no regular file (a pipe, a device) is an OSError that says so; opening it could wait for ever.
+            # What is not a regular file (a pipe, a device) is an OSError that says so; opening it could wait for ever.
             return open_regular(path) if self.local else cast(BinaryIO, self.filesystem.open(path, "rb"))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise FileGoneError(

@@ -196,7 +196,7 @@ def _page_size(database: Path) -> int | None:
 
 
 def _blocks(file: BinaryIO, page_size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Frames as rows of bytes; what is no whole frame at the end is left out."""
+    """Frames as rows of bytes; an incomplete frame at the end is left out."""
     length = _FRAME_HEADER + page_size
     file.seek(_HEADER)
     while block := file.read(max(1, _BLOCK // length) * length):

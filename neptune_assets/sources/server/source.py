@@ -144,7 +144,7 @@ class Server:
 
 
 def _runs(connection: sqlite3.Connection) -> list[Run]:
-    """Return all rows of runs as they lie in their table: an index that is damaged hides none."""
+    """Return all rows of runs in the order of their table: a damaged index hides none."""
     return [run for row in connection.execute(SELECT_RUN) if (run := run_of(row)) is not None]
 
 

@@ -19,7 +19,7 @@ _WRITTEN: Final = frozenset({AttributeType.INT, AttributeType.FLOAT, AttributeTy
 
 
 def param_text(kind: str, value: Any) -> str:
-    """Return a parameter's value as the text that stands in MLflow; a time is given in milliseconds since 1970."""
+    """Return a parameter's value as the text that MLflow keeps; a time is given in milliseconds since 1970."""
     match kind:
         case AttributeType.FLOAT:
             return repr(float(value))
