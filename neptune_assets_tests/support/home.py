@@ -71,7 +71,7 @@ def bring_home(folder: Path, offline: dict[str, Any], project: str) -> Home:
             "targets": {"mlflow": {}, "wandb": {}},
         }
     )
-    assert discover_projects(settings) == [project]
+    assert project in discover_projects(settings)
     defs = build_defs(settings, [project], prefix="e")
     everything = dg.AssetSelection.all() - dg.AssetSelection.assets("e/summary/neptune_duckdb")
     with dg.DagsterInstance.ephemeral() as instance:
