@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES
 from neptune_assets.sources.export.directory import RunParts
-from neptune_assets.sources.export.findings import moment_of
 from neptune_assets.sources.export.names import safe_name
 from neptune_assets.sources.export.parts import Part, PartError, open_part
 from neptune_assets.sources.export.roots import Root
+from neptune_assets.sources.times import moment_of
 
 _PARAMETERS: Final = frozenset(str(kind) for kind in PARAMETER_TYPES)
 _SERIES: Final = frozenset(str(kind) for kind in SERIES_TYPES)

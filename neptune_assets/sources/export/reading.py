@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 from neptune_assets.lake import repair
 from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.sources.export.directory import RunParts
-from neptune_assets.sources.export.findings import YEAR_1, YEAR_10000, Findings, moment_of
+from neptune_assets.sources.export.findings import Findings
 from neptune_assets.sources.export.generation import Generation, as_hours, detect_generation, infer_offset
 from neptune_assets.sources.export.heading import Heading
 from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, PartError, open_part
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
+from neptune_assets.sources.times import YEAR_1, YEAR_10000, moment_of
 
 _KNOWN: Final = pa.array([str(kind) for kind in AttributeType])
 _SERIES: Final = pa.array([str(kind) for kind in SERIES_TYPES])
