@@ -13,7 +13,18 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, STEP_TYPE, TIME_TYPE, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import (
+    MAX_STEP,
+    MAX_TIME,
+    MICROSTEPS,
+    MIN_TIME,
+    SCHEMA,
+    STEP_TYPE,
+    TIME_TYPE,
+    VALUE_COLUMN,
+    AttributeType,
+)
+from neptune_assets.sources.times import YEAR_1, YEAR_10000
 from neptune_assets.sources.values import printable
 
 BATCH_ROWS: Final = 65_536
@@ -22,9 +33,6 @@ BATCH_BYTES: Final = 16 * 1024 * 1024
 
 _STEP_LIMIT: Final = MAX_STEP * MICROSTEPS
 _INT64_MIN: Final = -(2**63)
-_YEAR_1: Final = -62_135_596_800_000
-_TIME_LIMIT: Final = 253_402_300_800_000
-"""Epoch milliseconds of the year 10000; Python's and DuckDB's times end there."""
 
 
 class RowBuilder:
@@ -291,21 +299,21 @@ def check_value(column: str, value: Any) -> int:
         return 16 + sum(_unicode(item) + 8 for item in value)
     if column == "int_value" and not _INT64_MIN <= value < 2**63:
         raise ValueError(f"int {value} does not fit 64 bits")
-    if column == "datetime_value" and not -_TIME_LIMIT < value < _TIME_LIMIT:
+    if column == "datetime_value" and not MIN_TIME <= value <= MAX_TIME:
         raise ValueError(f"time {value} ms is out of range")
     return 8
 
 
 def is_time(milliseconds: int) -> bool:
     """True if every reader of a row can hold this time, in epoch milliseconds: from the year 1 to 9999."""
-    return _YEAR_1 <= milliseconds < _TIME_LIMIT
+    return YEAR_1 <= milliseconds < YEAR_10000
 
 
 def _check(step: int, time: int | None) -> None:
     """Raise ValueError for a step or a time that no row can hold."""
     if not -_STEP_LIMIT < step < _STEP_LIMIT:
         raise ValueError(f"step {step / MICROSTEPS} is out of range")
-    if time is not None and not -_TIME_LIMIT < time < _TIME_LIMIT:
+    if time is not None and not MIN_TIME <= time <= MAX_TIME:
         raise ValueError(f"time {time} ms is out of range")
 
 

@@ -1,4 +1,4 @@
-"""Times that a source finds: which ones Python's datetimes hold, which ones a row holds, and what is said of the others."""
+"""Times that a source finds: which datetimes hold, which ones a row holds, and what is said of the others."""
 
 from __future__ import annotations
 

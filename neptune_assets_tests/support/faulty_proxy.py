@@ -37,6 +37,8 @@ class Fault:
     """So many requests of that path go well first."""
     holding: bytes = b""
     """Only requests whose body holds this."""
+    also: bytes = b""
+    """Only requests whose body holds this as well."""
     method: str = ""
     """Only requests of this method; of any if it is empty."""
 
@@ -73,7 +75,9 @@ class FaultyProxy:
         """Return the fault that this request meets, and count it as used."""
         with self.lock:
             for fault in self.faults:
-                wanted = fault.path in path and fault.holding in body and fault.method in {"", method}
+                wanted = (
+                    fault.path in path and fault.holding in body and fault.also in body and fault.method in {"", method}
+                )
                 if wanted and fault.times:
                     if fault.after:
                         fault.after -= 1

@@ -6,14 +6,16 @@ The messages are Neptune's own protobuf classes, from its package neptune-api. W
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Final
 
 from neptune_assets.schema import SERIES_TYPES, AttributeType
 from neptune_assets.sources.neptune3.model import Attribute, FileReference, ListedRun, RefusedError, RunAttributes
 from neptune_assets.sources.neptune3.wire_columns import Points
 from neptune_assets.sources.neptune3.wire_points import float_series
+from neptune_assets.sources.times import moment_of
 
 NAMES_OF_TYPES: Final = {
     AttributeType.FLOAT: "float",
@@ -34,6 +36,15 @@ _PROPERTIES: Final = {
     AttributeType.HISTOGRAM_SERIES: "histogram_series_properties",
     AttributeType.FILE_SERIES: "file_ref_series_properties",
 }
+_SINGLE_PROPERTIES: Final = {
+    "string": "string_properties",
+    "int": "int_properties",
+    "float": "float_properties",
+    "bool": "bool_properties",
+    "datetime": "datetime_properties",
+    "stringSet": "string_set_properties",
+    "fileRef": "file_ref_properties",
+}
 _NOT_DATA: Final = frozenset({"experimentState"})
 
 LISTED: Final = (
@@ -50,14 +61,20 @@ LISTED: Final = (
 
 
 def listed_run(entry: Any) -> ListedRun:
-    """Read one entry of a list of runs, which holds the attributes of :data:`LISTED` that the run has."""
+    """Read one entry of a list of runs, which holds the attributes of :data:`LISTED` that the run has.
+
+    An entry that does not say which run it is becomes a run with an empty ``sys_id``.
+    """
     values = {attribute.name: _value(attribute) for attribute in entry.attributes}
-    sys_id = str(values["sys/id"])
+    sys_id = str(values.get("sys/id") or "")
+    modified = values.get("sys/modification_time")
+    modified_at = _moment(modified)
     return ListedRun(
         run_id=str(values.get("sys/custom_run_id") or sys_id),
         sys_id=sys_id,
         created_at=_moment(values.get("sys/creation_time")),
-        modified_at=_moment(values.get("sys/modification_time")),
+        modified_at=modified_at,
+        modified="" if modified is None or modified_at is not None else str(modified),
         archived=values.get("sys/archived") is True,
         trashed=values.get("sys/trashed") is True,
         parent=values.get("sys/forking/parent") or None,
@@ -87,7 +104,10 @@ def add_attributes(run: RunAttributes, attributes: Iterable[Any]) -> None:
 
 
 def _value(attribute: Any) -> Any:
-    """The value of a single attribute; None for series."""
+    """The value of a single attribute; None for series, and for a value that was not sent."""
+    properties = _SINGLE_PROPERTIES.get(attribute.type)
+    if properties is None or not attribute.HasField(properties):
+        return None
     match attribute.type:
         case "string":
             return attribute.string_properties.value
@@ -108,26 +128,23 @@ def _value(attribute: Any) -> Any:
 
 
 def object_value(value: Any) -> Any:
-    """Read a point of a series: a string, a FileReference, or a histogram as (type, edges, values)."""
+    """Read a point of a series: a string, a FileReference, or a histogram as (type, edges, values); None for others."""
     if value.HasField("stringValue"):
         return value.stringValue
     if value.HasField("fileRef"):
         return FileReference(value.fileRef.path, value.fileRef.sizeBytes, value.fileRef.mimeType)
+    if not value.HasField("histogram"):
+        return None
     histogram = value.histogram
     return (histogram.type, list(histogram.edges), list(histogram.values))
 
 
 def _moment(milliseconds: Any) -> datetime | None:
-    if not isinstance(milliseconds, int):
-        return None
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
+    return moment_of(milliseconds) if isinstance(milliseconds, int) else None
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return max(0, value) if isinstance(value, int) else 0
 
 
 def float_points(content: bytes) -> list[tuple[str, Points]]:
@@ -138,12 +155,32 @@ def float_points(content: bytes) -> list[tuple[str, Points]]:
         raise RefusedError(f"The answer cannot be read: {error}.") from error
 
 
-def json_of(content: bytes) -> Any:
-    """Read JSON."""
+def json_of(content: bytes) -> dict[str, Any]:
+    """Read a JSON object."""
     try:
-        return json.loads(content)
-    except ValueError as error:
-        raise RefusedError(f"The answer is no JSON: {error}.") from error
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"The answer is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise RefusedError(f"The answer is not a JSON object but {found!r:.80}.")
+    return found
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Turn what goes wrong with JSON of another shape than was expected into a RefusedError."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise RefusedError(f"The answer cannot be understood: {type(error).__name__} {error!s:.200}.") from error
+
+
+def text_of(value: Any) -> str:
+    """A string that can be sent and kept; raises TypeError or ValueError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not a string")
+    value.encode()
+    return value
 
 
 def parsed(message: Any, content: bytes) -> Any:

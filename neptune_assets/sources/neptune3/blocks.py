@@ -35,7 +35,7 @@ class Block(RunBlock):
         number = len(self._ends)
         for item in collector.singles():
             try:
-                self._values.add(number, item.path, item.type, value_cell(item.type, item.value))
+                self._values.add(number, item.path, item.type, value_cell(item))
             except (ValueError, OverflowError, TypeError) as problem:
                 collector.refuse(item, problem)
             self._weight += weight_of(item.value)

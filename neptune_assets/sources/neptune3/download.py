@@ -97,7 +97,7 @@ class _Download(io.RawIOBase):
             request = self._connection.files.build_request("GET", self._signed_address(), headers=headers)
             self._connection.pace.wait()
             response = self._connection.files.send(request, stream=True)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except (httpx.RequestError, httpx.InvalidURL, ValueError) as error:
             return f"{type(error).__name__} {error}"
         self._response = response
         status = response.status_code

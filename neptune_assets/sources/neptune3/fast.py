@@ -6,8 +6,10 @@ out of the answer's bytes by numpy, that pages have a size of our choice, and th
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.schema import AttributeType
@@ -24,6 +26,8 @@ from neptune_assets.sources.neptune3.answers import (
     message,
     object_value,
     parsed,
+    text_of,
+    understood,
 )
 from neptune_assets.sources.neptune3.connection import Connection
 from neptune_assets.sources.neptune3.download import open_download
@@ -33,6 +37,7 @@ from neptune_assets.sources.neptune3.model import (
     ListedRun,
     ObjectPart,
     Page,
+    RefusedError,
     Request,
     RunAttributes,
 )
@@ -49,6 +54,8 @@ _NAMES_BYTES: Final = 200_000
 """Attribute names in one request: neptune-query stays below 220,000 bytes."""
 _TRIES: Final = 4
 """A request that can be cut in halves is tried so often while the server answers HTTP 500; each half only twice."""
+_EMPTY: Final = 100
+"""Pages without points that a series may have one after the other before its server is not believed any more."""
 _GUESS: Final = 1_000.0
 """Points of a series, before any was read."""
 
@@ -71,12 +78,17 @@ class FastReader:
             if workspace is not None:
                 params["organizationIdentifier"] = workspace
             data = json_of(self._connection.get(_PROJECTS, params))
-            names = [f"{entry['organizationName']}/{entry['name']}" for entry in data.get("entries", ())]
+            with understood():
+                names = [
+                    f"{text_of(entry['organizationName'])}/{text_of(entry['name'])}"
+                    for entry in data.get("entries") or ()
+                ]
+                total = int(data.get("matchingItemCount") or 0)
             new = [name for name in names if name not in found]
             found.update(dict.fromkeys(new))
             offset += len(names)
             # A server that knows no pages answers the same again.
-            if not new or offset >= int(data.get("matchingItemCount") or 0):
+            if not new or offset >= total:
                 return sorted(name for name in found if workspace is None or name.startswith(f"{workspace}/"))
 
     def alive(self, project: str) -> None:
@@ -91,7 +103,7 @@ class FastReader:
     def list_runs(self, project: str, query: Any = None) -> list[ListedRun]:
         """Return the runs of a project, the oldest first; one request for each ``runs_per_page``."""
         limit = self._settings.runs_per_page
-        runs: dict[str, ListedRun] = {}
+        runs: dict[tuple[str, str], ListedRun] = {}
         body: dict[str, Any] = {
             "attributeFilters": [{"path": name} for name in LISTED],
             "pagination": {"limit": limit, "offset": 0},
@@ -104,22 +116,34 @@ class FastReader:
         while True:
             content = self._connection.post(_SEARCH, body, params={"projectIdentifier": project, "type": "run"})
             entries = parsed(result, content).entries
+            before = len(runs)
             for entry in entries:
                 run = listed_run(entry)
-                runs[run.run_id] = run
+                runs[run.run_id, run.sys_id] = run
             if len(entries) < limit:
                 return list(runs.values())
+            if len(runs) == before:
+                raise RefusedError(f"The server repeats a page of the list of runs, after {before:,} of them.")
             body["pagination"]["offset"] += limit
 
-    def attributes(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> list[RunAttributes]:
+    def attributes(
+        self,
+        project: str,
+        runs: Sequence[ListedRun],
+        types: Sequence[str] | None,
+        names: Sequence[str] | None = None,
+    ) -> list[RunAttributes]:
         """Return what each run has, with the values of single attributes, in the order of ``runs``."""
         found = {run.sys_id: RunAttributes(run) for run in runs}
         body: dict[str, Any] = {**_scope(project, runs, types), "nextPage": {"limit": _PAGE}}
+        if names is not None:
+            body = {**_scope(project, runs, None), "attributeNamesFilter": list(names), "nextPage": {"limit": _PAGE}}
         result = message("ProtoQueryAttributesResultDTO")
+        tries = _tries(again=names is not None)
+        tokens: set[str] = set()
         while True:
-            answer = parsed(
-                result, self._connection.post(_VALUES, body, params={"projectIdentifier": project}, tries_of_500=_TRIES)
-            )
+            content = self._connection.post(_VALUES, body, params={"projectIdentifier": project}, tries_of_500=tries)
+            answer = parsed(result, content)
             for entry in answer.entries:
                 run = found.get(entry.experimentShortId)
                 if run is not None:
@@ -127,24 +151,31 @@ class FastReader:
             token = answer.nextPage.nextPageToken
             if not token:
                 return list(found.values())
-            body["nextPage"]["nextPageToken"] = token
+            body["nextPage"]["nextPageToken"] = _new(token, tokens)
 
-    def definitions(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> set[str]:
-        """Return the paths of all attributes of some runs, as ``list_attributes`` does."""
+    def definitions(
+        self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None
+    ) -> Mapping[str, Set[AttributeType]]:
+        """Return the paths of all attributes of some runs, as ``list_attributes`` does, with their types."""
         body: dict[str, Any] = {
             "projectIdentifiers": [project],
             **_scope(project, runs, types),
             "nextPage": {"limit": _PAGE},
         }
-        found: set[str] = set()
+        found: defaultdict[str, set[AttributeType]] = defaultdict(set)
+        tokens: set[str] = set()
         while True:
             data = json_of(self._connection.post(_DEFINITIONS, body))
-            entries = data.get("entries", ())
-            found.update(entry["name"] for entry in entries if entry["type"] in TYPES)
-            token = (data.get("nextPage") or {}).get("nextPageToken")
-            if not token or len(entries) < _PAGE:
-                return found
-            body["nextPage"]["nextPageToken"] = token
+            with understood():
+                entries = data.get("entries") or ()
+                for entry in entries:
+                    kind = TYPES.get(text_of(entry["type"]))
+                    if kind is not None:
+                        found[text_of(entry["name"])].add(kind)
+                token = (data.get("nextPage") or {}).get("nextPageToken")
+                if not token or len(entries) < _PAGE:
+                    return found
+                body["nextPage"]["nextPageToken"] = _new(text_of(token), tokens)
 
     def groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Cut requests into groups; how many series go together depends on how long series were so far."""
@@ -197,15 +228,21 @@ class FastReader:
         content = self._connection.post(_FLOATS, body, tries_of_500=_tries(again))
         parts: list[FloatPart] = []
         rest: list[Request] = []
+        answered: set[str] = set()
         for request_id, points in float_points(content):
-            request = requests[int(request_id)]
+            request = _asked(requests, request_id, answered)
             if len(points):
+                if request.after is not None and bool((points.step > float(request.after)).any()):
+                    raise RefusedError("The server repeats points that it has sent before.")
                 # Rising steps need no sorting later.
                 rising = points.reversed()
                 marks = (rising.preview, rising.completion) if previews and rising.preview.any() else (None, None)
                 parts.append(FloatPart(request, rising.step, rising.time, rising.value, *marks))
             if len(points) >= limit:
-                rest.append(Request(request.run, request.path, request.type, float(points.step[-1])))
+                last = float(points.step[-1])
+                if not math.isfinite(last) or (request.after is not None and last >= float(request.after)):
+                    raise RefusedError(f"The server ends a page at the step {last}, from which nothing goes on.")
+                rest.append(Request(request.run, request.path, request.type, last))
         self._learn(parts, [request for request in requests if request.after is None])
         return Page(parts, rest)
 
@@ -239,18 +276,20 @@ class FastReader:
         parts: list[ObjectPart] = []
         rest: list[Request] = []
         progress = False
+        answered: set[str] = set()
         for series in answer.series:
-            request = requests[int(series.requestId)]
+            request = _asked(requests, series.requestId, answered)
             points = [
                 (point.step, point.timestamp_millis, object_value(point.object)) for point in series.seriesValues.values
             ]
             if points:
                 parts.append(ObjectPart(request, points))
             progress = progress or bool(points) or series.HasField("searchAfter")
-            if not series.HasField("searchAfter"):
+            if series.HasField("searchAfter"):
+                if not series.searchAfter.finished:
+                    rest.append(_following(request, series.searchAfter.token, [point[0] for point in points]))
+            elif not points:
                 rest.append(request)
-            elif not series.searchAfter.finished:
-                rest.append(Request(request.run, request.path, request.type, series.searchAfter.token))
         # A server goes on naming series that it does not have: without progress there is no more to come.
         return Page(parts, rest if progress else ())
 
@@ -264,6 +303,37 @@ def _scope(project: str, runs: Sequence[ListedRun], types: Sequence[str] | None)
     if types is not None:
         body["attributeFilter"] = [{"attributeType": NAMES_OF_TYPES[AttributeType(kind)]} for kind in types]
     return body
+
+
+def _new(token: str, tokens: set[str]) -> str:
+    """Remember the token of a next page. Raises RefusedError if it led to a page before."""
+    if token in tokens:
+        raise RefusedError("The server names a next page that it has sent before.")
+    tokens.add(token)
+    return token
+
+
+def _asked(requests: Sequence[Request], request_id: str, answered: set[str]) -> Request:
+    """Return the request that a series of an answer belongs to. Raises RefusedError if there is none, or no more."""
+    if not (request_id.isascii() and request_id.isdigit() and int(request_id) < len(requests)):
+        raise RefusedError(f"The server answers a request {request_id!r:.40} that was not made.")
+    if request_id in answered:
+        raise RefusedError("The server answers the same request twice.")
+    answered.add(request_id)
+    return requests[int(request_id)]
+
+
+def _following(request: Request, token: str, steps: Sequence[float]) -> Request:
+    """Return the request for the next page of a series. Raises RefusedError if the last one led no further."""
+    reached = request.reached
+    if steps:
+        lowest = min(steps)
+        if reached is not None and not (lowest < reached and max(steps) <= reached):
+            raise RefusedError("The server repeats points that it has sent before.")
+        return Request(request.run, request.path, request.type, token, lowest)
+    if token == request.after or request.empty >= _EMPTY:
+        raise RefusedError("The server promises more points and sends none.")
+    return Request(request.run, request.path, request.type, token, reached, request.empty + 1)
 
 
 def _tries(again: bool) -> int:

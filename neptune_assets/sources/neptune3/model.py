@@ -6,7 +6,7 @@ says which series go on. Points are columns of numbers, never one object each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
@@ -28,6 +28,8 @@ class ListedRun:
     sys_id: str
     created_at: datetime | None = None
     modified_at: datetime | None = None
+    modified: str = ""
+    """The time of the last change as the server has it, where no datetime holds it."""
     archived: bool = False
     trashed: bool = False
     parent: str | None = None
@@ -49,6 +51,8 @@ class Attribute:
     value: Any = None
     last_step: float | None = None
     previews: bool = False
+    undescribed: str = ""
+    """Why the server tells no more of it than its path and type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,26 @@ class FileReference:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Points of one series of one run, from ``after`` on: a step (points come last first) or a token of the server."""
+    """Points of one series of one run, from ``after`` on: a step (points come last first) or a token of the server.
+
+    ``reached`` is the lowest step that came so far, and ``empty`` how many pages without points came last; for series
+    that go on by tokens.
+    """
 
     run: ListedRun
     path: str
     type: AttributeType
     after: float | str | None = None
+    reached: float | None = None
+    empty: int = 0
 
 
 @dataclass(slots=True)
 class FloatPart:
-    """Points of one float series in one page; ``preview`` and ``completion`` are None where all points are final."""
+    """Points of one float series in one page; ``preview`` and ``completion`` are None where all points are final.
+
+    Times are epoch milliseconds; the lowest number is none.
+    """
 
     request: Request
     steps: Floats
@@ -87,7 +100,7 @@ class ObjectPart:
     """Points of one series of strings, histograms or files: (step, epoch milliseconds, value)."""
 
     request: Request
-    points: list[tuple[float, int, Any]]
+    points: list[tuple[float, int | None, Any]]
 
 
 @dataclass(slots=True)
@@ -130,11 +143,22 @@ class Reader(Protocol):
     def list_runs(self, project: str, query: Any = None) -> list[ListedRun]:
         """Return the runs of a project; ``query`` is a :class:`neptune_query.filters.Filter`, None for all."""
 
-    def attributes(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> list[RunAttributes]:
-        """Return the attributes of runs, of these types (None for all), with the values of those that are single."""
+    def attributes(
+        self,
+        project: str,
+        runs: Sequence[ListedRun],
+        types: Sequence[str] | None,
+        names: Sequence[str] | None = None,
+    ) -> list[RunAttributes]:
+        """Return the attributes of runs, of these types (None for all), with the values of those that are single.
 
-    def definitions(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> set[str]:
-        """Return the path of every attribute that any of the runs has, as ``list_attributes`` does."""
+        With ``names``, those of these names only, whatever their types, and with less patience.
+        """
+
+    def definitions(
+        self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None
+    ) -> Mapping[str, Set[AttributeType]]:
+        """Return the path of every attribute that any of the runs has, and its types as far as they are known."""
 
     def page(self, project: str, requests: Sequence[Request], *, again: bool = False) -> Page:
         """Return points of series: float series only, or others only; ``again`` if these failed among others."""

@@ -86,8 +86,16 @@ class PublicReader:
         runs = [listed_row({name.rsplit(":", 1)[0]: value for name, value in row.items()}) for row in rows]
         return list({run.run_id: run for run in runs}.values())
 
-    def attributes(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> list[RunAttributes]:
+    def attributes(
+        self,
+        project: str,
+        runs: Sequence[ListedRun],
+        types: Sequence[str] | None,
+        names: Sequence[str] | None = None,
+    ) -> list[RunAttributes]:
         """Return what each run has, one call for each run."""
+        if names is not None:
+            raise RefusedError("Attributes are not asked for by name with source.neptune3.client set to public.")
         with ThreadPoolExecutor(self._settings.concurrency) as pool:
             return list(pool.map(lambda run: self._attributes(project, run, types), runs))
 
@@ -106,7 +114,9 @@ class PublicReader:
             found.attributes.append(Attribute(path, attribute_type, value))
         return found
 
-    def definitions(self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None) -> set[str]:
+    def definitions(
+        self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None
+    ) -> dict[str, frozenset[AttributeType]]:
         """Return the paths of all attributes of some runs."""
         from neptune_query import runs as neptune_runs
         from neptune_query.filters import AttributeFilter
@@ -123,7 +133,7 @@ class PublicReader:
                     lambda which=which: neptune_runs.list_attributes(project=project, runs=which, attributes=wanted),  # type: ignore[misc]
                 )
             )
-        return found
+        return dict.fromkeys(found, frozenset())
 
     def groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Cut requests into groups of one run and one type."""

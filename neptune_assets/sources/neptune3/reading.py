@@ -1,7 +1,7 @@
 """Reads runs in order while many requests are under way: attributes in batches of runs, series in groups.
 
-Decisions. What fails for good is cut in halves until only what fails is left: that makes its run partial, the others go
-on. A server that answers nothing any more ends the reading.
+Decisions. What fails for good is cut in halves until only what fails is left, of runs as of the attributes of one run:
+that makes its run partial, the others go on. A server that answers nothing any more ends the reading.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 import pyarrow as pa
 
 from neptune_assets.errors import SourceUnavailableError
-from neptune_assets.schema import CLASS_TYPES, AttributeClass, AttributeType
+from neptune_assets.schema import CLASS_TYPES, SERIES_TYPES, AttributeClass, AttributeType
 from neptune_assets.settings import Filters, Neptune3Source
 from neptune_assets.sources.blocks import LARGE
 from neptune_assets.sources.filters import Selection
@@ -24,6 +24,7 @@ from neptune_assets.sources.neptune3.blocks import Block, weight
 from neptune_assets.sources.neptune3.collector import Collector
 from neptune_assets.sources.neptune3.model import (
     Answer,
+    Attribute,
     FloatPart,
     ListedRun,
     ObjectPart,
@@ -39,6 +40,12 @@ from neptune_assets.sources.rows import together
 
 _ATTRIBUTES_TOGETHER: Final = 20_000
 """Attributes of a batch of runs, as far as their number is known beforehand."""
+_NAMES: Final = 1_000
+_NAMES_BYTES: Final = 200_000
+"""Attributes of a run that are asked for by name at once: neptune-query stays below 220,000 bytes of names."""
+_MOST_FAILURES: Final = 200
+_FIRST_FAILURES: Final = 20
+"""Requests by name that may fail for one run, and before any succeeds; then the names that are left are given up."""
 _FIRST_RUNS: Final = 8
 _MOST_RUNS: Final = 256
 _LIVE: Final = frozenset(AttributeType) - {AttributeType.FILE_SET, AttributeType.ARTIFACT}
@@ -118,12 +125,53 @@ class Reading:
         except RefusedError as error:
             self._check_alive(error)
             if len(runs) == 1:
-                batch.failed[runs[0].sys_id] = str(error)
-                batch.found.append(RunAttributes(runs[0]))
+                batch.found.append(self._by_name(runs[0], batch, error))
                 return
             middle = len(runs) // 2
             self._attributes(runs[:middle], batch)
             self._attributes(runs[middle:], batch)
+
+    def _by_name(self, run: ListedRun, batch: _Batch, failure: RefusedError) -> RunAttributes:
+        """Ask for the attributes of a run that does not come whole by their names, for less where that fails too.
+
+        What is left is known by path and type only; of series, the points are asked for all the same.
+        """
+        found = RunAttributes(run)
+        try:
+            listed = self._reader.definitions(self._project, [run], self._types)
+        except RefusedError as error:
+            self._check_alive(error)
+            listed = {}
+        if not any(listed.values()):
+            batch.failed[run.sys_id] = str(failure)
+            return found
+        waiting = deque(_together(sorted(listed)))
+        unread: list[Attribute] = []
+        failures = 0
+        while waiting:
+            names = waiting.popleft()
+            reason = f"given up after {failures} requests that failed, the first with {failure}"
+            if failures < (_MOST_FAILURES if found.attributes else _FIRST_FAILURES):
+                try:
+                    (came,) = self._reader.attributes(self._project, [run], self._types, names)
+                except RefusedError as error:
+                    self._check_alive(error)
+                    failures += 1
+                    reason = str(error)
+                    if len(names) > 1:
+                        middle = len(names) // 2
+                        waiting.extend((names[:middle], names[middle:]))
+                        continue
+                else:
+                    found.attributes.extend(came.attributes)
+                    found.unknown.update(came.unknown)
+                    continue
+            unread.extend(Attribute(path, kind, undescribed=reason) for path in names for kind in sorted(listed[path]))
+        if not found.attributes:
+            batch.failed[run.sys_id] = str(failure)
+            unread = [item for item in unread if item.type in SERIES_TYPES]
+        found.attributes.extend(unread)
+        return found
 
     def _compare(self, batch: _Batch) -> None:
         """Compare the attributes that came with those that the server lists for the same runs."""
@@ -133,12 +181,12 @@ class Reading:
         try:
             listed = self._reader.definitions(self._project, [run.run for run in runs], self._types)
             came = {item.path for run in runs for item in run.attributes}
-            if listed <= came:
+            if listed.keys() <= came:
                 return
             # Which of them lacks what: only asked for one by one when something is missing.
             for run in runs:
                 has = {item.path for item in run.attributes}
-                lacks = self._reader.definitions(self._project, [run.run], self._types) - has
+                lacks = self._reader.definitions(self._project, [run.run], self._types).keys() - has
                 if lacks:
                     batch.missing[run.run.sys_id] = sorted(lacks)
         except RefusedError as error:
@@ -232,6 +280,21 @@ class Reading:
             raise SourceUnavailableError(
                 str(failure), hint="Runs that were read are kept; materialize again when the server is back."
             ) from error
+
+
+def _together(names: Sequence[str]) -> Iterator[list[str]]:
+    """Cut names into groups that one request holds."""
+    group: list[str] = []
+    size = 0
+    for name in names:
+        length = len(name.encode())
+        if group and (size + length > _NAMES_BYTES or len(group) >= _NAMES):
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += length
+    if group:
+        yield group
 
 
 class _Ahead:

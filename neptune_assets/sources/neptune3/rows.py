@@ -11,18 +11,25 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, AttributeType
-from neptune_assets.sources.neptune3.model import FileReference, FloatPart, Floats, Ints, ObjectPart
+from neptune_assets.sources.neptune3.model import Attribute, FileReference, FloatPart, Floats, Ints, ObjectPart
 from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, decimal_steps
 
 PREVIEW: Final = ":preview"
 COMPLETION: Final = ":preview_completion"
 """What is put after the path of a float series to name the series of its points that are not final."""
 
-_TIME_LIMIT: Final = 253_402_300_800_000
+NO_TIME: Final = np.iinfo(np.int64).min
+"""Stands for the time of a point that has none."""
+_SENT: Final = {
+    AttributeType.STRING_SERIES: str,
+    AttributeType.HISTOGRAM_SERIES: tuple,
+    AttributeType.FILE_SERIES: FileReference,
+}
 
 
 def micro_steps(steps: Floats) -> Ints:
@@ -30,7 +37,8 @@ def micro_steps(steps: Floats) -> Ints:
 
     Whole steps and fractions are turned apart: the product of a large step and 10^6 would not be exact.
     """
-    check_range(steps)
+    if not in_range(steps).all():
+        raise ValueError("a step is out of range")
     whole = np.floor(steps)
     micros = whole.astype(np.int64) * MICROSTEPS
     if not np.array_equal(whole, steps):
@@ -44,18 +52,15 @@ def micro_step(step: float) -> int:
     return whole * MICROSTEPS + round((step - whole) * MICROSTEPS)
 
 
-def check_range(steps: Floats, times: Ints | None = None) -> None:
-    """Raise ValueError for a step or a time that no row can hold."""
-    if len(steps) and not (steps.min() > -MAX_STEP and steps.max() < MAX_STEP):
-        raise ValueError("a step is out of range")
-    if times is not None and len(times) and not (times.min() > -_TIME_LIMIT and times.max() < _TIME_LIMIT):
-        raise ValueError("a time is out of range")
+def in_range(steps: Floats) -> npt.NDArray[np.bool_]:
+    """Which steps a row can hold."""
+    return np.asarray(np.abs(steps) < MAX_STEP)
 
 
 def float_batches(project_id: str, run_id: str, parts: Sequence[FloatPart]) -> Iterator[pa.RecordBatch]:
     """Turn points of one run into batches; points that are not final become series of their own.
 
-    Raises ValueError if a step or a time is out of range.
+    Raises ValueError if a step is out of range.
     """
     columns = _Columns([(0, part) for part in parts])
     for start in range(0, len(columns), BATCH_ROWS):
@@ -86,7 +91,6 @@ class _Columns:
         self.steps = micro_steps(np.concatenate([piece[2] for piece in cut] or [np.zeros(0)]))
         self.times = np.concatenate([piece[3] for piece in cut] or [np.zeros(0, np.int64)])
         self.values = np.concatenate([piece[4] for piece in cut] or [np.zeros(0)])
-        check_range(np.zeros(0), self.times)
 
     def __len__(self) -> int:
         return len(self.series)
@@ -95,6 +99,7 @@ class _Columns:
         """Return some of the points as columns of the schema."""
         series = self.series[rows]
         count = len(series)
+        untimed = self.times[rows] == NO_TIME
         columns: dict[str, pa.Array] = {
             "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
             "run_id": pa.repeat(pa.scalar(run_ids[0], pa.string()), count)
@@ -103,7 +108,9 @@ class _Columns:
             "attribute_path": self.names.take(pa.array(series)),
             "attribute_type": pa.repeat(pa.scalar(str(AttributeType.FLOAT_SERIES), pa.string()), count),
             "step": decimal_steps(self.steps[rows]),
-            "timestamp": pa.array(self.times[rows], pa.int64()).cast(TIME_TYPE),
+            "timestamp": pa.array(self.times[rows], pa.int64(), mask=untimed if untimed.any() else None).cast(
+                TIME_TYPE
+            ),
             "float_value": pa.array(self.values[rows], pa.float64()),
         }
         return [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
@@ -122,8 +129,11 @@ def _pieces(run: int, part: FloatPart) -> Iterator[tuple[int, str, Floats, Ints,
     yield run, path + COMPLETION, part.steps[waiting], times, part.completion[waiting]
 
 
-def value_cell(attribute_type: AttributeType, value: Any) -> Any:
-    """Return a single value as a row holds it."""
+def value_cell(item: Attribute) -> Any:
+    """Return a single value as a row holds it. Raises ValueError if the server sent none."""
+    attribute_type, value = item.type, item.value
+    if value is None:
+        raise ValueError(item.undescribed or "the server sent none")
     if attribute_type is AttributeType.FILE:
         return reference_of(value, None)
     if attribute_type is AttributeType.STRING_SET:
@@ -132,10 +142,17 @@ def value_cell(attribute_type: AttributeType, value: Any) -> Any:
 
 
 def add_points(builder: RowBuilder, part: ObjectPart) -> int:
-    """Add points of a series of strings, histograms or files; return how many a row could not hold."""
+    """Add points of a series of strings, histograms or files; return how many a row could not hold.
+
+    Raises ValueError if a step is out of range.
+    """
     refused = 0
+    sent = _SENT[part.request.type]
     steps = np.asarray([point[0] for point in part.points], np.float64)
     for micros, (step, time, value) in zip(micro_steps(steps).tolist(), part.points, strict=True):
+        if not isinstance(value, sent):
+            refused += 1
+            continue
         if isinstance(value, FileReference):
             value = reference_of(value, step)
         try:

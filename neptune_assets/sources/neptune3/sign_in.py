@@ -40,8 +40,10 @@ class SignIn:
                     raise self._access.rejected()
                 try:
                     token = str(response.raise_for_status().json()["accessToken"])
-                except (ValueError, KeyError, TypeError):
-                    raise httpx.DecodingError("the answer holds no access token", request=response.request) from None
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    token = ""
+                if not token or not token.isascii() or not token.isprintable():
+                    raise httpx.DecodingError("the answer holds no access token", request=response.request)
                 self._token, self._until = token, _end_of(token) - _EARLY
             return self._token
 
@@ -57,5 +59,5 @@ def _end_of(token: str) -> float:
     try:
         payload = token.split(".")[1]
         return float(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"])
-    except (IndexError, ValueError, KeyError, TypeError):
+    except (IndexError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

@@ -47,6 +47,7 @@ class Neptune3:
         self._lock = threading.Lock()
         self._made: Reader | None = None
         self._listed: dict[str, dict[str, ListedRun]] = {}
+        self._problems: dict[str, list[Issue]] = {}
 
     def projects(self) -> list[str]:
         """Projects of the settings, or those the token may see, after filters, sorted."""
@@ -94,8 +95,8 @@ class Neptune3:
         return [ServerFile(self._reader(), project_id, run_id, file, step)]
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
-        """Nothing: what a server cannot give is told with the run it belongs to."""
-        return ()
+        """Runs that the server lists and that cannot be told apart; all else is told with the run it belongs to."""
+        return () if project_id is None else self._problems.get(project_id, ())
 
     def _reader(self) -> Reader:
         access = find_access(self._settings)
@@ -120,7 +121,24 @@ class Neptune3:
             if error.status in {403, 404}:
                 raise self._unknown(project_id) from error
             raise self._broken(error, f"The runs of {project_id} cannot be listed") from error
-        listed = self._listed[project_id] = {run.run_id: run for run in runs}
+        listed: dict[str, ListedRun] = {}
+        sys_ids: set[str] = set()
+        problems: list[Issue] = []
+        for run in {(run.run_id, run.sys_id): run for run in runs}.values():
+            if not run.sys_id:
+                problems.append(Issue(f"The server lists a run of {project_id} without sys/id, which cannot be read."))
+            elif run.run_id in listed or run.sys_id in sys_ids:
+                problems.append(
+                    Issue(
+                        f"The server lists two runs of {project_id} under one id: {run.run_id!r} with sys/id "
+                        f"{run.sys_id!r} is not read. Give one of them another id."
+                    )
+                )
+            else:
+                listed[run.run_id] = run
+                sys_ids.add(run.sys_id)
+        self._listed[project_id] = listed
+        self._problems[project_id] = problems
         return listed
 
     def _queries(self) -> list[Any]:
@@ -153,7 +171,7 @@ class Neptune3:
             _READING,
             str(self._settings.metric_previews),
             run.sys_id,
-            "" if run.modified_at is None else run.modified_at.isoformat(),
+            run.modified if run.modified_at is None else run.modified_at.isoformat(),
             f"{run.archived} {run.trashed}",
         )
         digest = hashlib.blake2b("\n".join(marks).encode("utf-8", "surrogatepass"), digest_size=16)

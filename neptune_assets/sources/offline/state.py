@@ -35,8 +35,8 @@ class RunState:
         self.whole = True
         self.created: bool | None = None
         self._values: dict[str, dict[AttributeType, Any]] = {}
-        self._errors = _Issues()
-        self._notes = _Issues()
+        self._errors = Issues()
+        self._notes = Issues()
         self._repairs: dict[str, int] = {}
 
     def assign(self, path: str, attribute_type: AttributeType, value: Any) -> None:
@@ -113,20 +113,22 @@ class RunState:
         )
 
 
-class _Issues:
-    """Issues up to a limit, and how many there were beyond it."""
+class Issues:
+    """Issues of one run up to a limit, and how many there were beyond it."""
 
     def __init__(self) -> None:
         self._items: list[Issue] = []
         self._more = 0
 
-    def add(self, message: str, path: str | None, attribute_type: AttributeType | None) -> None:
+    def add(self, message: str, path: str | None = None, attribute_type: str | None = None) -> None:
+        """Take one more."""
         if len(self._items) >= MAX_ISSUES:
             self._more += 1
             return
         self._items.append(Issue(message, path, None if attribute_type is None else str(attribute_type)))
 
     def told(self) -> tuple[Issue, ...]:
+        """Those up to the limit, and one that counts the rest."""
         if not self._more:
             return tuple(self._items)
         return (*self._items, Issue(f"{self._more} more of this kind are not listed."))

@@ -128,8 +128,12 @@ def test_what_no_row_can_hold_is_told_by_its_run_and_leaves_the_others_alone(pla
     runs: list[Any] = [("points only", *RUNS["points only"]), ("last", *RUNS["last"])]
     runs.insert(place, bad)
     rows, ends = in_a_block(*runs)
-    assert {row["attribute_path"] for row in rows["bad"]} == {"fine", "good"}
-    assert {issue.attribute_path for issue in ends["bad"].errors} == {"huge", "odd", "far", "late", "not"}
+    assert {row["attribute_path"] for row in rows["bad"]} == {"fine", "good", "late"}
+    assert {issue.attribute_path for issue in ends["bad"].errors} == {"huge", "odd", "far", "not"}
+    (late,) = (row for row in rows["bad"] if row["attribute_path"] == "late")
+    assert (late["step"], late["timestamp"], late["float_value"]) == (1, None, 1.0)
+    (note,) = ends["bad"].notes
+    assert "'late'; these points are kept without a time" in note.message
     for run_id in ("points only", "last"):
         assert in_order(rows[run_id]) == in_order(one_by_one(run_id))
         assert not ends[run_id].errors

@@ -283,3 +283,45 @@ def test_requests_are_spaced_out(proxy: FaultyProxy) -> None:
     asked = sum(1 for _, path, _, _ in proxy.seen.requests if "/leaderboard/" in path)
     assert asked >= 9
     assert time.monotonic() - begin >= (asked - 1) / 10
+
+
+@pytest.mark.parametrize("status", [500, 422])
+def test_one_attribute_whose_page_always_fails_leaves_the_others_of_its_run(
+    status: int, proxy: FaultyProxy, whole: Read
+) -> None:
+    source = open_behind(proxy, retry_seconds=60)
+    source.runs(PROJECT)
+    sys_id = next(row["string_value"] for row in whole.rows["b"] if row["attribute_path"] == "sys/id")
+    # What is asked for without names fails, and so does every request that names the one.
+    for holding in (b'"attributeNameFilter":{},"nextPage"', b'"lr"'):
+        proxy.faults.append(Fault(VALUES, times=-1, status=status, holding=holding, also=f'/{sys_id}"'.encode()))
+    found = read(source, PROJECT, RUNS)
+    (error,) = found.ends["b"].errors
+    assert (error.attribute_path, error.attribute_type) == ("lr", "float")
+    assert str(status) in error.message
+    assert found.ends["b"].promised == whole.ends["b"].promised
+    for run_id in RUNS:
+        expected = [row for row in whole.rows[run_id] if run_id != "b" or row["attribute_path"] != "lr"]
+        assert sorted(map(key, found.rows[run_id])) == sorted(map(key, expected))
+    assert not found.ends["a"].errors
+    assert not found.ends["c"].errors
+
+
+def test_the_points_of_a_series_come_although_the_server_cannot_describe_it(proxy: FaultyProxy, whole: Read) -> None:
+    for holding in (b'"attributeNameFilter":{},"nextPage"', b'"m/bad"'):
+        proxy.faults.append(Fault(VALUES, times=-1, status=422, holding=holding))
+    found = read(open_behind(proxy), PROJECT, RUNS)
+    same(found, whole)
+    for run_id in RUNS:
+        (note,) = found.ends[run_id].notes
+        assert note.attribute_path == "m/bad"
+        assert "422" in note.message
+
+
+def test_a_run_of_which_no_attribute_comes_is_given_up_soon(proxy: FaultyProxy, whole: Read) -> None:
+    proxy.faults.append(Fault(VALUES, times=-1, status=422))
+    found = read(open_behind(proxy), PROJECT, ["a"])
+    assert "attributes could not be read" in found.ends["a"].errors[0].message
+    assert found.ends["a"].promised is None
+    assert ("m/x", "float_series") in found.paths("a")
+    assert proxy.seen.count(VALUES) < 30
