@@ -19,6 +19,7 @@ from neptune_assets.errors import UnknownProjectError
 from neptune_assets.schema import Scope
 from neptune_assets.server.catalog import lake_import, store_import
 from neptune_assets.server.catalog.database import Database
+from neptune_assets.server.catalog.filling import Claims
 from neptune_assets.server.catalog.forks import Fork, inherit
 from neptune_assets.server.catalog.rows import begin_incoming, drop_runs, put_runs, set_heads, take_incoming
 from neptune_assets.server.catalog.runs import ProjectRuns, Run
@@ -65,6 +66,7 @@ class Catalog:
     ) -> None:
         self.store = store
         self.lake = lake
+        self.claims = Claims()
         self._memory_mb = memory_mb
         self._threads = threads
         self._database = Database(memory_mb=memory_mb, threads=threads, scratch=scratch)

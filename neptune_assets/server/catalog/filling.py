@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -53,6 +55,54 @@ def fill(
     what: int = AGGREGATES | LAST,
 ) -> None:
     """Complete these attributes of a project, all if None, of these runs, all if None; ``what`` are pending bits."""
+    series = [row[:2] for row in _pending(catalog, project, names, runs, what)]
+    for batch in (series[start : start + _BATCH] for start in range(0, len(series), _BATCH)):
+        # What is read from the points later is saved later, or a figure would go back; who had to wait looks again.
+        with catalog.claims.of(batch):
+            version = catalog.version(project)
+            found = _pending(catalog, project, {name for _, name in batch}, {number for number, _ in batch}, what)
+            claimed = set(batch)
+            rows: list[dict[str, Any]] = []
+            for number, name, path, kind, scope in found:
+                run = catalog.runs(project, scope).by_number(number)
+                if run is None or (number, name) not in claimed:
+                    continue
+                try:
+                    measured = _measured(reader, run, path, AttributeType(kind))
+                except (DamagedError, LakeDamagedError) as error:
+                    # No figures rather than wrong ones; tables of the other series go on.
+                    _log.error("Series %r of run %r of %s has no figures: %s", path, run.run_id, project, error)
+                    measured = {}
+                rows.append({"run": number, "name": name, **measured})
+            if rows:
+                _save(catalog, project, version, rows)
+
+
+class Claims:
+    """Series whose points somebody reads to save their figures; each is claimed by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._held: set[tuple[int, int]] = set()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, series: Collection[tuple[int, int]]) -> Iterator[None]:
+        """Hold these series, given by numbers of run and name, when nobody else holds any of them."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held.isdisjoint(series))
+            self._held.update(series)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.difference_update(series)
+                self._changed.notify_all()
+
+
+def _pending(
+    catalog: Catalog, project: str, names: Collection[int] | None, runs: Collection[int] | None, what: int
+) -> list[tuple[int, int, str, str, str]]:
+    """Return run, name, path, type and scope of what is still to be read."""
     sql = (
         "SELECT a.run, a.name, n.path, n.type, r.scope FROM attributes a "
         "JOIN names n USING (name) JOIN runs r USING (run) WHERE r.project = ? AND (a.pending & ?) <> 0"
@@ -62,25 +112,8 @@ def fill(
         if wanted is not None:
             sql += f" AND {column} IN (SELECT unnest(?::INTEGER[]))"
             parameters.append(list(wanted))
-    version = catalog.version(project)
     with catalog.reading() as con:
-        found = con.execute(f"{sql} ORDER BY a.run, n.path", parameters).fetchall()
-    rows: list[dict[str, Any]] = []
-    for number, name, path, kind, scope in found:
-        run = catalog.runs(project, scope).by_number(number)
-        if run is not None:
-            try:
-                measured = _measured(reader, run, path, AttributeType(kind))
-            except (DamagedError, LakeDamagedError) as error:
-                # No figures rather than wrong ones; tables of the other series go on.
-                _log.error("Series %r of run %r of %s has no figures: %s", path, run.run_id, project, error)
-                measured = {}
-            rows.append({"run": number, "name": name, **measured})
-        if len(rows) >= _BATCH:
-            _save(catalog, project, version, rows)
-            rows.clear()
-    if rows:
-        _save(catalog, project, version, rows)
+        return con.execute(f"{sql} ORDER BY a.run, n.path", parameters).fetchall()
 
 
 def _measured(reader: SeriesReader, run: Run, path: str, kind: AttributeType) -> dict[str, Any]:

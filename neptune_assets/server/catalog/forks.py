@@ -48,7 +48,15 @@ def inherit(con: duckdb.DuckDBPyConnection, forks: Iterable[Fork]) -> None:
     )
     con.register("forks", table)
     con.execute(f"CREATE OR REPLACE TEMP TABLE reaching AS {_REACHING}")
-    con.execute("DELETE FROM attributes WHERE inherited AND run IN (SELECT child FROM forks WHERE anew)")
+    con.execute(
+        "DELETE FROM attributes WHERE inherited AND run IN (SELECT child FROM forks WHERE anew) "
+        "AND NOT EXISTS (FROM reaching r WHERE r.child = attributes.run AND r.name = attributes.name)"
+    )
+    # Until somebody reads the points, what was known of a series stays: no query sees it without a value.
+    con.execute(
+        "UPDATE attributes SET pending = r.pending, first_step = r.first_step FROM reaching r "
+        "WHERE attributes.run = r.child AND attributes.name = r.name AND attributes.inherited AND r.anew"
+    )
     con.execute(
         "UPDATE attributes SET pending = attributes.pending | r.pending, "
         "first_step = least(attributes.first_step, r.first_step) FROM reaching r "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from neptune_assets.server.catalog.catalog import Catalog
 from neptune_assets.server.catalog.names import NameFilter, definitions
 from neptune_assets.server.catalog.search import Search, search
 from neptune_assets.server.catalog.values import values
 from neptune_assets.server.nql.parser import parse
+from neptune_assets.server.series.points import FloatPoints
 from neptune_assets.server.series.reader import SeriesReader
 from neptune_assets.server.store.projects import Store
 from neptune_assets_tests.server.reading.store_logging import log
@@ -68,5 +71,78 @@ def test_reading_while_writing(tmp_path: Path) -> None:
         assert last == {"grows": (COMMITS - 1.0, COMMITS), **expected}
     finally:
         done.set()
+        catalog.close()
+        store.close()
+
+
+class _Slow(SeriesReader):
+    """Reads points, and goes on with them only when it is told to."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__(catalog)
+        self.has_read, self.go_on = threading.Event(), threading.Event()
+
+    def float_pieces(self, *args: Any, **options: Any) -> Iterator[FloatPoints]:
+        pieces = list(super().float_pieces(*args, **options))
+        self.has_read.set()
+        assert self.go_on.wait(60)
+        yield from pieces
+
+
+def test_figures_read_early_and_saved_late_do_not_replace_younger_ones(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    project = store.project(PROJECT, create=True)
+    log(project, "grows", floats={"m": {0: 0.0}})
+    catalog = Catalog(store=store, lake=None, memory_mb=128, threads=2)
+    slow, reader = _Slow(catalog), SeriesReader(catalog)
+
+    def found(with_reader: SeriesReader, least: float) -> set[str]:
+        query = parse(f"`m`:floatSeries >= {least}")
+        return {run.run_id for run in search(catalog, with_reader, Search([PROJECT], query)).runs}
+
+    try:
+        catalog.refresh(PROJECT)
+        with ThreadPoolExecutor(2) as pool:
+            early = pool.submit(found, slow, 0)
+            assert slow.has_read.wait(60)
+            log(project, "grows", floats={"m": {1: 1.0}})
+            catalog.refresh(PROJECT)
+            late = pool.submit(found, reader, 1)
+            wait([late], timeout=1)
+            slow.go_on.set()
+            assert early.result(60) == late.result(60) == {"grows"}
+        assert found(reader, 1) == {"grows"}
+    finally:
+        slow.go_on.set()
+        catalog.close()
+        store.close()
+
+
+def test_inherited_figures_stay_until_somebody_reads_the_points_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    project = store.project(PROJECT, create=True)
+    log(project, "parent", floats={"m": {0: 5.0}, "gone": {0: 1.0}})
+    log(project, "child", parent_project=PROJECT, parent_run_id="parent", fork_step=9_000_000)
+    catalog = Catalog(store=store, lake=None, memory_mb=128, threads=2)
+    reader = SeriesReader(catalog)
+
+    def figures(*, complete: bool) -> dict[str, float | None]:
+        child = catalog.runs(PROJECT).by_id("child")
+        assert child is not None
+        wanted = NameFilter(paths=["m", "gone", "new"])
+        return {value.path: value.number for value in values(catalog, reader, [child], wanted, complete=complete)[0]}
+
+    try:
+        catalog.refresh(PROJECT)
+        assert figures(complete=True) == {"m": 5.0, "gone": 1.0}
+        with project.write() as writing:
+            parent = writing.run("parent")
+            assert parent is not None
+            writing.operations(parent).delete("gone")
+        log(project, "parent", floats={"m": {1: 6.0}, "new": {0: 2.0}})
+        catalog.refresh(PROJECT)
+        assert figures(complete=False) == {"m": 5.0, "new": None}
+        assert figures(complete=True) == {"m": 6.0, "new": 2.0}
+    finally:
         catalog.close()
         store.close()
