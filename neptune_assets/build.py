@@ -26,8 +26,8 @@ from neptune_assets.assets.tables import ParquetTables
 from neptune_assets.assets.targets import target_assets
 from neptune_assets.automation import growth_sensor, project_schedule
 from neptune_assets.lake.io_manager import LakeIOManager
+from neptune_assets.migration_settings import Settings
 from neptune_assets.partitions import project_keys
-from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 from neptune_assets.sources.registry import open_source
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from neptune_assets.errors import NeptuneAssetsError, SettingsError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.markdown import plain
+from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Settings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import plan_project

@@ -1,53 +1,92 @@
-"""Settings of one migration: what a user writes in ``defs.yaml`` and what tests build in Python.
+"""Settings that any stage may need: base of all models, storage, filters, the lake, its summaries, rules for names.
 
 Every field is documented once, here or with its source or target; the README's table is checked against these models.
 Secrets are never values: a setting ending in ``_env`` names the environment variable that holds one.
-All models can be imported from here.
+What a source or target needs is in its own folder; :mod:`neptune_assets.migration_settings` puts all of it together.
 """
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Final, Literal, overload
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from neptune_assets.setting_types import Model, Moment, Pattern, anchored_path
-from neptune_assets.source_settings import (
-    ExportSource,
-    LiveSource,
-    Neptune2Source,
-    Neptune3Source,
-    OfflineSource,
-    ServerSource,
-    SourceSettings,
-    StorageSettings,
-)
-from neptune_assets.target_settings import MlflowTarget, NameRules, PrefixRename, TargetSettings, WandbTarget
+_SECRET = re.compile(r"secret|token|password|passwd|api_?key|credential|(^|_)key($|_)", re.IGNORECASE)
+PARALLEL_RUNS: Final = 4
+"""Runs loaded at once, where a target takes several and nothing else is said."""
 
-__all__ = [
-    "AttributeFilter",
-    "AutomationSettings",
-    "ExportSource",
-    "Filters",
-    "LakeSettings",
-    "LiveSource",
-    "MlflowTarget",
-    "NameRules",
-    "Neptune2Source",
-    "Neptune3Source",
-    "OfflineSource",
-    "PrefixRename",
-    "ProjectFilter",
-    "RunFilter",
-    "ServerSource",
-    "Settings",
-    "SourceSettings",
-    "StorageSettings",
-    "SummarySettings",
-    "TargetSettings",
-    "WandbTarget",
-]
+
+class Model(BaseModel):
+    """Base of all settings: an unknown name is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
+
+
+def _moment(value: str) -> str:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is not an ISO 8601 date or time, like 2025-06-30 or 2025-06-30T12:00:00Z"
+        ) from None
+    if len(value) > len("2025-06-30") and moment.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone; write 2025-06-30T12:00:00Z or +02:00 at the end")
+    return value
+
+
+def _environment_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("this is the name of an environment variable, not the secret itself")
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Moment = Annotated[str, AfterValidator(_moment)]
+EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
+
+
+@overload
+def anchored_path(path: str, root: Path) -> str: ...
+@overload
+def anchored_path(path: None, root: Path) -> None: ...
+@overload
+def anchored_path(path: str | None, root: Path) -> str | None: ...
+def anchored_path(path: str | None, root: Path) -> str | None:
+    """Return ``path``, taken from ``root`` if it is relative; URLs and None are returned as they are."""
+    if path is None or "://" in path:
+        return path
+    return str((root / Path(path).expanduser()).resolve())
+
+
+class StorageSettings(Model):
+    """How to reach a file system that is not local (s3://, gs://, az://, any fsspec URL)."""
+
+    options: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="Options for fsspec, such as endpoint_url; never secrets."
+    )
+    secrets_env: dict[str, EnvironmentName] = Field(
+        default_factory=dict, description="fsspec options whose values come from the named environment variables."
+    )
+
+    @model_validator(mode="after")
+    def _no_secrets_in_options(self) -> StorageSettings:
+        for name in self.options:
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"options.{name} looks like a secret; put it in an environment variable, name that in secrets_env"
+                )
+        return self
 
 
 class ProjectFilter(Model):
@@ -157,50 +196,36 @@ class AutomationSettings(Model):
     )
 
 
-class Settings(Model):
-    """One migration: a source, filters, a lake, and targets."""
+class PrefixRename(Model):
+    """One prefix of attribute paths and what stands in its place."""
 
-    source: SourceSettings = Field(description="Where runs come from.")
-    filters: Filters = Field(default_factory=Filters, description="What to take.")
-    lake: LakeSettings = Field(description="Where the Parquet lake lies.")
-    summary: SummarySettings = Field(default_factory=SummarySettings, description="DuckDB summaries.")
-    targets: TargetSettings = Field(default_factory=TargetSettings, description="Where to load runs.")
-    automation: AutomationSettings = Field(default_factory=AutomationSettings, description="What runs by itself.")
-    key_prefix: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z0-9_]+$",
-        description="First part of this migration's asset keys; the folder's name if left out.",
+    prefix: str = Field(min_length=1, description="What the attribute's path begins with.")
+    to: str = Field(description="What the name in the target begins with instead; may be empty.")
+
+
+class NameRules(Model):
+    """How attributes are named in every target, and which of them are not loaded. Prefixes are plain text."""
+
+    keep: list[str] = Field(
+        default_factory=list, description="Prefixes of attributes that no other rule changes or drops."
     )
-
-    @model_validator(mode="after")
-    def _lake_reads_the_export(self) -> Settings:
-        if self.source.export is not None:
-            self.lake = self.lake.with_export_storage(self.source.export.storage)
-        return self
-
-    def anchored(self, root: Path) -> Settings:
-        """Return a copy in which relative local paths are taken from ``root`` instead of the working directory."""
-        settings = self.model_copy(deep=True)
-        export, offline = settings.source.export, settings.source.offline
-        if export is not None:
-            for name in ("data", "files", "model_data", "model_files", "error_report"):
-                setattr(export, name, anchored_path(getattr(export, name), root))
-        if offline is not None:
-            offline.paths = [anchored_path(path, root) for path in offline.paths]
-            offline.search_files_in = [anchored_path(path, root) for path in offline.search_files_in]
-            offline.files_from = [anchored_path(path, root) for path in offline.files_from]
-        if settings.source.neptune2 is not None:
-            settings.source.neptune2.artifact_roots = [
-                anchored_path(path, root) for path in settings.source.neptune2.artifact_roots
-            ]
-        if settings.source.server is not None:
-            settings.source.server.store = anchored_path(settings.source.server.store, root)
-        settings.filters.runs.ids_file = anchored_path(settings.filters.runs.ids_file, root)
-        settings.lake.root = anchored_path(settings.lake.root, root)
-        settings.lake.scratch = anchored_path(settings.lake.scratch, root)
-        settings.summary.database = anchored_path(settings.summary.database, root)
-        if isinstance(settings.targets.names, str):
-            settings.targets.names = anchored_path(settings.targets.names, root)
-        if settings.targets.wandb is not None:
-            settings.targets.wandb.staging = anchored_path(settings.targets.wandb.staging, root)
-        return settings
+    drop: list[Pattern] = Field(
+        default_factory=list,
+        description="Attributes whose path matches any of these regular expressions are not loaded; their rows are "
+        "counted as dropped by the rule.",
+    )
+    strip: list[str] = Field(
+        default_factory=list, description="Prefixes that are taken off; the longest that fits, if several do."
+    )
+    rename: list[PrefixRename] = Field(
+        default_factory=list,
+        description="Prefixes that become others, before anything is stripped; the first that fits.",
+    )
+    naming: Literal["default", "neptune-exporter"] | None = Field(
+        default=None, description="How names are made in all targets; if left out, each target's own `naming` holds."
+    )
+    collisions: Literal["tell_apart", "refuse"] = Field(
+        default="tell_apart",
+        description="What happens where two attributes of a run would have one name. tell_apart: a digest makes them "
+        "differ, which is reported. refuse: the run is not loaded.",
+    )

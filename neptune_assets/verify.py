@@ -28,10 +28,11 @@ from neptune_assets.lake.maintenance import save_manifest, upgrade_project
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.verification import Damage, Subset, Verification, VerifyReport, projects_of
 from neptune_assets.lake.writer import LakeWriter
+from neptune_assets.migration_settings import Settings
 from neptune_assets.plan import migration_settings
 from neptune_assets.progress import duration
 from neptune_assets.schema import Scope
-from neptune_assets.settings import LakeSettings, Settings, SummarySettings
+from neptune_assets.settings import LakeSettings, SummarySettings
 from neptune_assets.sources.registry import open_source
 
 DAMAGED: Final = 1

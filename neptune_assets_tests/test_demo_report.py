@@ -22,7 +22,8 @@ import yaml
 from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import LakeSettings, Settings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.registry import open_source
 from neptune_assets.summary.database import write_database
 from neptune_assets.summary.tables import summarize

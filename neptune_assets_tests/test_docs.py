@@ -15,8 +15,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from neptune_assets.migration_settings import Settings
 from neptune_assets.server.settings import ServerSettings
-from neptune_assets.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from neptune_assets.build import build_defs, discover_projects
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 from neptune_assets_tests.support import client_live as logged
 from neptune_assets_tests.support.server import server_in_thread
 from neptune_assets_tests.support.wandb_files import WandbFile, read_wandb

@@ -13,7 +13,8 @@ import pytest
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import Filters, LakeSettings, OfflineSource
+from neptune_assets.settings import Filters, LakeSettings
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.support.client_reading import NAME, RUN_ID, floats, op, write_log
 from neptune_assets_tests.support.home import Home, bring_home

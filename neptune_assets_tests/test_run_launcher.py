@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 import dagster as dg
 from neptune_assets.build import build_defs
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 from neptune_assets.sources.registry import open_source
 
 settings = Settings.model_validate({settings!r})

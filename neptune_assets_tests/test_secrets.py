@@ -21,7 +21,8 @@ import pytest
 
 from neptune_assets.build import build_defs
 from neptune_assets.lake.storage import Storage
-from neptune_assets.settings import Settings, StorageSettings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.settings import StorageSettings
 from neptune_assets_tests.support.http_listening import listening
 from neptune_assets_tests.support.mlflow_server import mlflow_server
 from neptune_assets_tests.support.s3 import s3_server

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 
 LAKE = {"root": "lake"}
 EXPORT = {"export": {"data": "exports/data"}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 
 
 @dataclass(frozen=True)

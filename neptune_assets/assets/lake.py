@@ -22,9 +22,9 @@ from neptune_assets.lake.io_manager import ProjectStream
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.reports import WriteReport
 from neptune_assets.lake.verification import Subset, Verification, VerifyReport, has_project
+from neptune_assets.migration_settings import Settings
 from neptune_assets.progress import ProgressLog
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Source
 
 _DESCRIPTIONS = {

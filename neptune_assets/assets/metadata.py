@@ -14,8 +14,8 @@ from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import WriteReport
 from neptune_assets.markdown import escape
+from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import SCHEMA, Scope
-from neptune_assets.settings import Settings
 from neptune_assets.sources.protocol import Issue
 from neptune_assets.summary.picture import curves, markdown_image, sample
 from neptune_assets.summary.tables import summarize

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from neptune_assets.build import build_defs, discover_projects
 from neptune_assets.errors import SettingsError
+from neptune_assets.migration_settings import Settings
 from neptune_assets.partitions import project_keys
-from neptune_assets.settings import Settings
 
 
 class NeptuneMigration(dg.StateBackedComponent):

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from neptune_assets.setting_types import EnvironmentName, Model
-from neptune_assets.settings import LakeSettings
+from neptune_assets.settings import EnvironmentName, LakeSettings, Model
 
 
 class ServerSettings(Model):

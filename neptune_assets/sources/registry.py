@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neptune_assets.errors import SettingsError
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 from neptune_assets.sources.protocol import Source
 
 

@@ -18,7 +18,7 @@ from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.storage_errors import disk_message
-from neptune_assets.target_settings import PARALLEL_RUNS
+from neptune_assets.settings import PARALLEL_RUNS
 from neptune_assets.targets.lanes import Turns, in_lanes
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.order import parents_first, why_partial

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from neptune_assets.migration_settings import Settings, TargetSettings
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Settings, TargetSettings
 from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.rules import read_rules
 

@@ -30,7 +30,7 @@ FORKS.set_forkserver_preload(["dagster._cli", "neptune_assets.definitions", "nep
 
 DEFINITIONS = """
 from neptune_assets.build import build_defs
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 defs = build_defs(Settings.model_validate({settings!r}), ["bench/project"], prefix="kill")
 """
 

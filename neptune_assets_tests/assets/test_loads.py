@@ -103,7 +103,7 @@ def command(root: Path, migration: Migration, asset: str) -> subprocess.Complete
     (root / "defs.py").write_text(
         "from pathlib import Path\n"
         "from neptune_assets.build import build_defs\n"
-        "from neptune_assets.settings import Settings\n"
+        "from neptune_assets.migration_settings import Settings\n"
         f"settings = Settings.model_validate_json(Path({str(settings)!r}).read_text())\n"
         f"defs = build_defs(settings, [{ONE!r}], prefix='m')\n",
         encoding="utf-8",

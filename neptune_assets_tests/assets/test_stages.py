@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from neptune_assets.build import build_defs, discover_projects
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 from neptune_assets_tests.support.export_factory import ExportFactory, run_v3
 
 ONE, TWO = "ws/one", "ws/two"

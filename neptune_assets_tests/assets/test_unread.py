@@ -18,8 +18,10 @@ import pytest
 from neptune_assets.build import build_defs, discover_projects
 from neptune_assets.errors import SourceError
 from neptune_assets.lake.reader import Lake
+from neptune_assets.migration_settings import Settings
 from neptune_assets.server.store.projects import Store
-from neptune_assets.settings import Filters, OfflineSource, Settings
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.support.export_factory import ExportFactory, run_v3
 

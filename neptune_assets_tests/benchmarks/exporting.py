@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={}, help="settings of the source, as JSON")
     options = parser.parse_args()
     from neptune_assets.lake.writer import LakeWriter
-    from neptune_assets.settings import Filters, LakeSettings, Neptune2Source, Neptune3Source
+    from neptune_assets.settings import Filters, LakeSettings
+    from neptune_assets.sources.neptune2.settings import Neptune2Source
+    from neptune_assets.sources.neptune3.settings import Neptune3Source
 
     source: Any
     if options.kind == "neptune2":

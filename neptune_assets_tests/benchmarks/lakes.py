@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import LakeSettings, Settings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.registry import open_source
 from neptune_assets_tests.benchmarks.generate import Shape, generate
 

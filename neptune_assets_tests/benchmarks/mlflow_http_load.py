@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neptune_assets.lake.reader import Lake, LakeProject
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.benchmarks.lakes import export_lake
 from neptune_assets_tests.support.mlflow_server import RunningServer, mlflow_server
 
@@ -69,7 +70,7 @@ def ours(settings: LakeSettings, project: LakeProject, server: RunningServer, wo
     from neptune_assets_tests.benchmarks.reading_back import ReadingBack
 
     reading = ReadingBack()
-    target = MlflowTarget(tracking_uri=server.url, http_connections=connections)
+    target = MlflowSettings(tracking_uri=server.url, http_connections=connections)
     ledger = Ledger(LakeSettings(root=str(work)), "mlflow", project.project_id)
     cpu, started = cpu_seconds(server), time.perf_counter()
     report = load_project(project, lambda: reading.open(target, settings), ledger)

@@ -24,9 +24,10 @@ from contextlib import closing
 from pathlib import Path
 
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.benchmarks.lakes import export_lake
 from neptune_assets_tests.support.postgres import PostgresServer
 
@@ -81,7 +82,7 @@ def load_here(lake: Path, run_ids: list[str], uri: str, work: Path) -> None:
 
     reading = ReadingBack()
     settings = LakeSettings(root=str(lake))
-    target = MlflowTarget(tracking_uri=uri, artifact_root=str(work / "artifacts"))
+    target = MlflowSettings(tracking_uri=uri, artifact_root=str(work / "artifacts"))
     opened = reading.open(target, settings)
     opened.check()
     opened.close()

@@ -93,10 +93,10 @@ def make_lake(root: Path, shapes: dict[str, Shape]) -> None:
 
 def serve_only(project: str) -> None:
     """Ask for all points of a project and throw the answers away."""
-    from neptune_assets.settings import Neptune3Source
     from neptune_assets.sources.neptune3 import fast
     from neptune_assets.sources.neptune3.access import find_access
     from neptune_assets.sources.neptune3.model import FloatPart, Request
+    from neptune_assets.sources.neptune3.settings import Neptune3Source
 
     reader = fast.FastReader(Neptune3Source(projects=[project]), find_access(Neptune3Source()))
     points = 0

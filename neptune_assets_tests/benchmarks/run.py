@@ -67,7 +67,7 @@ def materialize(settings: Path, project: str, stage: str, home: Path) -> tuple[f
 
 DEFINITIONS = """
 from neptune_assets.build import build_defs
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 defs = build_defs(Settings.model_validate({settings!r}), [{project!r}], prefix="bench")
 """
 

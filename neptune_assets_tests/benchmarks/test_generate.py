@@ -6,8 +6,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets import settings
+from neptune_assets.settings import Filters
 from neptune_assets.sources.export import Export
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.protocol import RunEnd
 from neptune_assets_tests.benchmarks.generate import Shape, fingerprint, generate, main
 
@@ -18,9 +19,7 @@ def test_a_small_project_holds_what_was_asked_for_and_reads_without_a_complaint(
     written = json.loads(capsys.readouterr().out)
     assert written["rows"] == 2 * (60 + 16 * 30 + 2 * 200 + 20 + 3)
     assert written["points"] == 2 * 16 * 30
-    source = Export(
-        settings.ExportSource(data=str(tmp_path / "data"), files=str(tmp_path / "files")), settings.Filters()
-    )
+    source = Export(ExportSource(data=str(tmp_path / "data"), files=str(tmp_path / "files")), Filters())
     assert source.projects() == ["w/p"]
     ids = [info.run_id for info in source.runs("w/p")]
     chunks = list(source.read("w/p", ids))

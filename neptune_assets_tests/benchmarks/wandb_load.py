@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from neptune_assets.settings import LakeSettings, WandbTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.wandb.load import WandbTarget as Target
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.benchmarks.generate import Shape
 from neptune_assets_tests.benchmarks.lakes import export_lake
 
@@ -36,7 +37,7 @@ def processor_seconds() -> float:
 
 def ours(root: Path, staging: Path) -> tuple[int, float]:
     """Load the lake at ``root``; return points and seconds, verification included."""
-    options = WandbTarget(staging=str(staging))
+    options = WandbSettings(staging=str(staging))
     settings = LakeSettings(root=str(root))
     from neptune_assets.lake.reader import Lake
 
@@ -54,7 +55,7 @@ def staging_only(root: Path, staging: Path) -> tuple[int, float]:
     from neptune_assets.lake.reader import Lake
 
     points, started = 0, time.perf_counter()
-    target = Target(WandbTarget(staging=str(staging)), settings)
+    target = Target(WandbSettings(staging=str(staging)), settings)
     for run in Lake(settings).project(PROJECT).runs():
         points += target.replace(run, target.plan(run)).rows_in["float_series"]
     return points, time.perf_counter() - started

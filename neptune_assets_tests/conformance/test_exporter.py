@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import ExportSource, Filters, LakeSettings
+from neptune_assets.settings import Filters, LakeSettings
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.export.source import Export
 from neptune_assets_tests.support import peer
 from neptune_assets_tests.support.export_factory import EXPORTER_SCHEMA, Row, as_table, exported_name

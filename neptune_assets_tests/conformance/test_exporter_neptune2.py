@@ -38,7 +38,8 @@ OURS = """
 import sys
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Filters, LakeSettings, Neptune2Source
+from neptune_assets.settings import Filters, LakeSettings
+from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
 for scope in Scope:
     source = Neptune2(Neptune2Source(), Filters())

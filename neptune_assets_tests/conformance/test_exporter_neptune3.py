@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import Filters, LakeSettings, Neptune3Source
+from neptune_assets.settings import Filters, LakeSettings
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.source import Neptune3
 from neptune_assets_tests.conformance.test_exporter import MAIN, plain
 from neptune_assets_tests.support.export_factory import exported_name

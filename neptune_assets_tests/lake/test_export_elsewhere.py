@@ -22,7 +22,8 @@ from neptune_assets.errors import SettingsError
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import Settings, StorageSettings, SummarySettings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.settings import StorageSettings, SummarySettings
 from neptune_assets.sources.registry import open_source
 from neptune_assets.summary.database import write_database
 from neptune_assets.summary.filesystems import TwoStores, register_filesystems

@@ -12,7 +12,8 @@ from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.records import IssueRecord, RunRecord
 from neptune_assets.lake.reports import WriteReport
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import ExportSource, Filters, LakeSettings
+from neptune_assets.settings import Filters, LakeSettings
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.export.source import Export
 from neptune_assets.sources.protocol import Issue
 from neptune_assets_tests.support.export_factory import CREATED, ExportFactory, point, run_v3

@@ -15,8 +15,9 @@ from neptune_assets.lake.lock import project_lock
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.verification import Subset, Verification, VerifiedRuns
+from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import Scope
-from neptune_assets.settings import LakeSettings, Settings
+from neptune_assets.settings import LakeSettings
 from neptune_assets.verify import main
 from neptune_assets_tests.support.export_factory import ExportFactory, run_v3
 from neptune_assets_tests.support.lake_factory import file, forget_hashes, make_lake, metric, params

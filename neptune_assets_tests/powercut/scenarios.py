@@ -17,7 +17,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from neptune_assets import target_settings
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.reader import Lake
@@ -29,7 +28,9 @@ from neptune_assets.summary.tables import summarize as summarize_project
 from neptune_assets.summary.writing import write_table
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Target
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import file, file_set, files, metric, params, table_run, texts
 from neptune_assets_tests.support.table_source import TableSource
 
@@ -281,7 +282,7 @@ def check_receipts(root: Path, name: str) -> None:
 def mlflow(root: Path) -> Target:
     from neptune_assets.targets.mlflow.load import MlflowTarget
 
-    return MlflowTarget(target_settings.MlflowTarget(), settings(root))
+    return MlflowTarget(MlflowSettings(), settings(root))
 
 
 def loaded_into_mlflow(root: Path) -> None:
@@ -329,7 +330,7 @@ def converge_mlflow(root: Path) -> None:
 def wandb(root: Path) -> Target:
     from neptune_assets.targets.wandb.load import WandbTarget
 
-    return WandbTarget(target_settings.WandbTarget(), settings(root))
+    return WandbTarget(WandbSettings(), settings(root))
 
 
 def lake_of_1(root: Path) -> None:

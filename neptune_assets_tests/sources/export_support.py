@@ -5,9 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from neptune_assets import settings
 from neptune_assets.schema import SCHEMA, Scope
+from neptune_assets.settings import Filters
 from neptune_assets.sources.export import Export
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
 from neptune_assets_tests.support.export_factory import ExportFactory
 
@@ -19,7 +20,7 @@ def source(factory: ExportFactory, filters: dict[str, Any] | None = None, **give
     if factory.model_data.exists():
         roots |= {"model_data": factory.model_data, "model_files": factory.model_files}
     chosen = {name: str(path) for name, path in roots.items()} | given
-    return Export(settings.ExportSource(**chosen), settings.Filters.model_validate(filters or {}))
+    return Export(ExportSource(**chosen), Filters.model_validate(filters or {}))
 
 
 def read(export: Export, run_id: str, project: str = PROJECT, scope: Scope = Scope.RUNS) -> tuple[pa.Table, RunEnd]:

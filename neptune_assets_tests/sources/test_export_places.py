@@ -14,7 +14,9 @@ import pytest
 
 from neptune_assets.build import build_defs
 from neptune_assets.errors import FileGoneError, SourceError
-from neptune_assets.settings import ExportSource, Filters, Settings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.settings import Filters
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.export.source import Export
 from neptune_assets.sources.protocol import RunEnd
 

@@ -14,7 +14,8 @@ import pytest
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import ExportSource, Filters, LakeSettings, SummarySettings
+from neptune_assets.settings import Filters, LakeSettings, SummarySettings
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.export.source import Export
 from neptune_assets.summary.database import write_database
 from neptune_assets.summary.tables import summarize

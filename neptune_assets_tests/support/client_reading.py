@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from neptune_assets.schema import SCHEMA, Scope
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.protocol import RunEnd, RunRows
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.build import build_defs, discover_projects
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 from neptune_assets_tests.conformance.targets import Held
 from neptune_assets_tests.support.wandb_held import held_run
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace

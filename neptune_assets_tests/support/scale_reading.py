@@ -8,7 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 
 Row = dict[str, Any]

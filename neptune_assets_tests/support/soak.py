@@ -36,7 +36,7 @@ _READY_SECONDS = 1_200
 _DEFINITIONS = """
 import dagster as dg
 from neptune_assets.build import build_defs
-from neptune_assets.settings import Settings
+from neptune_assets.migration_settings import Settings
 defs = dg.Definitions.merge(*(
     build_defs(Settings.model_validate(settings), [{project!r}], prefix=name)
     for name, settings in {settings!r}.items()

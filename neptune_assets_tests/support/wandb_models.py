@@ -9,12 +9,12 @@ from typing import Any
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.reconcile import Comparison, reconcile
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.models import ModelsTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.conformance.targets import Rows
 from neptune_assets_tests.support.lake_factory import file, make_lake
 from neptune_assets_tests.support.model_rows import MODEL

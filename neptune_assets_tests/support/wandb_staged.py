@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.protocol import Receipt
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import (
     make_lake,
 )

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from neptune_assets.errors import SettingsError
-from neptune_assets.settings import NameRules, Settings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.settings import NameRules
 from neptune_assets.targets.registry import target_openers
 from neptune_assets.targets.ruled import RuledProject, wanted_name
 from neptune_assets.targets.rules import Rules, read_rules

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.transaction_log import LogWriter
 from neptune_assets_tests.conformance.targets import Held, Place, TargetContract
 from neptune_assets_tests.support.wandb_files import payloads, pb

@@ -21,10 +21,10 @@ import pytest
 
 from neptune_assets.errors import TargetError
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.report import LoadReport
 from neptune_assets.targets.wandb import client
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.testing.targets import PROJECT, load
 from neptune_assets_tests.support.lake_factory import files, make_lake, metric, param, texts
 from neptune_assets_tests.support.wandb_stub import WandbStub

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.testing.targets import load
 from neptune_assets_tests.support.lake_factory import START, histograms, make_lake, metric, param, texts
 from neptune_assets_tests.support.wandb_files import WandbFile, read_wandb

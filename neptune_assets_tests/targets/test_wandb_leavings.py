@@ -11,12 +11,12 @@ import pytest
 
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.report import LoadReport
 from neptune_assets.targets.wandb.history import HistoryEncoder
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import files, make_lake, metric
 from neptune_assets_tests.support.wandb_stub import WandbStub
 

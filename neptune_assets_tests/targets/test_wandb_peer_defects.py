@@ -29,8 +29,8 @@ import pytest
 
 from neptune_assets.schema import SCHEMA, STEP_TYPE, TIME_TYPE
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import (
     START,
     file,

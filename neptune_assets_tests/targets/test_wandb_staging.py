@@ -10,8 +10,8 @@ import pytest
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import (
     file,
     histograms,

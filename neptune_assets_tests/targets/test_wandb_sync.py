@@ -13,9 +13,9 @@ import pytest
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb import client
 from neptune_assets.targets.wandb.load import WandbTarget
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import START, files, histograms, make_lake, metric, param, params, texts
 from neptune_assets_tests.support.wandb_files import read_wandb
 from neptune_assets_tests.support.wandb_stub import WandbStub

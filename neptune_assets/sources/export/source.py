@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from neptune_assets import settings
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
+from neptune_assets.settings import Filters
 from neptune_assets.sources.export.audit import missing_classes, named_files, stray_files
 from neptune_assets.sources.export.errorfile import ErrorReport, read_error_report
 from neptune_assets.sources.export.files import ExportFile, resolve_files
@@ -17,6 +17,7 @@ from neptune_assets.sources.export.names import parse_part, safe_name
 from neptune_assets.sources.export.projects import FoundProject, FoundRun, Projects
 from neptune_assets.sources.export.reading import RunReading
 from neptune_assets.sources.export.roots import Root
+from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows
 
@@ -33,7 +34,7 @@ class Export:
 
     kind = "export"
 
-    def __init__(self, settings: settings.ExportSource, filters: settings.Filters) -> None:
+    def __init__(self, settings: ExportSource, filters: Filters) -> None:
         """Connect to the file systems; nothing is read yet. Raises SettingsError if a secret is missing."""
         self._settings = settings
         self._filters = filters
@@ -342,5 +343,5 @@ def _only_parts(root: Root, directory: str) -> bool:
     return bool(entries) and all(not entry.is_directory and parse_part(entry.name) is not None for entry in entries)
 
 
-def _optional_root(settings: settings.ExportSource, name: str, url: str | None) -> Root | None:
+def _optional_root(settings: ExportSource, name: str, url: str | None) -> Root | None:
     return None if url is None else Root(url, settings.storage, name)

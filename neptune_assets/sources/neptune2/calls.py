@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import requests
 
-from neptune_assets.settings import LiveSource
+from neptune_assets.sources.live_settings import LiveSource
 from neptune_assets.sources.neptune2.connection import Connection, refused
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.retrying import PASSING, PassingError, Retries, describe, quote, reason

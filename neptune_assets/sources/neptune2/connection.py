@@ -18,7 +18,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from neptune_assets.errors import SettingsError, SourceError, SourceUnavailableError
-from neptune_assets.settings import LiveSource
+from neptune_assets.sources.live_settings import LiveSource
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.lazy_grammar import import_jsonschema
 from neptune_assets.sources.neptune2.token import ApiToken

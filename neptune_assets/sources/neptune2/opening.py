@@ -6,10 +6,10 @@ import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
-from neptune_assets.settings import Neptune2Source
 from neptune_assets.sources.neptune2.calls import Calls, FastCalls
 from neptune_assets.sources.neptune2.connection import UnfamiliarClientError, open_connection
 from neptune_assets.sources.neptune2.public import PublicCalls
+from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.token import ApiToken
 
 TESTED: Final = frozenset({"1.14.0.post2"})

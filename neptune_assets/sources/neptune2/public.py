@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.errors import SourceError
-from neptune_assets.settings import Neptune2Source
 from neptune_assets.sources.neptune2.connection import import_client, refused
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.public_container import Container, written
 from neptune_assets.sources.neptune2.retrying import PASSING, PassingError, Retries, reason
+from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.token import ApiToken
 
 _PREFIX: Final = "client:"

@@ -15,7 +15,6 @@ from typing import Final
 import pyarrow as pa
 
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.settings import Neptune2Source
 from neptune_assets.sources.blocks import LARGE
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune2.artifacts import ArtifactStore
@@ -30,6 +29,7 @@ from neptune_assets.sources.neptune2.open_run import OpenRun
 from neptune_assets.sources.neptune2.projects import Project
 from neptune_assets.sources.neptune2.questions import ArtifactQuestion, SeriesPages, SeriesQuestion, StringSetQuestion
 from neptune_assets.sources.neptune2.series import PointRows, Points
+from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.protocol import RunChunk, RunRows
 from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, together
 

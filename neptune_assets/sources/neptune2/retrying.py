@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from neptune_assets.errors import SourceUnavailableError
-from neptune_assets.settings import LiveSource
+from neptune_assets.sources.live_settings import LiveSource
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.pacing import Attempts
 

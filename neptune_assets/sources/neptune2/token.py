@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from neptune_assets.errors import SettingsError
-from neptune_assets.settings import LiveSource
+from neptune_assets.sources.live_settings import LiveSource
 
 OFF_SWITCH: Final = "DISABLE_NEPTUNE_LOGGING"
 """Set to true by teams that want nothing to call Neptune any more."""

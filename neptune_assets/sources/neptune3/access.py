@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from neptune_assets.errors import SettingsError, SourceError
-from neptune_assets.settings import Neptune3Source
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 
 SWITCH: Final = "DISABLE_NEPTUNE_LOGGING"
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import httpx
 
-from neptune_assets.settings import Neptune3Source
 from neptune_assets.sources.neptune3.access import Access
 from neptune_assets.sources.neptune3.model import RefusedError
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.sign_in import SignIn
 from neptune_assets.sources.pacing import Attempts, Pace, retry_after
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.settings import Neptune3Source
 from neptune_assets.sources.neptune3.access import Access
 from neptune_assets.sources.neptune3.answers import (
     LISTED,
@@ -41,6 +40,7 @@ from neptune_assets.sources.neptune3.model import (
     Request,
     RunAttributes,
 )
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 
 _SEARCH: Final = "/api/leaderboard/v1/proto/leaderboard/entries/search/"
 _VALUES: Final = "/api/leaderboard/v1/proto/leaderboard/attributes/query"

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from neptune_assets.errors import SourceError
 from neptune_assets.schema import SERIES_TYPES, AttributeType
-from neptune_assets.settings import Neptune3Source
 from neptune_assets.sources.neptune3.access import Access
 from neptune_assets.sources.neptune3.answers import LISTED
 from neptune_assets.sources.neptune3.frames import float_columns, object_points
@@ -41,6 +40,7 @@ from neptune_assets.sources.neptune3.public_values import (
     types_asked_for,
     which_run,
 )
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.turns import turn
 from neptune_assets.sources.pacing import Pace
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from neptune_assets.errors import SourceUnavailableError
 from neptune_assets.schema import CLASS_TYPES, SERIES_TYPES, AttributeClass, AttributeType
-from neptune_assets.settings import Filters, Neptune3Source
+from neptune_assets.settings import Filters
 from neptune_assets.sources.blocks import LARGE
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune3.blocks import Block, weight
@@ -35,6 +35,7 @@ from neptune_assets.sources.neptune3.model import (
     RunAttributes,
 )
 from neptune_assets.sources.neptune3.pages import Pages
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets.sources.rows import together
 

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO, Final
 from neptune_assets.errors import FileGoneError, SourceError, SourceUnavailableError, UnknownProjectError
 from neptune_assets.partitions import validate_project_key
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Filters, Neptune3Source
+from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune3.access import find_access
 from neptune_assets.sources.neptune3.model import FileReference, ListedRun, Reader, RefusedError
 from neptune_assets.sources.neptune3.reading import Reading
 from neptune_assets.sources.neptune3.rows import file_of
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.versions import fast_way_is_tested
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from neptune_assets.settings import Neptune3Source
 from neptune_assets.sources.neptune3.access import Access
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 
 _CONDITION = threading.Condition()
 _STATE: dict[str, str | int | None] = {"token": None, "callers": 0}

@@ -18,13 +18,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.client_files import FileFinder
 from neptune_assets.sources.offline.client_layout import Execution, execution_in, refusal_of
 from neptune_assets.sources.offline.client_log import LOG_NAME
 from neptune_assets.sources.offline.client_operations import ContainerKey
 from neptune_assets.sources.offline.client_recording import ClientRecording
 from neptune_assets.sources.offline.recordings import Refusal, walk
+from neptune_assets.sources.offline.settings import OfflineSource
 
 
 class ClientSearch:

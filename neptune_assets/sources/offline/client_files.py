@@ -20,11 +20,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, composed, forbidden_root, has_magic
 from neptune_assets.sources.offline.client_layout import moment_of
 from neptune_assets.sources.offline.client_operations import SetChange
 from neptune_assets.sources.offline.recorded_files import file_limits
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.values import printable, printable_names
 
 LIMITS: Final = "source.offline.file_limits"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from neptune_assets.schema import Scope
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.files import open_regular
 from neptune_assets.sources.offline.client_log import Entry, Log
 from neptune_assets.sources.offline.client_operations import SERIES, ContainerKey
 from neptune_assets.sources.offline.recorded_files import training_directory
 from neptune_assets.sources.offline.recordings import Folder, Refusal
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.values import printable
 
 SCOPES: Final = {"run": Scope.RUNS, "model": Scope.MODELS, "model_version": Scope.MODEL_VERSIONS}

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.client_assignment import assign
 from neptune_assets.sources.offline.client_faults import Fault, Flaws, silent
 from neptune_assets.sources.offline.client_files import FileFinder, FileInMemory, gone
@@ -31,6 +30,7 @@ from neptune_assets.sources.offline.client_operations import (
 )
 from neptune_assets.sources.offline.client_references import References
 from neptune_assets.sources.offline.recordings import Fork
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import SourceFile
 from neptune_assets.sources.values import printable, printable_names

@@ -13,7 +13,6 @@ from typing import Any
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
 from neptune_assets.schema import AttributeType
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.client_files import (
     FileFinder,
     FileInMemory,
@@ -35,6 +34,7 @@ from neptune_assets.sources.offline.client_layout import Execution
 from neptune_assets.sources.offline.client_log import Entry
 from neptune_assets.sources.offline.client_operations import SetChange, Tracked, Upload
 from neptune_assets.sources.offline.recorded_files import RecordedFile, allowed_roots
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.protocol import SourceFile
 from neptune_assets.sources.values import printable
 

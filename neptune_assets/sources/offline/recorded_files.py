@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.files import AllowedRoots, Limits
+from neptune_assets.sources.offline.settings import OfflineSource
 
 FILES_FROM: Final = "source.offline.files_from"
 

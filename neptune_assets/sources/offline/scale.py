@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from neptune_assets.errors import SourceError
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.recorded_files import (
     RecordedFile,
     allowed_roots,
@@ -40,6 +39,7 @@ from neptune_assets.sources.offline.scale_database import (
     writer,
 )
 from neptune_assets.sources.offline.scale_operations import Operations, moment
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.state import MAX_ISSUES, RunState
 from neptune_assets.sources.protocol import SourceFile
 

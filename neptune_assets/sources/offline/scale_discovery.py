@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from neptune_assets.errors import SourceError
-from neptune_assets.settings import OfflineSource
 from neptune_assets.sources.offline.archives import Archives
 from neptune_assets.sources.offline.recordings import Folder, Fork, Refusal, walk
 from neptune_assets.sources.offline.scale import CREATE, Identity, ScaleRecording
@@ -29,6 +28,7 @@ from neptune_assets.sources.offline.scale_database import (
     open_snapshot,
 )
 from neptune_assets.sources.offline.scale_operations import messages, milliseconds
+from neptune_assets.sources.offline.settings import OfflineSource
 
 DATABASE: Final = "run_operations.sqlite3"
 FORMATS: Final = frozenset({"v1", "v2", "v3", "v4", "v5"})

@@ -20,12 +20,13 @@ import pyarrow as pa
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SettingsError, SourceError, UnknownProjectError
 from neptune_assets.partitions import validate_project_key
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.offline.inheritance import RunKey, ancestry, inherits, orphaned, take_over
 from neptune_assets.sources.offline.recordings import Recording, Refusal
 from neptune_assets.sources.offline.scale import ScaleRecording
 from neptune_assets.sources.offline.scale_discovery import find_scale_recordings
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 

@@ -19,11 +19,12 @@ from neptune_assets.server.store.database import RESTORE, DamagedError, open_rea
 from neptune_assets.server.store.files import find_file, object_path
 from neptune_assets.server.store.projects import existing_projects
 from neptune_assets.server.store.runs import SELECT_RUN, Run, find_run, run_of
-from neptune_assets.settings import Filters, ServerSource
+from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 from neptune_assets.sources.server.files import StoredFile, WrittenFile, file_name
 from neptune_assets.sources.server.reading import FILE, RunReading, artifact_files_of, members_of
+from neptune_assets.sources.server.settings import ServerSource
 
 
 class Server:

@@ -11,7 +11,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from neptune_assets.errors import SettingsError
 from neptune_assets.lake.storage import Storage
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 """Dialects of tracking URIs that are databases."""
@@ -36,7 +37,7 @@ class Connection:
         return self.dialect in {"sqlite", "postgresql"}
 
 
-def connection(settings: MlflowTarget, lake: LakeSettings) -> Connection:
+def connection(settings: MlflowSettings, lake: LakeSettings) -> Connection:
     """Resolve the settings. Raises SettingsError for a URI that cannot hold what a load writes."""
     uri = settings.tracking_uri
     if uri is None:
@@ -64,7 +65,7 @@ def connection(settings: MlflowTarget, lake: LakeSettings) -> Connection:
     )
 
 
-def _database(uri: str, dialect: str, settings: MlflowTarget) -> Connection:
+def _database(uri: str, dialect: str, settings: MlflowSettings) -> Connection:
     from sqlalchemy.engine import make_url
 
     url = make_url(uri)
@@ -105,7 +106,7 @@ def secret(variable: str, setting: str) -> str:
     return value
 
 
-def _export_credentials(settings: MlflowTarget, address: SplitResult) -> None:
+def _export_credentials(settings: MlflowSettings, address: SplitResult) -> None:
     """Hand credentials to MLflow's client, which only takes them from its own environment variables."""
     if address.username is not None and settings.username_env is None:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
-from neptune_assets import settings
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.mlflow import fates, mapping, verify
 from neptune_assets.targets.mlflow.artifact_store import Artifacts
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
@@ -26,6 +26,7 @@ from neptune_assets.targets.mlflow.jobs import Job
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.served import Served
 from neptune_assets.targets.mlflow.session import DIRECT_DIALECTS
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
 
@@ -37,7 +38,7 @@ _plans: WeakKeyDictionary[LakeRun, dict[tuple[str, bool], MlflowPlan]] = WeakKey
 class MlflowTarget:
     """One connection to MLflow, for one load or one verification; several threads may each load a run."""
 
-    def __init__(self, target: settings.MlflowTarget, lake: settings.LakeSettings) -> None:
+    def __init__(self, target: MlflowSettings, lake: LakeSettings) -> None:
         self._settings = target
         self._connection = connection(target, lake)
         self._client = Client(self._connection)

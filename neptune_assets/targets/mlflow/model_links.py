@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from neptune_assets import settings
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.mlflow.load import MlflowTarget
 from neptune_assets.targets.mlflow.mapping import Attribute
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.origins import Origins
 
 
 class ModelLinks:
     """Runs of a project, in the lake and in MLflow, as model versions link to them."""
 
-    def __init__(self, target: settings.MlflowTarget, lake: settings.LakeSettings) -> None:
+    def __init__(self, target: MlflowSettings, lake: LakeSettings) -> None:
         self._origins = Origins(lake)
         self._runs = MlflowTarget(target, lake)
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from mlflow.entities.model_registry import RegisteredModel
 
-from neptune_assets import settings
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.filing import filed, place_of
 from neptune_assets.targets.mlflow import mapping, names, texts
 from neptune_assets.targets.mlflow.client import Client, mlflow_errors
@@ -34,6 +34,7 @@ from neptune_assets.targets.mlflow.load import MlflowTarget
 from neptune_assets.targets.mlflow.model_checks import compare_entry, compare_version
 from neptune_assets.targets.mlflow.model_links import ModelLinks
 from neptune_assets.targets.mlflow.model_registry import STAGE, VERSION_ID, Entry, ModelRegistry
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
 
@@ -67,7 +68,7 @@ class _Held:
 class ModelsTarget:
     """One connection to MLflow and its registry, for models or for model versions. Not shared between threads."""
 
-    def __init__(self, target: settings.MlflowTarget, lake: settings.LakeSettings, scope: Scope) -> None:
+    def __init__(self, target: MlflowSettings, lake: LakeSettings, scope: Scope) -> None:
         self.scope = scope
         self._connection = connection(target, lake)
         self._runs = MlflowTarget(target, lake)

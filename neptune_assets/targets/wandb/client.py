@@ -24,9 +24,9 @@ from typing import Any, Final
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.scratch import ScratchDirectory
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.config import Marker
 from neptune_assets.targets.wandb.model_versions import model_versions
+from neptune_assets.targets.wandb.settings import WandbSettings
 
 PUBLIC: Final = "https://api.wandb.ai"
 CONFIRM_SECONDS: Final = 120.0

@@ -14,8 +14,9 @@ from typing import Any, Final
 from neptune_assets import durable
 from neptune_assets.errors import SettingsError, TargetError
 from neptune_assets.lake.layout import safe_name
-from neptune_assets.settings import LakeSettings, WandbTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Dropped, Receipt
+from neptune_assets.targets.wandb.settings import WandbSettings
 
 MARKER: Final = "neptune_assets.json"
 SYNCED: Final = "synced.json"
@@ -26,7 +27,7 @@ FORMAT: Final = 3
 """Raised when the same run would be staged differently; runs staged in an older format are staged anew."""
 
 
-def staging_root(settings: WandbTarget, lake: LakeSettings) -> Path:
+def staging_root(settings: WandbSettings, lake: LakeSettings) -> Path:
     """Return the directory of staged runs. Raises SettingsError if it is left out and the lake is not local."""
     if settings.staging is not None:
         return Path(settings.staging).expanduser().absolute()
@@ -39,7 +40,7 @@ def staging_root(settings: WandbTarget, lake: LakeSettings) -> Path:
     return Path(root).expanduser().absolute() / "wandb"
 
 
-def choices(settings: WandbTarget) -> dict[str, str]:
+def choices(settings: WandbSettings) -> dict[str, str]:
     """Return the settings that decide what a staged run looks like; with others it is staged anew."""
     # Teams that loaded some runs with neptune-exporter have system metrics in the history.
     own = settings.naming == "default"

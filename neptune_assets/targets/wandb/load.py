@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.ruled import wanted_name
 from neptune_assets.targets.survey import ValueCounts
@@ -35,6 +34,7 @@ from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of
 from neptune_assets.targets.wandb.naming import run_key
 from neptune_assets.targets.wandb.projects import ProjectNames
 from neptune_assets.targets.wandb.records import history_fields
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.staging import Place, RunStage, start_of
 from neptune_assets.targets.wandb.upload import carry_over, upload
 from neptune_assets.targets.wandb.verify import differences

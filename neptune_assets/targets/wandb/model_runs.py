@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from neptune_assets import settings
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.lake.reader import Lake, LakeRun
 from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.origins import Origins
 from neptune_assets.targets.wandb.config import Marker, StagedProject, read_marker
 from neptune_assets.targets.wandb.content import Content
@@ -30,6 +30,7 @@ from neptune_assets.targets.wandb.model_registry import ModelRegistry
 from neptune_assets.targets.wandb.model_versions import HeldVersion
 from neptune_assets.targets.wandb.naming import run_key
 from neptune_assets.targets.wandb.projects import ProjectNames
+from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.staging import Place
 from neptune_assets.targets.wandb.upload import check_rows, upload
 from neptune_assets.targets.wandb.verify import differences
@@ -56,7 +57,7 @@ class _OfProject(ProjectNames):
 class ModelRuns(WandbTarget):
     """The runs that hold what models or versions have. Projects are places here: ``<project>/<kind>``."""
 
-    def __init__(self, target: settings.WandbTarget, lake: settings.LakeSettings, scope: Scope) -> None:
+    def __init__(self, target: WandbSettings, lake: LakeSettings, scope: Scope) -> None:
         word = scope.value.removesuffix("s")
         change = {"job_type": word, "job_type_attribute": None, "file_sets": "run_files", "forks": "own"}
         super().__init__(target.model_copy(update=change), lake)

@@ -18,19 +18,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from neptune_assets import settings
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.filing import filed, place_of
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.model_runs import NO_ENTITY, ModelRuns
+from neptune_assets.targets.wandb.settings import WandbSettings
 
 
 class ModelsTarget:
     """One connection to W&B and its models, for models or for model versions. Not shared between threads."""
 
-    def __init__(self, target: settings.WandbTarget, lake: settings.LakeSettings, scope: Scope) -> None:
+    def __init__(self, target: WandbSettings, lake: LakeSettings, scope: Scope) -> None:
         self.scope = scope
         self._runs = ModelRuns(target, lake, scope)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.settings import WandbTarget as WandbSettings
 from neptune_assets.targets.wandb.config import PROJECT, StagedProject, write_json
 from neptune_assets.targets.wandb.naming import project_name
+from neptune_assets.targets.wandb.settings import WandbSettings
 
 
 class ProjectNames:

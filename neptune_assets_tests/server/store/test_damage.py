@@ -20,8 +20,9 @@ from neptune_assets.server.store.artifacts import put_artifact
 from neptune_assets.server.store.database import DATABASE
 from neptune_assets.server.store.projects import Store
 from neptune_assets.server.store.values import to_json
-from neptune_assets.settings import Filters, ServerSource
+from neptune_assets.settings import Filters
 from neptune_assets.sources.protocol import RunEnd
+from neptune_assets.sources.server.settings import ServerSource
 from neptune_assets.sources.server.source import Server
 from neptune_assets_tests.server.reading.store_logging import log
 from neptune_assets_tests.support.ingest import Ingest, points

@@ -15,7 +15,8 @@ import pytest
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Filters, LakeSettings, Neptune2Source, RunFilter
+from neptune_assets.settings import Filters, LakeSettings, RunFilter
+from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
 from neptune_assets.testing.sources import SourceCase, SourceContract, key, read
 from neptune_assets_tests.support import client_live as logged

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.settings import Filters, Neptune2Source, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.protocol import RunRows, Source
 from neptune_assets_tests.support.server import Served, server_in_thread

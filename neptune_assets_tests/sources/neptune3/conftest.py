@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.settings import Filters, Neptune3Source
+from neptune_assets.settings import Filters
+from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.source import Neptune3
 from neptune_assets_tests.support.server import Served, server_in_thread
 

@@ -65,7 +65,7 @@ def token_for(served: Served, proxy: FaultyProxy) -> str:
 
 
 def open_behind(proxy: FaultyProxy, client: str = "fast", **settings: object) -> Neptune3:
-    from neptune_assets.settings import Neptune3Source
+    from neptune_assets.sources.neptune3.settings import Neptune3Source
 
     chosen = {"retry_seconds": 30, "client": client, "concurrency": 2, **settings}
     return Neptune3(Neptune3Source.model_validate(chosen), Filters())

@@ -9,8 +9,9 @@ import pytest
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import AttributeFilter, Filters, LakeSettings, OfflineSource
+from neptune_assets.settings import AttributeFilter, Filters, LakeSettings
 from neptune_assets.sources.neptune3.source import Neptune3
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.protocol import Source
 from neptune_assets_tests.sources.neptune3.conftest import Open

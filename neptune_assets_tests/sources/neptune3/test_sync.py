@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from neptune_assets.settings import OfflineSource
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.sources.neptune3.conftest import Open
 from neptune_assets_tests.sources.neptune3.test_recordings import SERVER_MADE, brought_home, without

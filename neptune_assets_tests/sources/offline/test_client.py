@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from neptune_assets.errors import FileGoneError
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.conformance.sources import SourceCase, SourceContract
 from neptune_assets_tests.support import client_recorder as recorded

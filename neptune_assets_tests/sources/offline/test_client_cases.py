@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from neptune_assets.errors import SourceError
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.values import printable, printable_names
 from neptune_assets_tests.support.client_reading import (

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neptune_assets.schema import SCHEMA
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.protocol import RunEnd
 from neptune_assets_tests.support.client_reading import NAME, PROJECT, floats, op, read_one, write_log

@@ -15,7 +15,8 @@ import pytest
 
 from neptune_assets.errors import SourceError
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets_tests.support import client_recorder as recorded

@@ -15,8 +15,9 @@ import pytest
 from neptune_assets.errors import NeptuneAssetsError, UnsafePathError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import Filters, LakeSettings, OfflineSource
+from neptune_assets.settings import Filters, LakeSettings
 from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, open_regular
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.support.client_reading import NAME, PROJECT, RUN_ID, Read, floats, op, read_one, write_log
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.errors import SourceError
-from neptune_assets.settings import Filters, OfflineSource
+from neptune_assets.settings import Filters
 from neptune_assets.sources.offline import recordings
 from neptune_assets.sources.offline.recordings import Folder, Refusal, walk
+from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 
 DEMO = Path(__file__).resolve().parents[3] / "demo" / "recordings"

@@ -18,7 +18,8 @@ from neptune_assets.schema import AttributeType
 from neptune_assets.server.store.projects import Store
 from neptune_assets.server.store.runs import NewRun
 from neptune_assets.server.store.values import encode, file_value, float_bits, histogram_value, to_json
-from neptune_assets.settings import Filters, LakeSettings, RunFilter, ServerSource
+from neptune_assets.settings import Filters, LakeSettings, RunFilter
+from neptune_assets.sources.server.settings import ServerSource
 from neptune_assets.sources.server.source import Server
 from neptune_assets.testing.sources import SourceCase, SourceContract, read
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Target
 from neptune_assets_tests.conformance.targets import Held
 from neptune_assets_tests.support.mlflow_server import migrated_database
@@ -37,7 +38,7 @@ class MlflowPlace:
     def open(self) -> Target:
         from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
 
-        return Opened(MlflowTarget(**self.options), LakeSettings(root=str(self.root / "lake")))
+        return Opened(MlflowSettings(**self.options), LakeSettings(root=str(self.root / "lake")))
 
     def query(self, sql: str, *values: Any) -> list[Any]:
         with closing(sqlite3.connect(self.file)) as db, db:

@@ -8,11 +8,12 @@ from mlflow import MlflowClient
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import Scope
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as RunsTarget
 from neptune_assets.targets.mlflow.models import ModelsTarget
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.conformance.targets import PROJECT, Rows
 from neptune_assets_tests.support.lake_factory import make_lake
 from neptune_assets_tests.support.model_rows import MODEL
@@ -25,7 +26,7 @@ class Registry:
     def __init__(self, place: MlflowPlace) -> None:
         self.place = place
         self.lake = LakeSettings(root=str(place.root / "lake"))
-        self.settings = MlflowTarget(**place.options)
+        self.settings = MlflowSettings(**place.options)
         self.client = MlflowClient(tracking_uri=self.settings.tracking_uri or f"sqlite:///{place.file}")
 
     def load(self, scope: Scope, things: dict[str, Rows], *, project: str = PROJECT, **options: Any) -> LoadReport:

@@ -16,10 +16,11 @@ from mlflow.artifacts import download_artifacts
 from moto.server import ThreadedMotoServer
 
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.conformance.targets import PROJECT, born, histogram, point, text
 from neptune_assets_tests.support.lake_factory import file, file_set, files, make_lake
 from neptune_assets_tests.support.mlflow_server import RunningServer, mlflow_server
@@ -96,7 +97,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 def load(root: Path, options: dict[str, Any], rows: Any) -> LoadReport:
     make_lake(root / "lake", {PROJECT: {"R-1": rows}})
     settings = LakeSettings(root=str(root / "lake"))
-    target = MlflowTarget(**options)
+    target = MlflowSettings(**options)
     return load_project(
         Lake(settings).project(PROJECT),
         lambda: Opened(target, settings),
@@ -143,7 +144,7 @@ def test_a_file_that_is_lost_cut_or_changed_is_found(s3: str, tmp_path: Path) ->
     options = {"artifact_root": s3}
     report = load(tmp_path, options, ROWS)
     run = Lake(LakeSettings(root=str(tmp_path / "lake"))).project(PROJECT).run("R-1")
-    target = Opened(MlflowTarget(**options), LakeSettings(root=str(tmp_path / "lake")))
+    target = Opened(MlflowSettings(**options), LakeSettings(root=str(tmp_path / "lake")))
     assert target.verify(run, report.receipts[0]).ok
     client = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
     bucket = s3.split("/")[2]
@@ -160,7 +161,7 @@ def test_a_file_that_is_lost_cut_or_changed_is_found(s3: str, tmp_path: Path) ->
     by_size = ("'files/f/b/model.bin' is missing", "'series/log.jsonl' has 5 bytes", "was not written")
     for words in (*by_size, "'files/f/a/model.bin' has other content"):
         assert words in found
-    quick = Opened(MlflowTarget(**options, verify_files="size"), LakeSettings(root=str(tmp_path / "lake")))
+    quick = Opened(MlflowSettings(**options, verify_files="size"), LakeSettings(root=str(tmp_path / "lake")))
     found = "\n".join(quick.verify(run, report.receipts[0]).differences)
     quick.close()
     assert all(words in found for words in by_size)
@@ -172,7 +173,7 @@ def test_an_artifact_that_was_changed_behind_a_server_is_found(server: RunningSe
     options = {"tracking_uri": server.url}
     report = load(tmp_path, options, ROWS)
     run = Lake(LakeSettings(root=str(tmp_path / "lake"))).project(PROJECT).run("R-1")
-    target = Opened(MlflowTarget(**options), LakeSettings(root=str(tmp_path / "lake")))
+    target = Opened(MlflowSettings(**options), LakeSettings(root=str(tmp_path / "lake")))
     assert target.verify(run, report.receipts[0]).ok
     (changed,) = server.artifacts.rglob("f/b/model.bin")
     changed.write_bytes(b"othes")
@@ -207,7 +208,7 @@ def test_a_large_file_is_never_whole_in_memory(options: dict[str, Any], tmp_path
     expected = hashlib.sha256(content).hexdigest()
     del content
     settings = LakeSettings(root=str(tmp_path / "lake"))
-    target = MlflowTarget(**options)
+    target = MlflowSettings(**options)
     tracemalloc.start()
     try:
         report = load_project(

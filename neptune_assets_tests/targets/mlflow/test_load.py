@@ -7,10 +7,11 @@ import pytest
 
 from neptune_assets.errors import SettingsError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import make_lake
@@ -121,12 +122,14 @@ def test_deleted_experiment_says_what_to_do(place: MlflowPlace) -> None:
 )
 def test_settings_that_cannot_work(tmp_path: Path, options: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
-        Opened(MlflowTarget(**options), LakeSettings(root=str(tmp_path)))
+        Opened(MlflowSettings(**options), LakeSettings(root=str(tmp_path)))
 
 
 def test_passwords_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_PASSWORD", "hunter2")
-    settings = MlflowTarget(tracking_uri="postgresql://u@127.0.0.1:1/d", artifact_root="/a", password_env="DB_PASSWORD")
+    settings = MlflowSettings(
+        tracking_uri="postgresql://u@127.0.0.1:1/d", artifact_root="/a", password_env="DB_PASSWORD"
+    )
     from neptune_assets.targets.mlflow.config import connection
 
     made = connection(settings, LakeSettings(root=str(tmp_path)))

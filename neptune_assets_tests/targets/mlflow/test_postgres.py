@@ -11,10 +11,11 @@ import pytest
 
 from neptune_assets.errors import TargetUnavailableError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import PROJECT, Place, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import make_lake
@@ -93,7 +94,7 @@ def test_an_empty_database_gets_mlflows_tables(tmp_path: Path) -> None:
     server = migrated_server()
     server.create("blank")
     try:
-        settings = MlflowTarget(tracking_uri=server.url("blank", "postgresql+psycopg"), artifact_root=str(tmp_path))
+        settings = MlflowSettings(tracking_uri=server.url("blank", "postgresql+psycopg"), artifact_root=str(tmp_path))
         target = Opened(settings, LakeSettings(root=str(tmp_path)))
         target.check()
         target.close()

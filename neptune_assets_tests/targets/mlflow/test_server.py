@@ -11,10 +11,11 @@ import pytest
 
 from neptune_assets.errors import TargetUnavailableError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, make_lake
@@ -88,7 +89,7 @@ def test_over_http(place: ServerPlace) -> None:
 
 
 def test_no_server_is_said_at_once(tmp_path: Path) -> None:
-    settings = MlflowTarget(tracking_uri=f"http://127.0.0.1:{free_port()}")
+    settings = MlflowSettings(tracking_uri=f"http://127.0.0.1:{free_port()}")
     target = Opened(settings, LakeSettings(root=str(tmp_path)))
     before = time.monotonic()
     with pytest.raises(TargetUnavailableError, match=r"No MLflow server answers at http://127\.0\.0\.1"):

@@ -14,11 +14,12 @@ import pytest
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.settings import LakeSettings, MlflowTarget
+from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
 from neptune_assets.targets.mlflow import wire
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.conformance.targets import PROJECT, Held, born, ms, param, point, text
 from neptune_assets_tests.support.faulty_proxy import Fault, FaultyProxy
 from neptune_assets_tests.support.lake_factory import make_lake
@@ -51,7 +52,7 @@ def proxy(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
 def load(root: Path, proxy: FaultyProxy, rows: Any = ROWS, **options: Any) -> LoadReport:
     make_lake(root / "lake", {PROJECT: {"R-1": rows}})
     settings = LakeSettings(root=str(root / "lake"))
-    target = MlflowTarget(tracking_uri=proxy.url, **options)
+    target = MlflowSettings(tracking_uri=proxy.url, **options)
     ledger = Ledger(settings, "mlflow", PROJECT)
     project = Lake(settings).project(PROJECT)
     return load_project(project, lambda: Opened(target, settings), ledger, sleep=lambda _: None)

@@ -1,0 +1,37 @@
+"""Settings that every source which asks a running server has."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from neptune_assets.settings import EnvironmentName, Model
+
+
+class LiveSource(Model):
+    """What the sources that ask a running server have in common. They only ever read."""
+
+    projects: list[str] | None = Field(
+        default=None, description="Exactly these projects, as workspace/project; found out from the server if left out."
+    )
+    workspace: str | None = Field(
+        default=None, description="Find projects of this workspace only; those of all workspaces if left out."
+    )
+    api_token_env: EnvironmentName = Field(
+        default="NEPTUNE_API_TOKEN", description="Environment variable that holds the API token."
+    )
+    concurrency: int = Field(default=8, ge=1, le=64, description="Requests to the server at the same time.")
+    requests_per_second: float | None = Field(
+        default=None, gt=0, description="Most requests a second; as fast as the server answers if left out."
+    )
+    request_seconds: float = Field(default=120, gt=0, description="Give up waiting for one answer after this long.")
+    retry_seconds: float = Field(
+        default=300, ge=0, description="Try a request that fails in passing again for this long, then give it up."
+    )
+    runs_per_page: int = Field(default=1_000, ge=1, le=10_000, description="Runs asked for at once.")
+    points_per_page: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000,
+        description="Points of one float series asked for at once; 1,000 of other series, and where a server refuses "
+        "more.",
+    )

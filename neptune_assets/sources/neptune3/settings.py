@@ -1,0 +1,30 @@
+"""Settings of the source `neptune3`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from neptune_assets.sources.live_settings import LiveSource
+
+
+class Neptune3Source(LiveSource):
+    """A running Neptune 3.x server, read as neptune-query reads it. It is only ever read."""
+
+    points_per_page: int = Field(
+        default=250_000, ge=1_000, le=1_000_000, description="Points asked for at once, of all series together."
+    )
+    series_per_page: int = Field(
+        default=1_000, ge=1, le=10_000, description="Series asked for at once, of all runs together."
+    )
+    metric_previews: bool = Field(
+        default=False,
+        description="Also take points of metrics that are not final, as series of their own: `<path>:preview` and "
+        "`<path>:preview_completion`.",
+    )
+    client: Literal["fast", "public"] = Field(
+        default="fast",
+        description="fast: with a version of neptune-query that was tested for it, turn its answers into Parquet "
+        "without its data frames. public: only call its public functions, as with any other version.",
+    )
