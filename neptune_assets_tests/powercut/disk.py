@@ -8,17 +8,20 @@ systems of use do so: a file that is renamed has its old name or its new one (or
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from neptune_assets_tests.powercut.recording import Entry, Label, Recording, Sync, Truncate, Write
 
 Tree = dict[str, bytes | None]
 """Path below the parent of the root -> bytes, or None for a directory."""
+_Kind = Callable[[bytes, list[Write | Truncate]], bytes]
+"""Makes of the bytes that are kept, and of what was written later, what may be there after the cut."""
 
 
 @dataclass
@@ -31,11 +34,23 @@ class State:
     """Operations before the cut."""
     kind: str
 
+    @property
+    def group(self) -> str:
+        """The kind without the number of what was picked."""
+        return " ".join(word for word in self.kind.split() if not word.isdigit())
+
 
 @dataclass
 class _File:
     kept: bytes
     later: list[tuple[int, Write | Truncate]] = field(default_factory=list)
+    made: dict[_Kind, bytes] = field(default_factory=dict)
+    """What was made of it since it last changed: equal content of many states is one object, hashed once."""
+
+    def content(self, kind: _Kind) -> bytes:
+        if kind not in self.made:
+            self.made[kind] = kind(self.kept, [change for _, change in self.later]) if self.later else self.kept
+        return self.made[kind]
 
 
 @dataclass
@@ -45,25 +60,23 @@ class _Directory:
 
 
 def states(
-    recording: Recording, samples: int, seen: set[bytes] | None = None, *, every: int = 1, first: int = 0
+    recording: Recording, samples: int, seen: set[int] | None = None, *, every: int = 1, first: int = 0
 ) -> Iterator[State]:
     """Yield the different states of cuts: the systematic ones, and ``samples`` by chance for each cut.
 
-    Cuts are all after ``first`` operations, or each ``every``-th and the last one. ``seen`` are the digests of states
-    that are left out; those that are yielded are added to it.
+    Cuts are all after ``first`` operations, or each ``every``-th and the last one. ``seen`` are the hashes of states
+    that are left out; those that are yielded are added to it. The same recording yields the same states each time.
     """
     disk = _Disk(recording, random.Random(1))
     seen = set() if seen is None else seen
     for cut in range(len(recording.operations) + 1):
         last = cut == len(recording.operations)
+        labels = frozenset(disk.labels)
         for kind, tree in disk.now(samples) if cut >= first and (cut % every == 0 or last) else ():
-            identity = hashlib.blake2b(repr(sorted(disk.labels)).encode())
-            for path, data in sorted(tree.items()):
-                identity.update(repr((path, None if data is None else len(data))).encode())
-                identity.update(data or b"")
-            if identity.digest() not in seen:
-                seen.add(identity.digest())
-                yield State(tree, frozenset(disk.labels), cut, kind)
+            identity = hash((labels, frozenset(tree.items())))
+            if identity not in seen:
+                seen.add(identity)
+                yield State(tree, labels, cut, kind)
         if cut < len(recording.operations):
             disk.take(cut)
 
@@ -96,12 +109,14 @@ class _Disk:
             self.directories[operation.directory].later.append((number, operation))
         elif isinstance(operation, Write | Truncate):
             self.files[operation.file].later.append((number, operation))
+            self.files[operation.file].made.clear()
         elif isinstance(operation, Sync):
             if operation.item in self.files:
                 file = self.files[operation.item]
                 covered = [item for item in file.later if item[0] < operation.covers]
                 file.kept = _content(file.kept, [change for _, change in covered])
                 file.later = file.later[len(covered) :]
+                file.made.clear()
             else:
                 directory = self.directories[operation.item]
                 covered_names = [item for item in directory.later if item[0] < operation.covers]
@@ -116,55 +131,35 @@ class _Disk:
         numbers = {number for number, _ in names}
         added = {number for number, entry in names if entry.item is not None}
         changed = [item for item, file in self.files.items() if file.later]
-        whole, nothing = _every, _none
-        yield "all", self.tree(numbers, lambda item: whole)
-        yield "nothing", self.tree(set(), lambda item: nothing)
-        yield "names", self.tree(numbers, lambda item: nothing)
-        yield "names and sizes", self.tree(numbers, lambda item: _zeros)
-        yield "bytes", self.tree(set(), lambda item: whole)
-        yield "new names", self.tree(added, lambda item: whole)
-        yield "removed names", self.tree(numbers - added, lambda item: whole)
+        pairs = {entry.pair: number for number, entry in names if entry.pair is not None and entry.item is not None}
+        removed = {number: pairs[entry.pair] for number, entry in names if entry.item is None and entry.pair in pairs}
+
+        def tree(persisted: set[int], kind: _Kind, one: dict[int, _Kind] | None = None) -> Tree:
+            # Of a rename the new name is there if the old one is gone.
+            renamed = {removed[number] for number in persisted if number in removed}
+            return self.tree(persisted | renamed, kind, one or {})
+
+        yield "all", tree(numbers, _every)
+        yield "nothing", tree(set(), _none)
+        yield "names", tree(numbers, _none)
+        yield "names and sizes", tree(numbers, _zeros)
+        yield "bytes", tree(set(), _every)
+        yield "new names", tree(added, _every)
+        yield "removed names", tree(numbers - added, _every)
         for number in numbers:
-            yield f"all but name {number}", self.tree(numbers - {number}, lambda item: whole)
-            yield f"only name {number}", self.tree({number}, lambda item: whole)
-        for one in changed:
-            for kind in (nothing, _zeros, self.torn):
-                yield (
-                    f"file {one} lost",
-                    self.tree(numbers, lambda item, one=one, kind=kind: kind if item == one else whole),
-                )  # type: ignore[misc]
+            yield f"all but name {number}", tree(numbers - {number}, _every)
+            yield f"only name {number}", tree({number}, _every)
+        for item in changed:
+            yield f"file {item} lost", tree(numbers, _every, {item: _none})
+            yield f"file {item} of zeros", tree(numbers, _every, {item: _zeros})
+            yield f"file {item} torn", tree(numbers, _every, {item: _torn})
         for _ in range(samples if numbers or changed else 0):
             part = {number for number in numbers if self.chance.random() < 0.5}
-            kinds = {item: self.chance.choice((whole, whole, nothing, _zeros, self.torn)) for item in changed}
-            yield "chance", self.tree(part, lambda item, kinds=kinds: kinds.get(item, whole))  # type: ignore[misc]
+            kinds = [_every, _every, _none, _zeros, partial(_torn, chance=self.chance)]
+            yield "chance", tree(part, _every, {item: self.chance.choice(kinds) for item in changed})
 
-    def torn(self, kept: bytes, changes: list[Write | Truncate]) -> bytes:
-        """Any of the changes, in any order, each cut at any byte; the file may have grown before its bytes came."""
-        content = bytearray(kept if self.chance.random() < 0.5 else _zeros(kept, changes))
-        for change in self.chance.sample(changes, len(changes)):
-            if self.chance.random() < 0.5:
-                if isinstance(change, Write):
-                    data = change.data[: self.chance.randint(0, len(change.data))]
-                    _into(content, change.offset, data)
-                else:
-                    _resize(content, change.size)
-        return bytes(content)
-
-    def tree(
-        self, persisted: set[int], content: Callable[[int], Callable[[bytes, list[Write | Truncate]], bytes]]
-    ) -> Tree:
-        """The tree in which these changes of names are there; of a rename the new name if the old one is gone."""
-        pairs: dict[int, int] = {}
-        for directory in self.directories.values():
-            for number, entry in directory.later:
-                if entry.pair is not None and entry.item is not None:
-                    pairs[entry.pair] = number
-        persisted = persisted | {
-            pairs[entry.pair]
-            for directory in self.directories.values()
-            for number, entry in directory.later
-            if number in persisted and entry.item is None and entry.pair in pairs
-        }
+    def tree(self, persisted: set[int], kind: _Kind, others: dict[int, _Kind]) -> Tree:
+        """The tree in which these changes of names are there, and of files what their kind makes of them."""
         tree: Tree = {}
 
         def descend(item: int, path: str) -> None:
@@ -181,9 +176,7 @@ class _Disk:
                         tree[place] = None
                         descend(child, place)
                 else:
-                    file = self.files[child]
-                    changes = [change for _, change in file.later]
-                    tree[place] = content(child)(file.kept, changes) if changes else file.kept
+                    tree[place] = self.files[child].content(others.get(child, kind))
 
         descend(0, "")
         return tree
@@ -209,6 +202,20 @@ def _content(kept: bytes, changes: list[Write | Truncate]) -> bytes:
             _into(content, change.offset, change.data)
         else:
             _resize(content, change.size)
+    return bytes(content)
+
+
+def _torn(kept: bytes, changes: list[Write | Truncate], chance: random.Random | None = None) -> bytes:
+    """Any of the changes, in any order, each cut at any byte; the file may have grown before its bytes came."""
+    # Without another source of chance, the same changes are torn at the same byte in each recording.
+    chance = chance or random.Random(zlib.crc32(_content(kept, changes)))
+    content = bytearray(kept if chance.random() < 0.5 else _zeros(kept, changes))
+    for change in chance.sample(changes, len(changes)):
+        if chance.random() < 0.5:
+            if isinstance(change, Write):
+                _into(content, change.offset, change.data[: chance.randint(0, len(change.data))])
+            else:
+                _resize(content, change.size)
     return bytes(content)
 
 
