@@ -64,9 +64,22 @@ def read(source: Source, project: str, run_ids: Iterable[str]) -> Read:
         assert 0 < chunk.batch.num_rows <= 128 * 1024
         assert set(chunk.batch["project_id"].to_pylist()) == {project}
         assert set(chunk.batch["run_id"].to_pylist()) == {current}
-        result.rows[current].extend(chunk.batch.to_pylist())
+        result.rows[current].extend(rows_of(chunk.batch))
     assert list(result.ends) == wanted
     return result
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as Python values; all times are epoch milliseconds where datetimes cannot hold one of them."""
+    rows: list[dict[str, Any]]
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for name in ("timestamp", "datetime_value"):
+            place = batch.schema.get_field_index(name)
+            batch = batch.set_column(place, name, batch[place].view(pa.int64()))
+        rows = batch.to_pylist()
+    return rows
 
 
 def tree(roots: Iterable[Path]) -> dict[str, tuple[int, int, str]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
@@ -18,6 +18,8 @@ from neptune_assets.errors import FileGoneError, NeptuneAssetsError, UnsafePathE
 from neptune_assets.settings import StorageSettings
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.neptune2.calls import Calls
+from neptune_assets.sources.neptune2.errors import understood
+from neptune_assets.sources.values import text
 
 _VERSION: Final[Mapping[str, str]] = {"X-Neptune-Artifact-Api-Version": "2"}
 _BLOCK: Final = 1 << 20
@@ -40,15 +42,26 @@ class ArtifactFile:
             return found
         # Clients write plain paths behind file://, where a proper URL would have special characters escaped.
         plain = found.removeprefix("file://")
-        return plain if Path(plain).exists() else unquote(urlsplit(found).path)
+        # Unlike Path.exists(), this asks for no name too long and raises nothing.
+        if os.path.exists(plain):  # noqa: PTH110
+            return plain
+        try:
+            return unquote(urlsplit(found).path)
+        except ValueError:
+            return plain
 
 
 def list_files(calls: Calls, project_key: str, digest: str) -> list[ArtifactFile]:
     """The files of an artifact by its hash, in order of names."""
     answer = calls.json("listArtifactFiles", headers=_VERSION, projectIdentifier=project_key, hash=digest)
-    files = [
+    with understood(f"the files of the artifact {digest!r}"):
+        return sorted(_files(answer), key=lambda file: file.name)
+
+
+def _files(answer: Mapping[str, Any]) -> list[ArtifactFile]:
+    return [
         ArtifactFile(
-            str(item["filePath"]),
+            text(item["filePath"]),
             {
                 "filePath": item["filePath"],
                 "fileHash": item.get("fileHash"),
@@ -62,12 +75,16 @@ def list_files(calls: Calls, project_key: str, digest: str) -> list[ArtifactFile
         )
         for item in answer.get("files") or ()
     ]
-    return sorted(files, key=lambda file: file.name)
 
 
 def files_list(files: Sequence[ArtifactFile]) -> bytes:
     """The list of an artifact's files as JSON."""
-    return json.dumps([file.facts for file in files], ensure_ascii=False).encode()
+    facts = [file.facts for file in files]
+    try:
+        return json.dumps(facts, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Halves of characters, which only escapes can hold.
+        return json.dumps(facts).encode()
 
 
 @dataclass(frozen=True, slots=True)

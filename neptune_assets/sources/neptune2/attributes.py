@@ -54,13 +54,22 @@ class AttributeReader:
         self._key = key
         self._project_key = project_key
         self.contents = Contents()
+        self._known: dict[tuple[str, str], str] = {}
+        self._taken = 0
 
     def take(self, attribute: Mapping[str, Any]) -> None:
         """Take one attribute. What cannot be understood becomes an error of the run and leaves the others alone."""
-        path, kind = attribute.get("name"), attribute.get("type")
+        path, kind = (attribute.get("name"), attribute.get("type")) if isinstance(attribute, Mapping) else (None, None)
         if not isinstance(path, str) or not isinstance(kind, str):
             self._state.error(f"The server describes an attribute without a name or a type: {attribute!r:.200}.")
             return
+        described = repr(attribute)
+        first = self._known.setdefault((path, kind), described)
+        if len(self._known) == self._taken:
+            if first != described:
+                self._state.error(f"The server tells two things of {path!r} ({kind}); the first is kept.", path)
+            return
+        self._taken += 1
         properties = attribute.get(f"{kind}Properties") or {}
         try:
             self._take(path, kind, properties)

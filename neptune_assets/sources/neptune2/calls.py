@@ -33,8 +33,10 @@ class Calls(Protocol):
     tables_tell_all: bool
     """True if a table without a choice of columns holds all that runs have."""
 
-    def json(self, operation: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Any:
-        """Make a call and return the JSON it answers.
+    def json(
+        self, operation: str, headers: Mapping[str, str] | None = None, *, tries: int | None = None, **parameters: Any
+    ) -> Any:
+        """Make a call and return the JSON object it answers. With ``tries`` it is given up after so many.
 
         Raises CallError if it fails for good, SourceUnavailableError if the server does not answer any more,
         SourceError if the token is refused.
@@ -64,9 +66,13 @@ class FastCalls:
         self._lock = threading.Lock()
         self.count = 0
 
-    def json(self, operation: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Any:
+    def json(
+        self, operation: str, headers: Mapping[str, str] | None = None, *, tries: int | None = None, **parameters: Any
+    ) -> Any:
         """See :meth:`Calls.json`."""
-        return self._retries.run(operation, parameters, lambda: self._json(operation, headers or {}, parameters))
+        return self._retries.run(
+            operation, parameters, lambda: self._json(operation, headers or {}, parameters), tries=tries
+        )
 
     def download(self, operation: str, sink: BinaryIO, size: int | None = None, **parameters: Any) -> None:
         """See :meth:`Calls.download`."""
@@ -97,6 +103,10 @@ class FastCalls:
                     yield response
             except self._connection.broken as error:
                 raise PassingError(reason(error)) from error
+            except UnicodeError as error:
+                raise CallError(
+                    f"No request can hold {operation}{describe(parameters)}.", hint="The server gave a broken name."
+                ) from error
 
     def _json(self, operation: str, headers: Mapping[str, str], parameters: Mapping[str, Any]) -> Any:
         with self._send(operation, headers, parameters) as response:
@@ -104,9 +114,12 @@ class FastCalls:
             content = response.content
             status = response.status_code
         try:
-            return json.loads(content)
-        except ValueError:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
             raise PassingError("it answered something other than JSON", status) from None
+        if not isinstance(answer, dict):
+            raise PassingError(f"it answered something other than a JSON object, {answer!r:.80}", status)
+        return answer
 
     def _download(
         self, operation: str, url: str | None, sink: BinaryIO, size: int | None, parameters: Mapping[str, Any]

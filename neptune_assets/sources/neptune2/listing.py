@@ -11,14 +11,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from neptune_assets.schema import Scope
 from neptune_assets.sources.neptune2.calls import Calls
 from neptune_assets.sources.neptune2.queries import EVERYTHING, after, both, created_between
-from neptune_assets.sources.neptune2.values import EPOCH, moment
+from neptune_assets.sources.neptune2.values import EPOCH, milliseconds, sent, whole
+from neptune_assets.sources.times import moment_of
+from neptune_assets.sources.values import printable, text
 
 TYPES: Final[Mapping[Scope, str]] = {Scope.RUNS: "run", Scope.MODELS: "model", Scope.MODEL_VERSIONS: "modelVersion"}
 """What the server calls each kind."""
@@ -45,10 +47,36 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All lines by id, in order; ``counted`` is how many the server says there are, if that is more."""
+    """All lines by id, in order; ``counted`` is how many the server says there are, if that is more.
+
+    ``odd`` says what is wrong with lines that name no run, or one that another line has named.
+    """
 
     runs: Mapping[str, Listed]
     counted: int | None = None
+    odd: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was listed so far."""
+
+    runs: dict[str, Listed] = field(default_factory=dict)
+    odd: set[str] = field(default_factory=set)
+
+    def take(self, entry: Any) -> Listed | None:
+        """Take a line of the table; None if it names no run."""
+        try:
+            listed = _listed(entry)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            self.odd.add(f"a line that names no run ({type(error).__name__} {error!s:.100})")
+            return None
+        first = self.runs.setdefault(listed.run_id, listed)
+        if first.key != listed.key:
+            self.odd.add(f"the id {listed.run_id!r} for two runs, of which {listed.key!r} is not read")
+        else:
+            self.runs[listed.run_id] = listed
+        return listed
 
 
 class Table:
@@ -62,17 +90,19 @@ class Table:
 
     def read(self, query: str = EVERYTHING) -> Listing:
         """List everything that matches. Raises as :meth:`Calls.json` does."""
-        found: dict[str, Listed] = {}
+        found = _Found()
         expected = self._sweep(query, found)
-        if expected is not None and len(found) < expected:
+        if expected is not None and len(found.runs) < expected:
             expected = self._count(query)
-            if len(found) < expected:
-                _LOG.warning("Listed %d of %d by id; listing again by creation time.", len(found), expected)
-                self._slices(query, _BEGINNING, self._end(), found)
-        runs = dict(sorted(found.items()))
-        return Listing(runs, expected if expected is not None and len(runs) < expected else None)
+            if len(found.runs) < expected:
+                _LOG.warning("Listed %d of %d by id; listing again by creation time.", len(found.runs), expected)
+                since, until = _BEGINNING, self._end()
+                self._slices(query, since, until, self._count(both(query, created_between(since, until))), found)
+        runs = dict(sorted(found.runs.items()))
+        short = expected is not None and len(runs) < expected
+        return Listing(runs, expected if short else None, frozenset(found.odd))
 
-    def _sweep(self, query: str, found: dict[str, Listed]) -> int | None:
+    def _sweep(self, query: str, found: _Found) -> int | None:
         """Add all that match, in order of ids; return the server's count of them."""
         counted: int | None = None
         border = EVERYTHING
@@ -83,12 +113,16 @@ class Table:
             while offset < MAX_OFFSET:
                 answer = self._ask(both(query, border), min(self._page_size, MAX_OFFSET - offset), offset)
                 entries = answer.get("entries") or []
+                if not isinstance(entries, list):
+                    found.odd.add(f"something that is not a table ({entries!r:.80})")
+                    entries = []
                 if counted is None:
-                    counted = answer.get("matchingItemCount")
-                for listed in map(_listed, entries):
-                    found[listed.run_id] = listed
-                    seen.add(listed.run_id)
-                    last = listed.run_id
+                    counted = _counted(answer)
+                for entry in entries:
+                    listed = found.take(entry)
+                    if listed is not None:
+                        seen.add(listed.run_id)
+                        last = listed.run_id
                 offset += len(entries)
                 if not entries or (counted is not None and len(seen) >= counted):
                     return counted
@@ -96,21 +130,26 @@ class Table:
                 return counted
             border = after(last)
 
-    def _slices(self, query: str, since: int, until: int, found: dict[str, Listed]) -> None:
-        """Add all that were created between two times, halving the time until the offsets suffice."""
-        part = both(query, created_between(since, until))
-        count = self._count(part)
-        if count == 0:
-            return
-        if count < MAX_OFFSET or until - since <= 1:
-            self._sweep(part, found)
+    def _slices(self, query: str, since: int, until: int, count: int, found: _Found) -> None:
+        """Add all that were created between two times, halving the time until the offsets suffice.
+
+        ``count`` is how many the server says they are.
+        """
+        if not count:
             return
         middle = (since + until) // 2
-        self._slices(query, since, middle, found)
-        self._slices(query, middle, until, found)
+        if count >= MAX_OFFSET and until - since > 1:
+            halves = [(since, middle), (middle, until)]
+            counts = [self._count(both(query, created_between(*half))) for half in halves]
+            # A server whose halves are more than the whole does not look at times: they lead nowhere.
+            if sum(counts) <= count:
+                for half, each in zip(halves, counts, strict=True):
+                    self._slices(query, *half, each, found)
+                return
+        self._sweep(both(query, created_between(since, until)), found)
 
     def _count(self, query: str) -> int:
-        return int(self._ask(query, 0, 0).get("matchingItemCount") or 0)
+        return _counted(self._ask(query, 0, 0)) or 0
 
     def _end(self) -> int:
         return (datetime.now(EPOCH.tzinfo) + timedelta(days=2) - EPOCH) // timedelta(milliseconds=1)
@@ -134,32 +173,47 @@ class Table:
         return answer
 
 
+def _counted(answer: Mapping[str, Any]) -> int | None:
+    """How many lines the server counts; None if it does not say."""
+    try:
+        return max(0, whole(answer.get("matchingItemCount")))
+    except TypeError:
+        return None
+
+
 def _listed(entry: Mapping[str, Any]) -> Listed:
     values = dict(_values(entry))
     run_id = values.get("sys/id")
-    key = str(entry["experimentId"])
+    key = sent(text(entry["experimentId"]))
     modified = values.get("sys/modification_time")
     # A server that gives no time of change gives no mark but all there is to see.
     mark = modified if isinstance(modified, str) else json.dumps(values, sort_keys=True)
     return Listed(
-        run_id=run_id if isinstance(run_id, str) else key,
+        run_id=printable(run_id) if isinstance(run_id, str) and run_id else key,
         key=key,
         mark=hashlib.blake2b(mark.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(),
         created_at=_time(values.get("sys/creation_time")),
         modified_at=_time(modified),
         trashed=values.get("sys/trashed") is True,
-        size=int(values.get("sys/size") or 0),
+        size=_size(values.get("sys/size")),
     )
 
 
 def _values(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for attribute in entry.get("attributes") or ():
         properties = attribute.get(f"{attribute.get('type')}Properties") or {}
-        yield attribute.get("name"), properties.get("value")
+        yield text(attribute.get("name")), properties.get("value")
 
 
 def _time(value: Any) -> datetime | None:
     try:
-        return moment(value)
+        return moment_of(milliseconds(value))
     except (TypeError, ValueError):
         return None
+
+
+def _size(value: Any) -> int:
+    try:
+        return max(0, whole(value))
+    except TypeError:
+        return 0

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from neptune_assets.schema import AttributeType
 from neptune_assets.sources.blocks import weight_of
 from neptune_assets.sources.neptune2.listing import Listed
-from neptune_assets.sources.neptune2.series import Points
+from neptune_assets.sources.neptune2.series import NO_TIME, Points
 from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import RunEnd
+from neptune_assets.sources.times import OddTimes
 
 
 class OpenRun:
@@ -30,6 +33,7 @@ class OpenRun:
         self._points: list[Points] = []
         self._promised: Counter[str] = Counter()
         self._empty: list[str] = []
+        self._odd_times = OddTimes()
 
     @property
     def size(self) -> int:
@@ -43,7 +47,12 @@ class OpenRun:
         self.state.whole = False
 
     def arrive(self, points: Points) -> None:
-        """Keep points until they are taken."""
+        """Keep points until they are taken; times that no row can hold are taken away and told at the end."""
+        page = points.page
+        told = page.times != NO_TIME
+        beyond = self._odd_times.beyond(points.path, page.times[told])
+        if beyond is not None:
+            page.times[np.flatnonzero(told)[beyond]] = NO_TIME
         self._points.append(points)
         self.weight += points.page.weight
 
@@ -79,4 +88,9 @@ class OpenRun:
         """End the run, once everything was answered and its values were given."""
         if self._empty:
             self.state.note(f"{len(self._empty):,} series hold no points, such as {min(self._empty)!r}.")
-        return replace(self.state.end(), promised=dict(self._promised) if self.state.whole else None)
+        end = self.state.end()
+        return replace(
+            end,
+            promised=dict(self._promised) if self.state.whole else None,
+            notes=(*end.notes, *self._odd_times.issues()),
+        )

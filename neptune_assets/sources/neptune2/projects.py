@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from neptune_assets.errors import SourceError, UnknownProjectError
 from neptune_assets.sources.neptune2.calls import Calls
-from neptune_assets.sources.neptune2.errors import CallError
+from neptune_assets.sources.neptune2.errors import CallError, understood
+from neptune_assets.sources.neptune2.values import sent
+from neptune_assets.sources.values import text
 
 _PAGE: Final = 500
 _ARGUMENTS: Final[Mapping[str, Any]] = {"userRelation": "viewerOrHigher", "sortBy": ["lastViewed"]}
@@ -29,14 +31,15 @@ def list_projects(calls: Calls, workspace: str | None) -> list[str]:
     arguments = {**_ARGUMENTS, **({} if workspace is None else {"organizationIdentifier": workspace})}
     try:
         answer = calls.json("listProjects", **arguments)
-        names = set(_names(answer))
-        # One answer holds all projects, as the client believes, or some server's idea of a page.
-        while len(names) < int(answer.get("matchingItemCount") or answer.get("totalItemCount") or 0):
-            before = len(names)
-            answer = calls.json("listProjects", limit=_PAGE, offset=before, **arguments)
-            names |= set(_names(answer))
-            if len(names) == before:
-                break
+        with understood("projects"):
+            names = set(_names(answer))
+            # One answer holds all projects, as the client believes, or some server's idea of a page.
+            while len(names) < int(answer.get("matchingItemCount") or answer.get("totalItemCount") or 0):
+                before = len(names)
+                answer = calls.json("listProjects", limit=_PAGE, offset=before, **arguments)
+                names |= set(_names(answer))
+                if len(names) == before:
+                    break
     except CallError as error:
         where = "" if workspace is None else f" of workspace {workspace!r}"
         raise SourceError(
@@ -54,12 +57,14 @@ def open_project(calls: Calls, name: str) -> Project:
         if error.status not in {403, 404, 400}:
             raise
         raise unknown_project(calls, name) from error
-    if int(answer.get("version") or 2) < 2:
+    with understood(f"project {name!r}"):
+        version, key = int(answer.get("version") or 2), sent(text(answer["id"]))
+    if version < 2:
         raise SourceError(
             f"Project {name!r} was never moved to Neptune 2.x, so no client of it can read the project.",
             hint="Leave it out with filters.projects.exclude.",
         )
-    return Project(name, str(answer["id"]))
+    return Project(name, key)
 
 
 def unknown_project(calls: Calls, name: str) -> UnknownProjectError:
@@ -76,4 +81,7 @@ def unknown_project(calls: Calls, name: str) -> UnknownProjectError:
 
 
 def _names(answer: Mapping[str, Any]) -> list[str]:
-    return [f"{project['organizationName']}/{project['name']}" for project in answer.get("entries") or ()]
+    return [
+        f"{sent(text(project['organizationName']))}/{sent(text(project['name']))}"
+        for project in answer.get("entries") or ()
+    ]

@@ -42,7 +42,9 @@ class PublicCalls:
         self._kept = 2 * settings.concurrency
         self.count = 0
 
-    def json(self, operation: str, headers: Mapping[str, str] | None = None, **parameters: Any) -> Any:
+    def json(
+        self, operation: str, headers: Mapping[str, str] | None = None, *, tries: int | None = None, **parameters: Any
+    ) -> Any:
         """See :meth:`.calls.Calls.json`."""
         answers: dict[str, Callable[..., Any]] = {
             "listProjects": self._list_projects,

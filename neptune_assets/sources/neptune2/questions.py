@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Final
 
+import numpy as np
+
 from neptune_assets.schema import AttributeType
 from neptune_assets.sources.neptune2.artifacts import ArtifactFile, ArtifactStore, list_files
 from neptune_assets.sources.neptune2.calls import Calls
@@ -130,6 +132,10 @@ class SeriesQuestion:
         self._got = 0
         self._total = 0
         self._unsure = 0
+        self._untold = 0
+        self._lost = 0
+        self._why = ""
+        self._last: Page | None = None
         self._told = True
 
     def ask(self) -> tuple[Page, bool]:
@@ -142,16 +148,24 @@ class SeriesQuestion:
             page, self._told = answer.result()
         except CallError as error:
             return self._fail(str(error))
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
             return self._fail(f"Points of {self._path!r} cannot be understood: {error!s:.200}.")
+        if self._last is not None and page.sent and _same(page, self._last):
+            return self._fail(f"The server gives the points of {self._path!r} twice, after {self._got:,} of them.")
+        self._last = page
         self._total = page.total
         self._unsure += page.unsure
-        if len(page):
+        self._untold += page.untold
+        if page.refused:
+            self._lost += page.sent - len(page)
+            self._why = self._why or page.refused
+        if page.sent:
             if not self._got:
                 # What the server gives at once may be fewer than were asked for.
-                self._limit = len(page)
-            self._got += len(page)
-            self.run.arrive(Points(self._path, self._kind, page))
+                self._limit = page.sent
+            self._got += page.sent
+            if len(page):
+                self.run.arrive(Points(self._path, self._kind, page))
             if self._got < self._total:
                 return True
         self._report()
@@ -165,12 +179,16 @@ class SeriesQuestion:
     def _report(self) -> None:
         """Tell the run what is odd about the series, once all of it was read."""
         state, path, kind = self.run.state, self._path, self._kind
-        if not self._total:
+        if not self._total and not self._got:
             self.run.lack_points(path)
             return
         self.run.promise(kind)
         if self._got < self._total:
             state.error(f"The server gave {self._got:,} of {self._total:,} points of {path!r}.", path, kind)
+        if self._lost:
+            state.error(f"{self._lost:,} points of {path!r} cannot be kept: {self._why}.", path, kind)
+        if self._untold:
+            state.note(f"{self._untold:,} points of {path!r} have no time on the server; they are kept.", path, kind)
         if self._unsure:
             state.note(
                 f"{self._unsure:,} times of {path!r} are in the hour that comes twice in autumn and could be an "
@@ -186,3 +204,17 @@ class SeriesQuestion:
                 path,
                 kind,
             )
+
+
+def _same(page: Page, other: Page) -> bool:
+    """True if two pages hold the same points."""
+    return (
+        page.sent == other.sent
+        and np.array_equal(page.steps, other.steps)
+        and np.array_equal(page.times, other.times)
+        and (
+            page.values == other.values
+            if isinstance(page.values, list) or isinstance(other.values, list)
+            else np.array_equal(page.values, other.values, equal_nan=True)
+        )
+    )

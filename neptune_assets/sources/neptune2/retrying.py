@@ -41,8 +41,15 @@ class Retries:
         self._url = url
         self._alive = alive
 
-    def run(self, operation: str, parameters: Mapping[str, Any], attempt: Callable[[], _Answer]) -> _Answer:
-        """Call ``attempt`` until it raises no PassingError any more, or time is up.
+    def run(
+        self,
+        operation: str,
+        parameters: Mapping[str, Any],
+        attempt: Callable[[], _Answer],
+        *,
+        tries: int | None = None,
+    ) -> _Answer:
+        """Call ``attempt`` until it raises no PassingError any more, time is up, or it was tried so many times.
 
         Raises CallError if the server answers other calls, else SourceUnavailableError.
         """
@@ -52,7 +59,8 @@ class Retries:
                 return attempt()
             except PassingError as error:
                 failure = error
-            pause = attempts.pause(failure.pause)
+            given_up = tries is not None and attempts.count >= tries
+            pause = None if given_up else attempts.pause(failure.pause)
             if pause is None:
                 raise self._given_up(f"{operation}{describe(parameters)}", failure, attempts.count)
             _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, pause)

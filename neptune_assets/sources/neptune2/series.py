@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
 from neptune_assets.sources.blocks import FULL, weight_of
-from neptune_assets.sources.neptune2.values import real
+from neptune_assets.sources.neptune2.values import real, whole
 from neptune_assets.sources.rows import check_value, decimal_steps
 from neptune_assets.sources.values import micro_steps, text
 
@@ -30,16 +30,18 @@ CALLS: Final[Mapping[AttributeType, str]] = {
 
 _EXACT: Final = 2.0**43
 """Below this, a double times a million is off by less than a thousandth."""
-_TIME_LIMIT: Final = 253_402_300_800_000
-"""Epoch milliseconds of the year 10000."""
-_NO_TIME: Final = np.iinfo(np.int64).min
+NO_TIME: Final = np.iinfo(np.int64).min
+"""Stands for the time of a point that has none."""
+_INT64: Final = range(-(2**63) + 1, 2**63)
+_MOST_IMAGES: Final = 10_000_000
+"""Images that a series may have whose server tells no more than their number."""
 
 
 @dataclass(frozen=True)
 class Page:
     """Some points of one series: whole micro-steps, epoch milliseconds, values; and how many the server has in all.
 
-    A time that the server does not tell is the lowest number there is.
+    A time that the server does not tell is :data:`NO_TIME`. ``sent`` counts the points that no row can hold, too.
     """
 
     steps: npt.NDArray[np.int64]
@@ -48,6 +50,11 @@ class Page:
     total: int
     unsure: int = 0
     """Times that could be an hour later, for the hour came twice."""
+    sent: int = 0
+    refused: str = ""
+    """Why the first of the points that no row can hold was left out."""
+    untold: int = 0
+    """Points whose times are not numbers; they are kept without."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -68,28 +75,58 @@ class Points:
 
 
 def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
-    """Turn an answer into a page of floats or strings; TypeError, KeyError or ValueError if no rows can hold it."""
-    points: Sequence[Mapping[str, Any]] = answer.get("values") or ()
+    """Turn an answer into a page of floats or strings, without the points that no row can hold.
+
+    Raises TypeError, KeyError, ValueError or OverflowError if it is not a page.
+    """
+    points = _points(answer)
+    total, unsure = whole(answer["totalItemCount"]), int(answer.get("unsureTimes") or 0)
+    refused = ""
+    try:
+        steps, values = _columns(points, kind)
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError):
+        # One by one, to lose no more than what is odd.
+        kept = []
+        for point in points:
+            try:
+                _columns([point], kind)
+            except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
+                refused = refused or f"{type(error).__name__} {error!s:.100}"
+            else:
+                kept.append(point)
+        steps, values = _columns(kept, kind)
+        sent, points = len(points), kept
+    else:
+        sent = len(points)
+    times, untold = _times(points)
+    return Page(steps, times, values, total, unsure, sent, refused, untold)
+
+
+def _points(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    points = answer.get("values") or []
+    if not isinstance(points, list):
+        raise TypeError(f"{points!r:.80} is not a list of points")
+    return points
+
+
+def _columns(
+    points: Sequence[Mapping[str, Any]], kind: AttributeType
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64] | list[str]]:
     raw = [point["value"] for point in points]
-    values: npt.NDArray[np.float64] | list[str]
+    steps = steps_of([point["step"] for point in points])
     if kind is AttributeType.FLOAT_SERIES:
         # Whole numbers come without a point, and not-a-number may come as text.
-        values = np.array([value if type(value) is float else real(value) for value in raw], np.float64)
-    else:
-        values = [text(value) for value in raw]
-        for value in values:
-            check_value("string_value", value)
-    return Page(
-        steps_of([point["step"] for point in points]),
-        _times([point["timestampMillis"] for point in points]),
-        values,
-        int(answer["totalItemCount"]),
-        int(answer.get("unsureTimes") or 0),
-    )
+        return steps, np.array([value if type(value) is float else real(value) for value in raw], np.float64)
+    texts = [text(value) for value in raw]
+    for value in texts:
+        check_value("string_value", value)
+    return steps, texts
 
 
 def steps_of(steps: Sequence[float]) -> npt.NDArray[np.int64]:
     """Steps as whole micro-steps, rounded half to even in decimal; raises ValueError for what is out of range."""
+    if any(isinstance(step, bool) or not isinstance(step, int | float) for step in steps):
+        raise TypeError("a step is not a number")
     numbers = np.array(steps, np.float64)
     if len(numbers) and not (np.abs(numbers) < MAX_STEP).all():
         raise ValueError("a step is out of range")
@@ -101,11 +138,13 @@ def steps_of(steps: Sequence[float]) -> npt.NDArray[np.int64]:
     return result
 
 
-def _times(times: Sequence[int]) -> npt.NDArray[np.int64]:
-    numbers = np.array(times, np.int64)
-    if len(numbers) and not (np.abs(numbers) < _TIME_LIMIT).all():
-        raise ValueError("a time is out of range")
-    return numbers
+def _times(points: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.int64], int]:
+    """Times of points, and how many of them are not numbers that 64 bits hold."""
+    times = [point.get("timestampMillis") for point in points]
+    odd = [place for place, time in enumerate(times) if type(time) is not int or time not in _INT64]
+    for place in odd:
+        times[place] = NO_TIME
+    return np.array(times, np.int64), len(odd)
 
 
 def image_page(answer: Mapping[str, Any], offset: int, asked: int, refer: Callable[[str], str]) -> tuple[Page, bool]:
@@ -115,15 +154,19 @@ def image_page(answer: Mapping[str, Any], offset: int, asked: int, refer: Callab
 
     Neptune's own service tells only how many there are; then steps are places in the series and times are unknown.
     """
-    total = int(answer["totalItemCount"])
-    points: Sequence[Mapping[str, Any]] = answer.get("values") or ()
+    total = whole(answer["totalItemCount"])
+    points = _points(answer)
     if points and all("step" in point and "timestampMillis" in point for point in points):
         references = [refer(str(offset + place)) for place in range(len(points))]
         steps = steps_of([point["step"] for point in points])
-        return Page(steps, _times([point["timestampMillis"] for point in points]), references, total), True
+        times, untold = _times(points)
+        return Page(steps, times, references, total, sent=len(points), untold=untold), True
+    if total > _MOST_IMAGES:
+        raise ValueError(f"{total:,} images are more than can be")
     found = range(offset, min(offset + asked, total))
     steps = np.array(found, np.int64) * MICROSTEPS
-    return Page(steps, np.full(len(found), _NO_TIME, np.int64), [refer(str(place)) for place in found], total), False
+    references = [refer(str(place)) for place in found]
+    return Page(steps, np.full(len(found), NO_TIME, np.int64), references, total, sent=len(found)), False
 
 
 class PointRows:
@@ -154,7 +197,7 @@ class PointRows:
         runs = np.array(self._runs, np.int64)[positions]
         count = len(runs)
         times = np.concatenate([page.times for page in pages])
-        unknown = times == _NO_TIME
+        unknown = times == NO_TIME
         paths = pa.array([points.path for points in self._points], pa.string())
         columns: dict[str, pa.Array] = {
             "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),

@@ -118,15 +118,21 @@ class Neptune2:
         return files.resolve(parsed)
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
-        """What is wrong with a project as a whole: listings that came out shorter than the server counts."""
-        return [
-            Issue(
-                f"The server counts {listing.counted:,} {scope.value} in {name!r} but lists only "
-                f"{len(listing.runs):,}. Materialize again when nobody deletes any."
+        """What is wrong with a project as a whole: lists that are shorter than the server counts, or name no run."""
+        problems = []
+        for (name, scope), listing in sorted(self._listings.items()):
+            if name != project_id:
+                continue
+            if listing.counted is not None:
+                problems.append(
+                    f"The server counts {listing.counted:,} {scope.value} in {name!r} but lists only "
+                    f"{len(listing.runs):,}. Materialize again when nobody deletes any."
+                )
+            problems.extend(
+                f"Among the {scope.value} of {name!r} the server lists {odd}. Look at the project on the server."
+                for odd in sorted(listing.odd)
             )
-            for (name, scope), listing in sorted(self._listings.items())
-            if name == project_id and listing.counted is not None
-        ]
+        return [Issue(problem) for problem in problems]
 
     def _open(self) -> _Session:
         refuse_if_switched_off()

@@ -121,6 +121,7 @@ def test_what_no_row_can_hold_is_told_by_its_run_and_leaves_the_others_alone(
             attribute("odd series \ud800", "floatSeries"),
             attribute("set", "stringSet", values=["fine", "\ud800"]),
             attribute("fine", "int", value=1),
+            attribute("year 58000", "datetime", value="+58000-01-01T00:00:00.123Z"),
             *(attribute(f"p/{number}", "int", value=number) for number in range(values)),
         ],
     )
@@ -138,11 +139,14 @@ def test_what_no_row_can_hold_is_told_by_its_run_and_leaves_the_others_alone(
         "set",
         "log",
         "far",
-        "late",
     }
-    paths = {row["attribute_path"] for row in result.rows["P-1"]}
-    assert {path for path in paths if not path.startswith(("sys/", "p/"))} == {"fine", "good"}
-    assert len(paths) == SERVERS_OWN + values + 2
+    kept = [row for row in result.rows["P-1"] if not row["attribute_path"].startswith(("sys/", "p/"))]
+    assert {row["attribute_path"] for row in kept} == {"fine", "good", "late", "log", "year 58000"}
+    assert len(result.paths("P-1")) == SERVERS_OWN + values + 5
+    assert [row["string_value"] for row in kept if row["attribute_path"] == "log"] == ["fine"]
+    assert [row["timestamp"] for row in kept if row["attribute_path"] == "late"] == [None]
+    (note,) = (item for item in result.ends["P-1"].notes if "'late'" in item.message)
+    assert "without a time" in note.message
     for run_id in ("P-0", "P-2"):
         assert not result.ends[run_id].errors
     assert ("p", "int") in result.paths("P-2")

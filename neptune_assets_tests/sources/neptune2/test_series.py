@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets.sources.neptune2.series import PointRows, Points, parse_page, steps_of
+from neptune_assets.sources.neptune2.series import NO_TIME, PointRows, Points, parse_page, steps_of
+
+FLOATS = AttributeType.FLOAT_SERIES
 
 
 @given(some.lists(some.floats(-1e12, 1e12, exclude_min=True, exclude_max=True, allow_nan=False) | some.integers(0, 9)))
@@ -35,11 +37,23 @@ def test_values_are_exact() -> None:
     assert [np.float64(float(value)).tobytes() for value in values] == [value.tobytes() for value in page.values]
 
 
-@pytest.mark.parametrize("bad", [{"value": None}, {"value": True}, {"value": [1]}, {"timestampMillis": 10**17}])
-def test_a_point_that_is_none_is_refused(bad: dict[str, object]) -> None:
-    answer = {"totalItemCount": 1, "values": [{"step": 0, "timestampMillis": 0, "value": 1.0, **bad}]}
-    with pytest.raises((TypeError, ValueError)):
-        parse_page(answer, AttributeType.FLOAT_SERIES)
+@pytest.mark.parametrize(
+    "bad", [{"value": None}, {"value": True}, {"value": [1]}, {"step": None}, {"step": "1"}, {"step": 1e300}]
+)
+def test_a_point_that_is_none_is_left_out_and_the_others_are_kept(bad: dict[str, object]) -> None:
+    fine = [{"step": step, "timestampMillis": 0, "value": 1.0} for step in range(3)]
+    answer = {"totalItemCount": 3, "values": [fine[0], {**fine[1], **bad}, fine[2]]}
+    page = parse_page(answer, AttributeType.FLOAT_SERIES)
+    assert page.steps.tolist() == [0, 2_000_000]
+    assert page.sent == 3
+    assert page.refused
+
+
+@pytest.mark.parametrize("time", [None, "1", 1.5, True, 2**63, -(2**63), [], {}])
+def test_a_point_whose_time_is_none_is_kept_without(time: object) -> None:
+    page = parse_page({"totalItemCount": 1, "values": [{"step": 0, "timestampMillis": time, "value": 1.0}]}, FLOATS)
+    assert page.times.tolist() == [NO_TIME]
+    assert page.untold == 1
 
 
 def test_rows_are_of_a_handy_number_and_keep_paths_and_runs_apart() -> None:
