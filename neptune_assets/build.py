@@ -18,18 +18,19 @@ import dagster as dg
 from neptune_assets.assets.context import Migration
 from neptune_assets.assets.lake import lake_assets, verified_asset
 from neptune_assets.assets.metadata import lake_metadata
-from neptune_assets.assets.models import model_assets
-from neptune_assets.assets.reconciliation import reconciliation_assets
+from neptune_assets.assets.reconciliation import reconciliation_asset
 from neptune_assets.assets.source import source_assets
 from neptune_assets.assets.summary import database_asset, summary_assets
 from neptune_assets.assets.tables import ParquetTables
-from neptune_assets.assets.targets import target_assets
+from neptune_assets.assets.targets import load_asset
 from neptune_assets.automation import growth_sensor, project_schedule
 from neptune_assets.lake.io_manager import LakeIOManager
 from neptune_assets.migration_settings import Settings
 from neptune_assets.partitions import project_keys
+from neptune_assets.schema import Scope
 from neptune_assets.sources.protocol import Source
 from neptune_assets.sources.registry import open_source
+from neptune_assets.targets.registry import loads
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,8 +62,9 @@ def build_defs(
     migration = Migration(settings, prefix, project_keys(keys))
     source_and_lake = [*source_assets(migration), *lake_assets(migration)]
     summary = summary_assets(migration)
-    targets = [*target_assets(migration), *model_assets(migration)]
-    comparisons = reconciliation_assets(migration)
+    wanted = [load for load in loads(settings) if Scope.RUNS in load.openers or settings.model_registry]
+    targets = [load_asset(migration, load) for load in wanted]
+    comparisons = [reconciliation_asset(migration, load) for load in wanted]
     database = database_asset(migration)
     verified = verified_asset(migration)
     verify = _job(f"{prefix}_verify", [verified], "A share of the lake read again and compared with what was recorded.")

@@ -95,36 +95,11 @@ def check_intact(report: VerifyReport, key: dg.AssetKey) -> dg.AssetCheckResult:
     return _result("intact", key, wrong, f"{report.runs:,} runs and {report.files:,} files are as they were written.")
 
 
-def check_load(report: LoadReport, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if every run that had to be loaded was loaded and reads back as it is in the lake."""
-    wrong = [(run_id, message) for run_id, message in sorted(report.failed.items())]
-    return _result(
-        "load_verified",
-        key,
-        wrong,
-        f"{len(report.loaded):,} runs loaded and verified, {len(report.skipped):,} already there.",
-    )
-
-
-def check_models(reports: Iterable[LoadReport], key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if every model and version that had to be loaded is in the registry as it is in the lake."""
-    found = list(reports)
-    wrong = [item for report in found for item in sorted(report.failed.items())]
-    loaded, skipped = sum(len(report.loaded) for report in found), sum(len(report.skipped) for report in found)
-    return _result(
-        "load_verified", key, wrong, f"{loaded:,} models and versions loaded and verified, {skipped:,} already there."
-    )
-
-
-def check_models_balance(balances: Mapping[str, Balance], key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if for every model and version all rows of the lake are accounted for."""
-    wrong = [
-        (run_id, f"{count:,} rows of {kind} in {scope} are not accounted for")
-        for scope, rows in balances.items()
-        for run_id, kind, count in rows.wrong
-    ]
-    total = sum(sum(rows.lake.values()) for rows in balances.values())
-    return _result("rows_accounted_for", key, wrong, f"All {total:,} rows of the lake are accounted for.")
+def check_load(reports: Sequence[LoadReport], key: dg.AssetKey, things: str = "runs") -> dg.AssetCheckResult:
+    """Pass if everything that had to be loaded was loaded and reads back as it is in the lake."""
+    wrong = [item for report in reports for item in sorted(report.failed.items())]
+    loaded, skipped = sum(len(report.loaded) for report in reports), sum(len(report.skipped) for report in reports)
+    return _result("load_verified", key, wrong, f"{loaded:,} {things} loaded and verified, {skipped:,} already there.")
 
 
 def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "runs") -> dg.AssetCheckResult:
@@ -164,10 +139,14 @@ def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "ru
     )
 
 
-def check_balance(rows: Balance, key: dg.AssetKey) -> dg.AssetCheckResult:
-    """Pass if for every run and attribute type all rows of the lake are accounted for."""
-    wrong = [(run_id, f"{count:,} rows of {kind} are not accounted for") for run_id, kind, count in rows.wrong]
-    total = sum(rows.lake.values())
+def check_balance(balances: Mapping[Scope, Balance], key: dg.AssetKey) -> dg.AssetCheckResult:
+    """Pass if for every run (model, version) and attribute type all rows of the lake are accounted for."""
+    wrong = [
+        (run_id, f"{count:,} rows of {kind}{f' in {scope}' if len(balances) > 1 else ''} are not accounted for")
+        for scope, rows in balances.items()
+        for run_id, kind, count in rows.wrong
+    ]
+    total = sum(sum(rows.lake.values()) for rows in balances.values())
     return _result("rows_accounted_for", key, wrong, f"All {total:,} rows of the lake are accounted for.")
 
 

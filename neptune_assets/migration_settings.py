@@ -1,12 +1,17 @@
-"""Settings of one migration: what a user writes in ``defs.yaml`` and what tests build in Python."""
+"""Settings of one migration: what a user writes in ``defs.yaml`` and what tests build in Python.
+
+Each source and target that is installed is one setting below ``source`` or ``targets``, of the model in its spec.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
+from neptune_assets.plugins import Plugins, S, SourceSpec, TargetSpec, source_plugins, target_plugins
 from neptune_assets.settings import (
     PARALLEL_RUNS,
     AutomationSettings,
@@ -17,23 +22,33 @@ from neptune_assets.settings import (
     SummarySettings,
     anchored_path,
 )
-from neptune_assets.sources.export.settings import ExportSource
-from neptune_assets.sources.neptune2.settings import Neptune2Source
-from neptune_assets.sources.neptune3.settings import Neptune3Source
-from neptune_assets.sources.offline.settings import OfflineSource
-from neptune_assets.sources.server.settings import ServerSource
-from neptune_assets.targets.mlflow.settings import MlflowSettings
-from neptune_assets.targets.wandb.settings import WandbSettings
+
+
+def _refusal(reason: str) -> Callable[[Any], Any]:
+    def refuse(_: Any) -> Any:
+        raise ValueError(reason)
+
+    return refuse
+
+
+def _with_plugins(base: type[Any], plugins: Plugins[Any]) -> type[Any]:
+    """Return ``base`` with one optional setting for each plug-in; to use a broken one is an error that says why."""
+    fields: dict[str, Any] = {
+        name: (spec.settings | None, Field(default=None, description=f"{spec.title}."))
+        for name, spec in plugins.specs.items()
+    }
+    for name, reason in plugins.broken.items():
+        fields[name] = (Annotated[None, BeforeValidator(_refusal(reason))], Field(default=None, description=reason))
+    return create_model(base.__name__, __base__=base, __doc__=base.__doc__, __module__=base.__module__, **fields)
+
+
+def _used(settings: Model, plugins: Plugins[S]) -> list[tuple[S, Model]]:
+    chosen = ((spec, getattr(settings, name)) for name, spec in plugins.specs.items())
+    return [(spec, value) for spec, value in chosen if value is not None]
 
 
 class SourceSettings(Model):
     """Where runs come from: exactly one kind."""
-
-    export: ExportSource | None = Field(default=None, description="A neptune-exporter directory.")
-    offline: OfflineSource | None = Field(default=None, description="Recordings of Neptune's clients.")
-    neptune2: Neptune2Source | None = Field(default=None, description="A running Neptune 2.x server.")
-    neptune3: Neptune3Source | None = Field(default=None, description="A running Neptune 3.x server.")
-    server: ServerSource | None = Field(default=None, description="The store of our own server.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> SourceSettings:
@@ -44,12 +59,15 @@ class SourceSettings(Model):
             )
         return self
 
+    @property
+    def chosen(self) -> tuple[SourceSpec, Model]:
+        """The one kind, and its settings."""
+        return _used(self, source_plugins())[0]
+
 
 class TargetSettings(Model):
     """Where to load runs. No target, if nothing is said."""
 
-    mlflow: MlflowSettings | None = Field(default=None, description="MLflow.")
-    wandb: WandbSettings | None = Field(default=None, description="Weights & Biases.")
     names: NameRules | str | None = Field(
         default=None, description="Rules for names, here or as the path of a YAML file that holds them."
     )
@@ -61,6 +79,17 @@ class TargetSettings(Model):
     parallel_runs: int = Field(
         default=PARALLEL_RUNS, ge=1, le=64, description="Runs loaded at once, where a target takes several."
     )
+
+    @property
+    def chosen(self) -> list[tuple[TargetSpec, Model]]:
+        """The targets, each with its settings."""
+        return _used(self, target_plugins())
+
+
+if not TYPE_CHECKING:
+    # What is installed is known only now; to a type checker the settings of plug-ins are those of `chosen`.
+    SourceSettings = _with_plugins(SourceSettings, source_plugins())
+    TargetSettings = _with_plugins(TargetSettings, target_plugins())
 
 
 class Settings(Model):
@@ -79,34 +108,31 @@ class Settings(Model):
     )
 
     @model_validator(mode="after")
-    def _lake_reads_the_export(self) -> Settings:
-        if self.source.export is not None:
-            self.lake = self.lake.with_export_storage(self.source.export.storage)
+    def _lake_reads_in_place(self) -> Settings:
+        spec, source = self.source.chosen
+        if spec.in_place is not None:
+            self.lake = self.lake.with_export_storage(spec.in_place(source))
         return self
+
+    @property
+    def model_registry(self) -> bool:
+        """True if the source can hold a model registry and the filters do not leave it out."""
+        spec, source = self.source.chosen
+        return self.filters.model_registry and spec.model_registry is not None and spec.model_registry(source)
 
     def anchored(self, root: Path) -> Settings:
         """Return a copy in which relative local paths are taken from ``root`` instead of the working directory."""
         settings = self.model_copy(deep=True)
-        export, offline = settings.source.export, settings.source.offline
-        if export is not None:
-            for name in ("data", "files", "model_data", "model_files", "error_report"):
-                setattr(export, name, anchored_path(getattr(export, name), root))
-        if offline is not None:
-            offline.paths = [anchored_path(path, root) for path in offline.paths]
-            offline.search_files_in = [anchored_path(path, root) for path in offline.search_files_in]
-            offline.files_from = [anchored_path(path, root) for path in offline.files_from]
-        if settings.source.neptune2 is not None:
-            settings.source.neptune2.artifact_roots = [
-                anchored_path(path, root) for path in settings.source.neptune2.artifact_roots
-            ]
-        if settings.source.server is not None:
-            settings.source.server.store = anchored_path(settings.source.server.store, root)
+        for holder, used in (
+            (settings.source, [settings.source.chosen]),
+            (settings.targets, settings.targets.chosen),
+        ):
+            for spec, chosen in used:
+                setattr(holder, spec.name, spec.anchored(chosen, root))
         settings.filters.runs.ids_file = anchored_path(settings.filters.runs.ids_file, root)
         settings.lake.root = anchored_path(settings.lake.root, root)
         settings.lake.scratch = anchored_path(settings.lake.scratch, root)
         settings.summary.database = anchored_path(settings.summary.database, root)
         if isinstance(settings.targets.names, str):
             settings.targets.names = anchored_path(settings.targets.names, root)
-        if settings.targets.wandb is not None:
-            settings.targets.wandb.staging = anchored_path(settings.targets.wandb.staging, root)
         return settings

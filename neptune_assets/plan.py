@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from neptune_assets.errors import NeptuneAssetsError, SettingsError
@@ -19,8 +19,7 @@ from neptune_assets.schema import Scope
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.pages import plan_page
 from neptune_assets.targets.plan import plan_project
-from neptune_assets.targets.protocol import Target
-from neptune_assets.targets.registry import ledger_name, model_openers, target_openers
+from neptune_assets.targets.registry import loads
 from neptune_assets.targets.rules import read_rules
 
 
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target",
         action="append",
-        help="mlflow, mlflow_models, wandb or wandb_models; may be repeated; all if left out",
+        help="a target of the migration, or <target>_models; may be repeated; all if left out",
     )
     parser.add_argument("--full-refresh", action="store_true", help="plan for a load that replaces every run")
     parser.add_argument("--names-only", action="store_true", help="do not read values: faster, tells nothing of them")
@@ -78,28 +77,25 @@ def print_plans(
     values: bool = True,
 ) -> int:
     """Print plans and return how many runs would be refused."""
-    openers: dict[str, dict[Scope, Callable[[], Target]]] = {
-        name: {Scope.RUNS: opener} for name, opener in target_openers(settings).items()
-    }
-    openers |= model_openers(settings)
-    unknown = sorted({*(targets or ())} - {*openers})
-    if unknown or not openers:
+    found = {load.name: load for load in loads(settings)}
+    unknown = sorted({*(targets or ())} - {*found})
+    if unknown or not found:
         raise SettingsError(
             f"No target {', '.join(unknown) or 'at all'} is configured.",
-            hint=f"Configured are: {', '.join(sorted(openers)) or 'none; add one under targets'}.",
+            hint=f"Configured are: {', '.join(sorted(found)) or 'none; add one under targets'}.",
         )
     lake = Lake(settings.lake)
-    held = {scope: lake.projects(scope) for of_target in openers.values() for scope in of_target}
+    held = {scope: lake.projects(scope) for load in found.values() for scope in load.openers}
     refused = 0
     for project_id in projects or lake.projects():
-        for name in targets or openers:
-            for scope, open_target in openers[name].items():
+        for name in targets or found:
+            for scope, open_target in found[name].openers.items():
                 if scope is not Scope.RUNS and project_id not in held[scope]:
                     continue
                 plan = plan_project(
                     lake.project(project_id, scope),
                     open_target,
-                    Ledger(settings.lake, ledger_name(name, scope), project_id),
+                    Ledger(settings.lake, found[name].ledger_name(scope), project_id),
                     partial_runs=settings.targets.partial_runs,
                     rules=read_rules(settings.targets.names),
                     full_refresh=full_refresh,

@@ -109,16 +109,7 @@ def verified_asset(migration: Migration) -> dg.AssetsDefinition:
 
 
 def _scopes(settings: Settings) -> list[Scope]:
-    registry = has_model_registry(settings)
-    return [Scope.RUNS, *([Scope.MODELS, Scope.MODEL_VERSIONS] if registry else [])]
-
-
-def has_model_registry(settings: Settings) -> bool:
-    """True if the source can hold a model registry and the filters do not leave it out."""
-    source = settings.source
-    if source.neptune3 is not None or (source.export is not None and source.export.model_data is None):
-        return False
-    return settings.filters.model_registry
+    return [Scope.RUNS, *([Scope.MODELS, Scope.MODEL_VERSIONS] if settings.model_registry else [])]
 
 
 def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:

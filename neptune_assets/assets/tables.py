@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import dagster as dg
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from neptune_assets.failures import clear_failures
 from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.storage import Storage
+from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.summary.writing import check_table, write_table
 
@@ -21,6 +23,23 @@ class TableStream:
 
     rows: pa.RecordBatchReader
     data_version: str
+
+
+def with_kind(columns: pa.Schema, scopes: Collection[Scope]) -> pa.Schema:
+    """Return the columns of a table on things of these kinds: which kind comes first, where there are several."""
+    return columns if len(scopes) == 1 else pa.schema([("kind", pa.string()), *columns])
+
+
+def kinds_reader(readers: Mapping[Scope, pa.RecordBatchReader], columns: pa.Schema) -> pa.RecordBatchReader:
+    """Return tables on several kinds of things as one, in the columns of :func:`with_kind`."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for scope, reader in readers.items():
+            for batch in reader:
+                kinds = [pa.repeat(scope.value, batch.num_rows)] * (len(columns) - batch.num_columns)
+                yield pa.RecordBatch.from_arrays([*kinds, *batch.columns], schema=columns)
+
+    return pa.RecordBatchReader.from_batches(columns, batches())
 
 
 def report_path(settings: LakeSettings, target: str, project_id: str) -> str:

@@ -1,132 +1,169 @@
-"""Assets of the targets: one load each, with its plan, its receipts as tables, and its checks."""
+"""Assets of the targets: what is loaded into each, with its plan, its receipts as tables, and its checks.
+
+One factory for runs and for models with their versions: :class:`~neptune_assets.targets.registry.Load` says which.
+"""
 
 # No postponed annotations here: Dagster reads the real types of context, config and inputs.
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import dagster as dg
 
 from neptune_assets.assets.context import Migration, RefreshConfig
 from neptune_assets.assets.metadata import arrow_column_schema, table
-from neptune_assets.assets.tables import TableStream, report_path, write_report
+from neptune_assets.assets.tables import TableStream, kinds_reader, report_path, with_kind, write_report
 from neptune_assets.automation import on_changed_data
 from neptune_assets.checks import check_balance, check_load, check_plan
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.progress import ProgressLog
+from neptune_assets.schema import Scope
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.pages import balance_page, plan_page
 from neptune_assets.targets.plan import ProjectPlan, plan_project
-from neptune_assets.targets.protocol import Target
-from neptune_assets.targets.registry import target_openers
+from neptune_assets.targets.registry import Load
 from neptune_assets.targets.report import RECEIPTS, Balance, LoadReport, balance, fates_reader, receipts_reader
 from neptune_assets.targets.rules import read_rules
 
-_DESCRIPTIONS = {
-    "mlflow": "Runs of one project in MLflow, replaced as a whole, read back and compared with the lake.",
-    "wandb": "Runs of one project in Weights & Biases: staged as offline runs, decoded and compared with the lake, "
-    "then synced when a key is configured.",
-}
+_NAMED: Final = 20
+"""Withheld runs that the log names."""
 
 
-def target_assets(migration: Migration) -> list[dg.AssetsDefinition]:
-    """Build one load asset for each configured target."""
-    return [_load_asset(migration, name, opener) for name, opener in target_openers(migration.settings).items()]
-
-
-def _load_asset(migration: Migration, name: str, open_target: Callable[[], Target]) -> dg.AssetsDefinition:
-    key = migration.key("targets", name)
-    rules = read_rules(migration.settings.targets.names)
+def load_asset(migration: Migration, load: Load) -> dg.AssetsDefinition:
+    """Build the asset of one load."""
+    key = migration.key("targets", load.name)
+    settings = migration.settings
+    rules = read_rules(settings.targets.names)
+    columns = with_kind(RECEIPTS, load.openers)
 
     @dg.asset(
         key=key,
-        ins={"runs": dg.AssetIn(migration.key("lake", "runs"), input_manager_key=migration.lake_io)},
+        ins={
+            scope.value: dg.AssetIn(migration.key("lake", scope.value), input_manager_key=migration.lake_io)
+            for scope in load.openers
+        },
+        # Versions link to runs, so runs are loaded first.
+        deps=[] if Scope.RUNS in load.openers else [migration.key("targets", load.spec.name)],
         group_name="targets",
-        description=_DESCRIPTIONS[name],
+        description=load.description,
         partitions_def=migration.partitions,
         io_manager_key=migration.table_io,
-        kinds={name},
+        kinds={load.spec.name},
         code_version="1",
         retry_policy=RETRY_POLICY,
-        pool=migration.pool(name),
+        pool=migration.pool(load.spec.name),
         automation_condition=on_changed_data(),
-        metadata={"dagster/column_schema": arrow_column_schema(RECEIPTS)},
+        metadata={"dagster/column_schema": arrow_column_schema(columns)},
         check_specs=[
-            migration.check(key, "plan", "Found out before anything is written: no run has to be refused."),
+            migration.check(
+                key, "plan", f"Found out before anything is written: none of the {load.things} is refused."
+            ),
             migration.check(
                 key,
                 "load_verified",
-                "Every run that had to be loaded reads back over a fresh connection as it is in the lake.",
+                f"All {load.things} that had to be loaded read back over a fresh connection as they are in the lake.",
             ),
             migration.check(
-                key, "rows_accounted_for", "Rows in the lake = written + mapped + dropped + not loaded, for each run."
+                key,
+                "rows_accounted_for",
+                f"Rows in the lake = written + mapped + dropped + not loaded, for each of the {load.things}.",
             ),
         ],
     )
-    def load(context: dg.AssetExecutionContext, config: RefreshConfig, runs: LakeProject) -> Iterator[Any]:
-        log = ProgressLog(context.log.info, f"{runs.project_id} into {name}")
-        ledger = Ledger(migration.settings.lake, name, runs.project_id)
+    def loaded(context: dg.AssetExecutionContext, config: RefreshConfig, **projects: LakeProject) -> Iterator[Any]:
+        project_id = context.partition_key
+        ledgers = {scope: Ledger(settings.lake, load.ledger_name(scope), project_id) for scope in load.openers}
         choices: dict[str, Any] = {
-            "partial_runs": migration.settings.targets.partial_runs,
+            "partial_runs": settings.targets.partial_runs,
             "rules": rules,
             "full_refresh": config.full_refresh,
         }
-        with clear_failures():
-            plan = plan_project(runs, open_target, ledger, **choices)
-        context.log.info(plan_line(plan))
-        yield check_plan([plan], key)
-        with clear_failures():
-            at_once = migration.settings.targets.parallel_runs
-            report = load_project(runs, open_target, ledger, parallel_runs=at_once, progress=log.update, **choices)
-            rows = balance(report)
-            path = report_path(migration.settings.lake, name, runs.project_id)
-            write_report(migration.settings.lake, path, fates_reader(report))
-        if report.withheld:
-            names = ", ".join(sorted(report.withheld)[:20])
-            context.log.warning(
-                f"{len(report.withheld):,} partial runs withheld from {name}: {names}. "
-                "Repair their source, or set targets.partial_runs to load."
-            )
-        verdicts = [check_load(report, key), check_balance(rows, key)]
-        metadata = {**load_metadata(report, rows, plan), "report_table": dg.MetadataValue.path(path)}
-        if report.failed or rows.wrong:
+        plans: dict[Scope, ProjectPlan] = {}
+        for scope, open_target in load.openers.items():
+            with clear_failures():
+                plans[scope] = plan_project(projects[scope.value], open_target, ledgers[scope], **choices)
+            context.log.info(plan_line(plans[scope], scope.value.replace("_", " ")))
+        yield check_plan([*plans.values()], key, load.things)
+        reports: dict[Scope, LoadReport] = {}
+        balances: dict[Scope, Balance] = {}
+        tables: dict[str, Any] = {}
+        for scope, open_target in load.openers.items():
+            log = ProgressLog(context.log.info, f"{project_id} into {load.ledger_name(scope)}")
+            with clear_failures():
+                reports[scope] = load_project(
+                    projects[scope.value],
+                    open_target,
+                    ledgers[scope],
+                    parallel_runs=settings.targets.parallel_runs,
+                    progress=log.update,
+                    **choices,
+                )
+                balances[scope] = balance(reports[scope])
+                path = report_path(settings.lake, load.ledger_name(scope), project_id)
+                write_report(settings.lake, path, fates_reader(reports[scope]))
+            tables[_prefixed("report_table", scope)] = dg.MetadataValue.path(path)
+            withheld = sorted(reports[scope].withheld)
+            if withheld:
+                context.log.warning(
+                    f"{len(withheld):,} partial {scope.value.replace('_', ' ')} withheld from {load.spec.name}: "
+                    f"{', '.join(withheld[:_NAMED])}. Repair their source, or set targets.partial_runs to load."
+                )
+        verdicts = [check_load([*reports.values()], key, load.things), check_balance(balances, key)]
+        metadata = {**load_metadata(reports, balances, plans), **tables}
+        failed = [report for report in reports.values() if report.failed]
+        if not all(verdict.passed for verdict in verdicts):
             # The checks are recorded first, so that the UI names every run; then the asset fails.
             yield from verdicts
-            raise dg.Failure(_why(report, rows), metadata=metadata, allow_retries=report.transient)
-        yield dg.Output(TableStream(receipts_reader(report), runs.digest), metadata=metadata)
+            raise dg.Failure(
+                _why(reports, balances, load.things),
+                metadata=metadata,
+                allow_retries=bool(failed) and all(report.transient for report in failed),
+            )
+        digest = "-".join(projects[scope.value].digest for scope in load.openers)
+        readers = {scope: receipts_reader(report) for scope, report in reports.items()}
+        yield dg.Output(TableStream(kinds_reader(readers, columns), digest), metadata=metadata)
         yield from verdicts
 
-    return load
+    return loaded
 
 
-def load_metadata(report: LoadReport, rows: Balance, plan: ProjectPlan) -> dict[str, Any]:
-    """Describe a load: runs by outcome, rows by fate, the plan, everything that was dropped with its reason."""
-    notes = [(receipt.run_id, note) for receipt in report.receipts for note in receipt.notes]
-    rows_in = sum(report.rows_in.values())
+def load_metadata(
+    reports: Mapping[Scope, LoadReport], balances: Mapping[Scope, Balance], plans: Mapping[Scope, ProjectPlan]
+) -> dict[str, Any]:
+    """Describe a load: each kind by outcome, rows by fate, plans, and what was dropped, noted, withheld or failed."""
+    found = [*reports.values()]
+    rows_in = sum(sum(report.rows_in.values()) for report in found)
+    seconds = sum(report.seconds for report in found)
     metadata: dict[str, Any] = {
-        "runs_loaded": len(report.loaded),
-        "runs_skipped": len(report.skipped),
-        "runs_withheld": len(report.withheld),
-        "runs_failed": len(report.failed),
         "rows_in": rows_in,
-        "rows_written": sum(report.written.values()),
-        "rows_mapped": sum(report.mapped.values()),
-        "rows_dropped": sum(report.dropped.values()),
-        "seconds": round(report.seconds, 3),
-        "rows_per_second": round(rows_in / report.seconds) if report.seconds else 0,
-        "plan": dg.MetadataValue.md(plan_page(plan)),
-        "report": dg.MetadataValue.md(balance_page(rows)),
+        "rows_written": sum(sum(report.written.values()) for report in found),
+        "rows_mapped": sum(sum(report.mapped.values()) for report in found),
+        "rows_dropped": sum(sum(report.dropped.values()) for report in found),
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(rows_in / seconds) if seconds else 0,
+        "plan": dg.MetadataValue.md("\n\n".join(plan_page(plan) for plan in plans.values())),
+        "report": dg.MetadataValue.md("\n\n".join(balance_page(rows) for rows in balances.values())),
     }
-    if report.dropped:
-        lines = [(kind, reason, count) for (kind, reason), count in sorted(report.dropped.items())]
-        metadata["dropped"] = dg.MetadataValue.md(table(["type", "reason", "rows"], lines))
-    if notes:
-        metadata["notes"] = dg.MetadataValue.md(table(["run", "note"], notes))
-    if report.failed:
-        metadata["failed"] = dg.MetadataValue.md(table(["run", "reason"], sorted(report.failed.items())))
-    if report.withheld:
-        metadata["withheld"] = dg.MetadataValue.md(table(["run", "reason"], sorted(report.withheld.items())))
+    for scope, report in reports.items():
+        metadata |= {
+            f"{scope.value}_loaded": len(report.loaded),
+            f"{scope.value}_skipped": len(report.skipped),
+            f"{scope.value}_withheld": len(report.withheld),
+            f"{scope.value}_failed": len(report.failed),
+        }
+    dropped = [(kind, reason, count) for report in found for (kind, reason), count in sorted(report.dropped.items())]
+    notes = [(receipt.run_id, note) for report in found for receipt in report.receipts for note in receipt.notes]
+    failed = [item for report in found for item in sorted(report.failed.items())]
+    withheld = [item for report in found for item in sorted(report.withheld.items())]
+    for name, header, lines in (
+        ("dropped", ["type", "reason", "rows"], dropped),
+        ("notes", ["run", "note"], notes),
+        ("failed", ["run", "reason"], failed),
+        ("withheld", ["run", "reason"], withheld),
+    ):
+        if lines:
+            metadata[name] = dg.MetadataValue.md(table(header, lines))
     return metadata
 
 
@@ -139,12 +176,16 @@ def plan_line(plan: ProjectPlan, things: str = "runs") -> str:
     return f"Plan for {plan.project_id} into {plan.target}: {'; '.join([counts, *plan.warnings])}."
 
 
-def _why(report: LoadReport, rows: Balance) -> str:
-    if report.failed:
-        run_id, message = next(iter(sorted(report.failed.items())))
-        return (
-            f"{len(report.failed):,} of {report.total:,} runs were not loaded and verified; "
-            f"the first is {run_id!r}: {message}"
-        )
-    run_id, kind, count = rows.wrong[0]
-    return f"Rows of {len(rows.wrong):,} runs are not accounted for; the first is {run_id!r}: {count:,} of {kind}."
+def _why(reports: Mapping[Scope, LoadReport], balances: Mapping[Scope, Balance], things: str) -> str:
+    failed = [item for report in reports.values() for item in sorted(report.failed.items())]
+    if failed:
+        run_id, message = failed[0]
+        total = sum(report.total for report in reports.values())
+        return f"{len(failed):,} of {total:,} {things} were not loaded and verified; the first is {run_id!r}: {message}"
+    wrong = [item for rows in balances.values() for item in rows.wrong]
+    run_id, kind, count = wrong[0]
+    return f"Rows of {len(wrong):,} {things} are not accounted for; the first is {run_id!r}: {count:,} of {kind}."
+
+
+def _prefixed(name: str, scope: Scope) -> str:
+    return name if scope is Scope.RUNS else f"{scope.value}_{name}"

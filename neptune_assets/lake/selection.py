@@ -11,7 +11,7 @@ from neptune_assets.lake.manifest import Manifest
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.reports import WriteReport
 from neptune_assets.schema import Scope
-from neptune_assets.sources.protocol import InPlaceRun, RunInfo, Source
+from neptune_assets.sources.protocol import InPlaceRun, ReadsInPlace, RunInfo, Source
 
 COPIED_INSTEAD: Final = (
     "This run was copied into the lake although it was to be read in place: the export's parts as they lie, with the "
@@ -93,6 +93,5 @@ class Selection:
 
 
 def asked_in_place(source: Source, project_id: str, run_id: str, scope: Scope) -> InPlaceRun | None:
-    """Ask a source, if it knows the question, whether a run stays where it is."""
-    ask: Callable[[str, str, Scope], InPlaceRun | None] | None = getattr(source, "in_place", None)
-    return None if ask is None else ask(project_id, run_id, scope)
+    """Ask a source that can leave runs where they are whether this one stays there."""
+    return source.in_place(project_id, run_id, scope) if isinstance(source, ReadsInPlace) else None

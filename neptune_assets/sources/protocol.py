@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -142,3 +142,11 @@ class Source(Protocol):
         may be any project's. All but notices name data that was not read: they are logged one by one, the check
         ``everything_read`` fails, and so does the step. Call it after :meth:`projects` or :meth:`runs`.
         """
+
+
+@runtime_checkable
+class ReadsInPlace(Protocol):
+    """A source whose runs can stay where they are; its spec declares it."""
+
+    def in_place(self, project_id: str, run_id: str, scope: Scope = Scope.RUNS) -> InPlaceRun | None:
+        """Say where the parts of a run are, or None if it has to be copied into the lake."""

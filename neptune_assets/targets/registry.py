@@ -1,86 +1,66 @@
-"""From settings to the targets they name."""
+"""From settings to the targets they name, and to what is loaded into each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
-from neptune_assets.migration_settings import Settings, TargetSettings
+from neptune_assets.migration_settings import Settings
+from neptune_assets.plugins import TargetSpec
 from neptune_assets.schema import Scope
+from neptune_assets.settings import LakeSettings, Model
 from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.rules import read_rules
 
+_MODELS: Final = (Scope.MODELS, Scope.MODEL_VERSIONS)
 
-def model_openers(settings: Settings) -> dict[str, dict[Scope, Callable[[], Target]]]:
-    """Return what opens each configured target that has a model registry, for models and then for model versions.
 
-    Keys are ``mlflow_models`` and ``wandb_models``. Raises SettingsError if the rules for names are wrong.
+@dataclass(frozen=True)
+class Load:
+    """What one asset loads into one target: runs, or models and then their versions.
+
+    ``openers`` open the target anew at each call, for each kind of thing in the order of loading, and only then import
+    its library; they raise SettingsError if that is not installed.
     """
-    targets = _named(settings)
-    mlflow, wandb = targets.mlflow, targets.wandb
-    openers: dict[str, dict[Scope, Callable[[], Target]]] = {}
-    scopes = (Scope.MODELS, Scope.MODEL_VERSIONS)
-    if mlflow is not None:
 
-        def open_mlflow(scope: Scope) -> Target:
-            from neptune_assets.targets.mlflow.models import ModelsTarget
+    name: str
+    """The asset: that of the target, or ``<target>_models``."""
+    spec: TargetSpec
+    things: str
+    description: str
+    openers: Mapping[Scope, Callable[[], Target]]
 
-            return ModelsTarget(mlflow, settings.lake, scope)
-
-        openers["mlflow_models"] = {scope: partial(open_mlflow, scope) for scope in scopes}
-    if wandb is not None:
-
-        def open_wandb(scope: Scope) -> Target:
-            from neptune_assets.targets.wandb.models import ModelsTarget
-
-            return ModelsTarget(wandb, settings.lake, scope)
-
-        openers["wandb_models"] = {scope: partial(open_wandb, scope) for scope in scopes}
-    return openers
+    def ledger_name(self, scope: Scope) -> str:
+        """Return the name of the ledger for one kind of thing: models and versions have their own."""
+        return self.spec.name if scope is Scope.RUNS else f"{self.spec.name}_{scope.value}"
 
 
-def target_openers(settings: Settings) -> dict[str, Callable[[], Target]]:
-    """Return one function for each configured target; each call opens it anew, and only then imports its library.
+def loads(settings: Settings) -> list[Load]:
+    """Return the loads of all configured targets, runs first; of models wherever the target has a model registry.
 
     Raises SettingsError if the rules for names are wrong.
     """
-    openers: dict[str, Callable[[], Target]] = {}
-    targets = _named(settings)
-    mlflow, wandb = targets.mlflow, targets.wandb
-    if mlflow is not None:
+    naming = read_rules(settings.targets.names).settings.naming
+    runs: list[Load] = []
+    models: list[Load] = []
+    for spec, given in settings.targets.chosen:
+        chosen = given
+        if naming is not None and "naming" in type(given).model_fields:
+            chosen = given.model_copy(update={"naming": naming})
 
-        def open_mlflow() -> Target:
-            from neptune_assets.targets.mlflow.load import MlflowTarget
+        def openers(
+            *scopes: Scope, spec: TargetSpec = spec, chosen: Model = chosen
+        ) -> dict[Scope, Callable[[], Target]]:
+            return {scope: partial(_open, spec, chosen, settings.lake, scope) for scope in scopes}
 
-            return MlflowTarget(mlflow, settings.lake)
-
-        openers["mlflow"] = open_mlflow
-    if wandb is not None:
-
-        def open_wandb() -> Target:
-            from neptune_assets.targets.wandb.load import WandbTarget
-
-            return WandbTarget(wandb, settings.lake)
-
-        openers["wandb"] = open_wandb
-    return openers
+        runs.append(Load(spec.name, spec, "runs", spec.description, openers(Scope.RUNS)))
+        if spec.models is not None:
+            models.append(Load(f"{spec.name}_models", spec, "models and versions", spec.models, openers(*_MODELS)))
+    return [*runs, *models]
 
 
-def ledger_name(target: str, scope: Scope) -> str:
-    """Return the name of the ledger of a target for one kind of thing: models and versions have their own."""
-    return target if scope is Scope.RUNS else f"{target.partition('_')[0]}_{scope.value}"
-
-
-def _named(settings: Settings) -> TargetSettings:
-    """Return the targets with the naming that rules give to all of them."""
-    targets = settings.targets
-    naming = read_rules(targets.names).settings.naming
-    if naming is None:
-        return targets
-    change = {"naming": naming}
-    return targets.model_copy(
-        update={
-            "mlflow": targets.mlflow and targets.mlflow.model_copy(update=change),
-            "wandb": targets.wandb and targets.wandb.model_copy(update=change),
-        }
-    )
+def _open(spec: TargetSpec, settings: Model, lake: LakeSettings, scope: Scope) -> Target:
+    spec.check_installed()
+    return spec.open(settings, lake, scope)

@@ -11,15 +11,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from neptune_assets.errors import FileGoneError, UnknownProjectError, UnsafePathError
-from neptune_assets.schema import CLASS_TYPES, SCHEMA, SERIES_TYPES, AttributeClass
+from neptune_assets.plugins import SourceSpec, source_plugins
+from neptune_assets.schema import CLASS_TYPES, SCHEMA, SERIES_TYPES, AttributeClass, Scope
 from neptune_assets.settings import AttributeFilter, Filters, ProjectFilter, RunFilter
-from neptune_assets.sources.protocol import RunEnd, RunRows, Source
+from neptune_assets.sources.protocol import ReadsInPlace, RunEnd, RunRows, Source
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,23 @@ def _open_all(source: Source, case: SourceCase, reference: str) -> None:
 
 
 class SourceContract:
-    """Subclass it and give the fixture ``case``."""
+    """Subclass it, name its ``spec`` and give the fixture ``case``."""
+
+    spec: ClassVar[SourceSpec]
 
     @pytest.fixture
     def case(self) -> SourceCase:
         raise NotImplementedError
+
+    def test_opens_what_its_entry_point_declares(self, case: SourceCase) -> None:
+        found = source_plugins()
+        assert found.specs.get(self.spec.name) is self.spec, found.broken
+        self.spec.check_installed()
+        source = case.open(Filters())
+        assert source.kind == self.spec.name
+        assert isinstance(source, ReadsInPlace) == (self.spec.in_place is not None)
+        if self.spec.model_registry is None:
+            assert [source.runs(case.project, scope) for scope in (Scope.MODELS, Scope.MODEL_VERSIONS)] == [[], []]
 
     def test_lists_the_project_and_its_runs(self, case: SourceCase) -> None:
         source = case.open(Filters())

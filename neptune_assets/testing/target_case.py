@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from neptune_assets.lake.reader import LakeProject
+from neptune_assets.plugins import TargetSpec
 from neptune_assets.targets.report import LoadReport
 from neptune_assets.testing.lakes import make_lake
 from neptune_assets.testing.places import PROJECT, Held, Place, Rows, same
@@ -24,8 +25,8 @@ class TargetCase:
     place_class: ClassVar[type[Place]]
     crash_points: ClassVar[Sequence[str]]
     """``module:Class.method`` of what a load calls while it writes; each is killed before and after."""
-    keeps_point_times: ClassVar[bool] = True
-    """False for targets that know one time a step only."""
+    spec: ClassVar[TargetSpec]
+    """What the target declares; what it does not keep is demanded as dropped rows with a reason instead."""
 
     def held_param(self, kind: str, value: Any) -> Any:
         """How the target holds a parameter of this type; written by hand, not with the target's code."""
@@ -67,8 +68,18 @@ class TargetCase:
             assert [p[0] for p in got] == [p[0] for p in points], path
             for (step, value, when), (_, got_value, got_ms) in zip(points, got, strict=True):
                 assert same(value, got_value), (path, step, value, got_value)
-                if self.keeps_point_times and when is not None:
+                if self.spec.keeps_point_times and when is not None:
                     assert got_ms == round(when.timestamp() * 1000), (path, step)
+
+    def kept(self, report: LoadReport, kind: str) -> bool:
+        """True if the target keeps this attribute type; else its loaded rows must be dropped with a reason."""
+        kinds = {"string_series": self.spec.keeps_texts, "histogram_series": self.spec.keeps_histograms}
+        if kinds.get(kind, self.spec.keeps_files):
+            return True
+        dropped = {reason: rows for (held, reason), rows in report.dropped.items() if held == kind}
+        assert sum(dropped.values()) == report.rows_in[kind], f"{kind}: neither kept nor dropped with a reason"
+        assert all(dropped), dropped
+        return False
 
     def good(self, report: LoadReport) -> LoadReport:
         assert not report.failed, report.failed

@@ -7,6 +7,7 @@ import math
 from decimal import Decimal
 from pathlib import Path
 
+from neptune_assets.plugins import target_plugins
 from neptune_assets.testing.places import (
     BORN_MS,
     PROJECT,
@@ -25,6 +26,16 @@ from neptune_assets.testing.target_case import TargetCase
 
 class RunTests(TargetCase):
     """The run itself."""
+
+    def test_opens_what_its_entry_point_declares(self, place: Place) -> None:
+        found = target_plugins()
+        assert found.specs.get(self.spec.name) is self.spec, found.broken
+        self.spec.check_installed()
+        target = place.open()
+        try:
+            assert target.name == self.spec.name
+        finally:
+            target.close()
 
     def test_empty_run(self, place: Place, tmp_path: Path) -> None:
         self.lake(tmp_path, {"R-1": born()})

@@ -71,7 +71,8 @@ class TroubleTests(TargetCase):
                 held = self.one(place, run_id)
                 self.check_points(held, version)
                 assert held.digest
-            assert self.one(place, "R-1").texts["t"] == [(Decimal(0), "new")]
+            if self.spec.keeps_texts:
+                assert self.one(place, "R-1").texts["t"] == [(Decimal(0), "new")]
 
     def test_kill_nine_is_repaired(self, place: Place, tmp_path: Path) -> None:
         rows = {f"R-{i}": born(*(point("m", s, float(s + i)) for s in range(20))) for i in range(3)}

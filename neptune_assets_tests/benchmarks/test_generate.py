@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.settings import Filters
-from neptune_assets.sources.export import Export
 from neptune_assets.sources.export.settings import ExportSource
+from neptune_assets.sources.export.source import Export
 from neptune_assets.sources.protocol import RunEnd
 from neptune_assets_tests.benchmarks.generate import Shape, fingerprint, generate, main
 

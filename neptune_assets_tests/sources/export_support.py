@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.settings import Filters
-from neptune_assets.sources.export import Export
 from neptune_assets.sources.export.settings import ExportSource
+from neptune_assets.sources.export.source import Export
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
 from neptune_assets_tests.support.export_factory import ExportFactory
 

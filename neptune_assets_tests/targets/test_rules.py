@@ -7,8 +7,9 @@ import pytest
 
 from neptune_assets.errors import SettingsError
 from neptune_assets.migration_settings import Settings
+from neptune_assets.schema import Scope
 from neptune_assets.settings import NameRules
-from neptune_assets.targets.registry import target_openers
+from neptune_assets.targets.registry import loads
 from neptune_assets.targets.ruled import RuledProject, wanted_name
 from neptune_assets.targets.rules import Rules, read_rules
 from neptune_assets.testing.lakes import file, make_lake, metric, params
@@ -131,7 +132,7 @@ def test_the_file_of_rules_lies_below_the_project_root_and_names_for_all_targets
         }
     ).anchored(tmp_path)
     assert settings.targets.names == str(tmp_path / "names.yaml")
-    for opener in target_openers(settings).values():
+    for opener in [load.openers[Scope.RUNS] for load in loads(settings) if Scope.RUNS in load.openers]:
         target = opener()
         assert target._settings.naming == "neptune-exporter"  # type: ignore[attr-defined]
         target.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.wandb import TARGET
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.transaction_log import LogWriter
@@ -58,6 +59,7 @@ class StagedPlace(Place):
 
 
 class TestWandb(TargetContract):
+    spec = TARGET
     place_class = StagedPlace
     crash_points: ClassVar[Sequence[str]] = (
         "neptune_assets.targets.wandb.config:StagedProject.new",

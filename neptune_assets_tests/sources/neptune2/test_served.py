@@ -16,6 +16,7 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters, LakeSettings, RunFilter
+from neptune_assets.sources.neptune2 import SOURCE
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
 from neptune_assets.testing.sources import SourceCase, SourceContract, key, read
@@ -63,6 +64,8 @@ def bits(value: float) -> bytes:
 
 
 class TestContract(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, opened: Callable[..., Neptune2]) -> SourceCase:
         return SourceCase(

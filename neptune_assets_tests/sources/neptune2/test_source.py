@@ -15,6 +15,7 @@ import pytest
 from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import Scope
 from neptune_assets.settings import AttributeFilter, Filters
+from neptune_assets.sources.neptune2 import SOURCE
 from neptune_assets.sources.neptune2.source import Neptune2
 from neptune_assets.testing.sources import Read, SourceCase, SourceContract, read
 from neptune_assets_tests.sources.neptune2.stub import PROJECT, Container, Stub, attribute
@@ -36,6 +37,8 @@ def one(result: Read, path: str, column: str) -> Any:
 
 
 class TestContract(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, stub: Stub, source: Make, run: Container) -> SourceCase:
         return SourceCase(

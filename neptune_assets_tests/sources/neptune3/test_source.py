@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.settings import Filters
+from neptune_assets.sources.neptune3 import SOURCE
 from neptune_assets.sources.neptune3.source import Neptune3
 from neptune_assets_tests.conformance.sources import SourceCase, SourceContract
 from neptune_assets_tests.sources.neptune3.conftest import Open
@@ -27,6 +28,8 @@ def contract(served: Served) -> str:
 
 
 class TestContract(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, contract: str, client: str, open_source: Open, tmp_path: Path) -> SourceCase:
         def open_(filters: Filters) -> Neptune3:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from neptune_assets.errors import FileGoneError
 from neptune_assets.settings import Filters
+from neptune_assets.sources.offline import SOURCE
 from neptune_assets.sources.offline.settings import OfflineSource
 from neptune_assets.sources.offline.source import Offline
 from neptune_assets_tests.conformance.sources import SourceCase, SourceContract
@@ -40,6 +41,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TestContract(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, folder: Path, both: dict[str, Read]) -> SourceCase:
         settings = OfflineSource(paths=[str(folder)], project=PROJECT)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from neptune_assets.sources.offline import SOURCE
 from neptune_assets_tests.conformance.sources import SourceCase, SourceContract, read
 from neptune_assets_tests.support import scale_recorder as recorder
 from neptune_assets_tests.support.scale_reading import offline, points_of, values_of
@@ -16,6 +17,8 @@ from neptune_assets_tests.support.scale_recorder import BASE, PROJECT
 
 
 class TestContract(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, everything: Path) -> SourceCase:
         return SourceCase(
@@ -30,6 +33,8 @@ class TestContract(SourceContract):
 
 
 class TestContractOfKilledRuns(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, killed: Path, family: Path) -> SourceCase:
         family_ids = {"parent", "child", "plain", "grandchild", "orphan", "resumed", "early", "late"}

@@ -19,6 +19,7 @@ from neptune_assets.server.store.projects import Store
 from neptune_assets.server.store.runs import NewRun
 from neptune_assets.server.store.values import encode, file_value, float_bits, histogram_value, to_json
 from neptune_assets.settings import Filters, LakeSettings, RunFilter
+from neptune_assets.sources.server import SOURCE
 from neptune_assets.sources.server.settings import ServerSource
 from neptune_assets.sources.server.source import Server
 from neptune_assets.testing.sources import SourceCase, SourceContract, read
@@ -73,6 +74,8 @@ def source(store: Store, filters: Filters | None = None) -> Server:
 
 
 class TestServer(SourceContract):
+    spec = SOURCE
+
     @pytest.fixture
     def case(self, store: Store) -> SourceCase:
         directory = store.project(PROJECT).directory

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from neptune_assets.targets.mlflow import TARGET
 from neptune_assets_tests.conformance.targets import TargetContract
 from neptune_assets_tests.support.mlflow_server import RunningServer, mlflow_server
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace
@@ -17,6 +18,8 @@ MODULE = "neptune_assets.targets.mlflow"
 
 
 class _Mlflow(TargetContract):
+    spec = TARGET
+
     def held_param(self, kind: str, value: Any) -> str:
         if isinstance(value, datetime):
             return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
