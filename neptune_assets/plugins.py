@@ -118,16 +118,16 @@ class Plugins(Generic[S]):
 @cache
 def source_plugins() -> Plugins[SourceSpec]:
     """Find all kinds of sources, once."""
-    return _find(SOURCES, SourceSpec)
+    return find_plugins(SOURCES, SourceSpec)
 
 
 @cache
 def target_plugins() -> Plugins[TargetSpec]:
     """Find all targets, once."""
-    return _find(TARGETS, TargetSpec)
+    return find_plugins(TARGETS, TargetSpec)
 
 
-def _find(group: str, kind: type[S]) -> Plugins[S]:
+def find_plugins(group: str, kind: type[S]) -> Plugins[S]:
     """Load the entry points of a group. What cannot be used is logged, and kept with its reason."""
     points: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
