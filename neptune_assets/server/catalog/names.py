@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.nql.errors import QueryError
+from neptune_assets.server.nql import QueryError
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.catalog import Catalog

@@ -15,10 +15,17 @@ from neptune_assets.server.catalog.database import release_memory
 from neptune_assets.server.catalog.filling import fill
 from neptune_assets.server.catalog.pending import AGGREGATES, LAST, VARIANCE
 from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.nql.columns import column_of, types_of
-from neptune_assets.server.nql.errors import QueryError
-from neptune_assets.server.nql.sql import Named, compile_query, paths_of
-from neptune_assets.server.nql.tree import Node, Operand, operands
+from neptune_assets.server.nql import (
+    Named,
+    Node,
+    Operand,
+    QueryError,
+    column_of,
+    compile_query,
+    operands,
+    paths_of,
+    types_of,
+)
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.catalog import Catalog

@@ -12,7 +12,7 @@ import pyarrow as pa
 from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES, AttributeType
 from neptune_assets.server.catalog.pending import everything
 from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.nql.columns import COLUMNS
+from neptune_assets.server.nql import COLUMNS
 from neptune_assets.server.store.checksums import ATTRIBUTE, intact
 from neptune_assets.server.store.database import RESTORE
 from neptune_assets.server.store.runs import SELECT_RUN, run_of

@@ -14,7 +14,7 @@ from neptune_assets.server.catalog.filling import fill
 from neptune_assets.server.catalog.names import NameFilter
 from neptune_assets.server.catalog.pending import AGGREGATES, LAST, VARIANCE
 from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.nql.errors import QueryError
+from neptune_assets.server.nql import QueryError
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.catalog import Catalog

@@ -23,9 +23,7 @@ from neptune_assets.server.neptune2.containers import TYPES, uuid_of
 from neptune_assets.server.neptune2.errors import BadRequestError, QueryTextError
 from neptune_assets.server.neptune2.git import GIT, is_git
 from neptune_assets.server.neptune2.keyset import MAX_OFFSET, comparable, continued
-from neptune_assets.server.nql.errors import QueryError
-from neptune_assets.server.nql.parser import parse
-from neptune_assets.server.nql.tree import And, Comparison, Exists, Node, Not, Operand, Operator, Or
+from neptune_assets.server.nql import And, Comparison, Exists, Node, Not, Operand, Operator, Or, QueryError, parse
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.runs import Run

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neptune_assets.server.nql.errors import QuerySyntaxError
-from neptune_assets.server.nql.parser import parse
-from neptune_assets.server.nql.tree import And, Comparison, Exists, Not, Operand, Operator, Or
+from neptune_assets.server.nql import And, Comparison, Exists, Not, Operand, Operator, Or, QuerySyntaxError, parse
 
 
 def equal(path: str, value: str, kind: str | None = None) -> Comparison:

@@ -13,10 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.nql.errors import QueryError
-from neptune_assets.server.nql.parser import parse
-from neptune_assets.server.nql.sql import compile_query
-from neptune_assets.server.nql.tree import And, Comparison, Exists, Node, Not, Operand, Operator, Or
+from neptune_assets.server.nql import (
+    And,
+    Comparison,
+    Exists,
+    Node,
+    Not,
+    Operand,
+    Operator,
+    Or,
+    QueryError,
+    compile_query,
+    parse,
+)
 
 NOW = datetime(2025, 3, 31, 12, tzinfo=UTC)
 Run = dict[str, tuple[str, dict[str, Any]]]

@@ -19,7 +19,7 @@ from neptune_assets.server.catalog.names import Alternative, NameFilter
 from neptune_assets.server.catalog.runs import Run
 from neptune_assets.server.endpoints import ApiError, Call
 from neptune_assets.server.neptune3.reading.wire import TYPES, WIRE_TYPES
-from neptune_assets.server.nql.errors import QueryError, QuerySyntaxError
+from neptune_assets.server.nql import QueryError, QuerySyntaxError
 
 _T = TypeVar("_T")
 _MAX_STEP = 10**12

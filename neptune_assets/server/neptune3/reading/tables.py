@@ -22,8 +22,7 @@ from neptune_assets.server.catalog.values import Value, values
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import field, objects, reading
 from neptune_assets.server.neptune3.reading.wire import WIRE_TYPES, attribute
-from neptune_assets.server.nql.parser import parse
-from neptune_assets.server.nql.tree import Operand
+from neptune_assets.server.nql import Operand, parse
 
 _log = logging.getLogger(__name__)
 _MAX_PAGE: Final = 10_000

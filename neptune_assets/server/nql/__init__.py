@@ -1,1 +1,0 @@
-"""Neptune's query language: a grammar, a syntax tree, and conditions in SQL with every value bound."""
