@@ -19,20 +19,18 @@ import pyarrow.compute as pc
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.server.catalog.runs import made_up_sys_id
+from neptune_assets.server.catalog.tables import made_up_sys_id
 from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size
 from neptune_assets.server.neptune2.lake_artifacts import read_files_list
-from neptune_assets.server.store.artifacts import put_artifact
-from neptune_assets.server.store.checksums import row_of
+from neptune_assets.server.store.database import row_of
 from neptune_assets.server.store.files import Stored
 from neptune_assets.server.store.projects import ProjectStore
-from neptune_assets.server.store.runs import NewRun, Run
-from neptune_assets.server.store.values import encode, file_value, histogram_value, to_json
+from neptune_assets.server.store.runs import NewRun, Run, encode, file_value, histogram_value, put_artifact, to_json
 from neptune_assets.server.store.writing import Writing
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
-    from neptune_assets.server.store.operations import Operations
+    from neptune_assets.server.store.writing import Operations
 
 _SYS_ID: Final = re.compile(r"([A-Z][A-Z0-9]*)-([0-9]{1,18})")
 _BLOCK: Final = 1 << 20

@@ -8,8 +8,8 @@ import threading
 from typing import Final
 
 from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets.server.store.files import Unused, remove_unused
 from neptune_assets.server.store.projects import Store, now_ms
-from neptune_assets.server.store.unused import Unused, remove_unused
 
 _log = logging.getLogger(__name__)
 _SECONDS: Final = 3_600.0

@@ -9,7 +9,7 @@ from neptune_assets.errors import SettingsError, UnknownProjectError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.server.adoption import adopt, last_number_of
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.series import SeriesReader
 from neptune_assets.server.settings import ServerSettings
 from neptune_assets.server.signing import Signer
 from neptune_assets.server.store.projects import ProjectStore, Store

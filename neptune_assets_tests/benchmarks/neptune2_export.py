@@ -18,8 +18,7 @@ import numpy as np
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.store.projects import Store
-from neptune_assets.server.store.runs import NewRun
-from neptune_assets.server.store.values import encode
+from neptune_assets.server.store.runs import NewRun, encode
 from neptune_assets_tests.benchmarks.exporting import (
     Measured,
     Shape,

@@ -12,7 +12,7 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.neptune2.artifact_hash import artifact_hash
 from neptune_assets.server.store.projects import ProjectStore
-from neptune_assets.server.store.values import bits_float, decode
+from neptune_assets.server.store.runs import bits_float, decode
 from neptune_assets.testing.lakes import file, file_set, files, histograms, make_lake, metric, param, params, texts
 from neptune_assets_tests.support.ingest import PROJECT, Ingest, assign, points
 from neptune_assets_tests.support.server import Served, server_in_thread

@@ -6,32 +6,328 @@ were forked from them.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
 
 from neptune_assets.errors import UnknownProjectError
-from neptune_assets.schema import Scope
-from neptune_assets.server.catalog import lake_import, store_import
-from neptune_assets.server.catalog.database import Database
-from neptune_assets.server.catalog.filling import Claims
-from neptune_assets.server.catalog.forks import Fork, inherit
-from neptune_assets.server.catalog.rows import begin_incoming, drop_runs, put_runs, set_heads, take_incoming
-from neptune_assets.server.catalog.runs import ProjectRuns, Run
-from neptune_assets.server.store.system import system_attributes
+from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES, AttributeType, Scope
+from neptune_assets.server.catalog.search import Claims
+from neptune_assets.server.catalog.tables import (
+    LAST,
+    VARIANCE,
+    Database,
+    Fork,
+    ProjectRuns,
+    Run,
+    begin_incoming,
+    drop_runs,
+    everything,
+    inherit,
+    made_up_sys_id,
+    put_runs,
+    set_heads,
+    take_incoming,
+)
+from neptune_assets.server.nql import COLUMNS
+from neptune_assets.server.store.database import ATTRIBUTE, RESTORE, intact
+from neptune_assets.server.store.runs import SELECT_RUN, decode, run_of, system_attributes
+from neptune_assets.server.store.runs import Run as StoredRun
 from neptune_assets.settings import SummarySettings
-from neptune_assets.summary.tables import summarize
+from neptune_assets.summary.tables import Summary, summarize
 
 if TYPE_CHECKING:
     import duckdb
 
     from neptune_assets.lake.reader import Lake, LakeProject
     from neptune_assets.server.store.projects import ProjectStore, Store
+
+_MICRO: Final = "(CAST({0} AS DECIMAL(38, 6)) * 1000000)::BIGINT"
+_RUNS: Final = f"""
+    SELECT run_id, sys_id, name, epoch_ms(created_at) AS created, coalesce(trashed, false) AS trashed,
+        coalesce(archived, false) AS archived, parent, {_MICRO.format("fork_step")} AS fork_step
+    FROM run_facts
+"""  # noqa: S608
+_PARAMS: Final = """
+    SELECT run_id, attribute_path AS path, attribute_type AS type, float_value AS number, int_value AS whole,
+        string_value AS text, bool_value AS flag, milliseconds AS moment, string_set_value AS members,
+        0 AS pending
+    FROM params_facts
+"""
+# A plain file is described by the manifest alone; so is the last file of a series.
+_SERIES: Final = f"""
+    WITH stored AS (
+        SELECT run_id, attribute_path, attribute_type,
+            to_json({{
+                'path': arg_max(path, coalesce(step, 0)), 'size': arg_max(size, coalesce(step, 0))
+            }})::VARCHAR AS detail
+        FROM manifest_files
+        WHERE attribute_type IN ('file', 'file_series')
+        GROUP BY ALL
+        UNION ALL
+        SELECT run_id, attribute_path, attribute_type,
+            to_json({{'size': sum(size)::BIGINT, 'files': count(*)}})::VARCHAR
+        FROM manifest_files
+        WHERE attribute_type NOT IN ('file', 'file_series')
+        GROUP BY ALL
+    )
+    SELECT run_id, attribute_path AS path, attribute_type AS type, last_value AS number, min_value AS least,
+        max_value AS greatest, least(max_value, greatest(min_value, mean_value)) AS mean, variance_value AS variance,
+        row_count AS points,
+        {_MICRO.format("first_step")} AS first_step, {_MICRO.format("last_step")} AS last_step, stored.detail,
+        CASE
+            WHEN attribute_type = 'float_series'
+                THEN CASE WHEN variance_value IS NULL AND min_value IS NOT NULL THEN {VARIANCE} ELSE 0 END
+            WHEN attribute_type IN ('string_series', 'histogram_series') THEN {LAST}
+            WHEN attribute_type = 'file_series' AND stored.detail IS NULL THEN {LAST}
+            ELSE 0
+        END AS pending
+    FROM series_facts LEFT JOIN stored USING (run_id, attribute_path, attribute_type)
+"""  # noqa: S608
+_OWN: Final = {
+    "sys/id": ("text", pa.string()),
+    "sys/custom_run_id": ("text", pa.string()),
+    "sys/trashed": ("flag", pa.bool_()),
+    "sys/archived": ("flag", pa.bool_()),
+}
+"""Attributes that every run has, whether or not the lake holds them, with the column of their value."""
+
+
+def runs_of(
+    project: LakeProject, summary: Summary, numbers: Mapping[str, int], taken: Collection[str]
+) -> Iterator[Run]:
+    """Yield the runs that a summary covers, with these catalog numbers.
+
+    One without a sys/id, or with one of those ``taken`` by other runs, gets one that is made up.
+    """
+    records = project.records()
+    used = set(taken)
+    for row in summary.stream(_RUNS).read_all().to_pylist():
+        run_id, sys_id = row["run_id"], row["sys_id"]
+        if not sys_id or sys_id in used:
+            sys_id = made_up_sys_id(run_id, used)
+        used.add(sys_id)
+        yield Run(
+            number=numbers[run_id],
+            project=project.project_id,
+            scope=project.scope.value,
+            run_id=run_id,
+            sys_id=sys_id,
+            origin="lake",
+            experiment=row["name"] or None,
+            created=row["created"],
+            trashed=row["trashed"],
+            archived=row["archived"],
+            parent=None if row["parent"] is None else (project.project_id, row["parent"]),
+            fork_step=row["fork_step"],
+            version=records[run_id].digest,
+        )
+
+
+def import_lake_attributes(con: duckdb.DuckDBPyConnection, summary: Summary, runs: Collection[Run]) -> None:
+    """Add the attributes of these runs, which a summary covers, to ``incoming``."""
+    numbered = pa.table(
+        {
+            "run_id": pa.array([run.run_id for run in runs], pa.string()),
+            "run": pa.array([run.number for run in runs], pa.int32()),
+        }
+    )
+    con.register("numbered", numbered)
+    for sql in (_PARAMS, _SERIES):
+        con.register("facts", summary.stream(sql))
+        con.execute(
+            "INSERT INTO incoming BY NAME SELECT run, facts.* EXCLUDE (run_id) FROM facts JOIN numbered USING (run_id)"
+        )
+        con.unregister("facts")
+    con.unregister("numbered")
+    for path, (column, kind) in _OWN.items():
+        own = pa.table(
+            {
+                "run": pa.array([run.number for run in runs], pa.int32()),
+                "path": pa.repeat(pa.scalar(path), len(runs)),
+                "type": pa.repeat(pa.scalar("bool" if column == "flag" else "string"), len(runs)),
+                column: pa.array([_own(run, path) for run in runs], kind),
+                "pending": pa.repeat(pa.scalar(0, pa.uint8()), len(runs)),
+            }
+        )
+        con.register("own", own)
+        con.execute("DELETE FROM incoming USING own WHERE incoming.run = own.run AND incoming.path = own.path")
+        con.execute("INSERT INTO incoming BY NAME SELECT * FROM own")
+        con.unregister("own")
+
+
+def _own(run: Run, path: str) -> str | bool:
+    if path == "sys/id":
+        return run.sys_id
+    if path == "sys/custom_run_id":
+        return run.run_id
+    return run.trashed if path == "sys/trashed" else run.archived
+
+
+_SCHEMA: Final = pa.schema(
+    [
+        ("run", pa.int32()),
+        ("path", pa.string()),
+        ("type", pa.string()),
+        ("number", pa.float64()),
+        ("whole", pa.int64()),
+        ("text", pa.string()),
+        ("flag", pa.bool_()),
+        ("moment", pa.int64()),
+        ("members", pa.list_(pa.string())),
+        ("first_step", pa.int64()),
+        ("last_step", pa.int64()),
+        ("detail", pa.string()),
+        ("pending", pa.uint8()),
+    ]
+)
+_COLUMN: Final = {kind: COLUMNS[kind] for kind in PARAMETER_TYPES}
+_KINDS: Final = {kind.value: kind for kind in AttributeType}
+# Where a series begins is a look at one end of an index.
+_ATTRIBUTES: Final = f"""
+    SELECT path, type, value, last_step, revision,
+        CASE
+            WHEN type = 'float_series' THEN coalesce(
+                (SELECT min(step) FROM points WHERE attribute = attributes.id),
+                (SELECT min(step) FROM previews WHERE attribute = attributes.id)
+            )
+            WHEN value IS NULL THEN (SELECT min(step) FROM objects WHERE attribute = attributes.id)
+        END AS first_step
+    , {intact("attributes", *ATTRIBUTE)} AS intact FROM attributes WHERE run = ?
+"""  # noqa: S608 - our own names
+_BATCH: Final = 20_000
+_log = logging.getLogger(__name__)
+
+
+def changed_runs(connection: sqlite3.Connection, since: int) -> Iterator[StoredRun]:
+    """Yield the runs that a commit after ``since`` touched."""
+    for row in connection.execute(f"{SELECT_RUN} WHERE revision > ? ORDER BY id", (since,)):
+        run = run_of(row)
+        if run is not None and run.intact:
+            yield run
+        elif run is not None:
+            _log.error("The row of run %r is damaged in the store; it is not shown. %s", run.run_id, RESTORE)
+
+
+def catalog_run(project: str, number: int, stored: StoredRun) -> Run:
+    """Return a run of the store as the catalog knows it."""
+    parent = None
+    if stored.parent_run_id is not None:
+        parent = (stored.parent_project or project, stored.parent_run_id)
+    return Run(
+        number=number,
+        project=project,
+        scope=stored.scope,
+        run_id=stored.run_id,
+        sys_id=stored.sys_id,
+        origin="store",
+        store_id=stored.id,
+        uuid=stored.uuid,
+        experiment=stored.experiment,
+        created=stored.created_at,
+        trashed=bool(stored.trashed),
+        archived=bool(stored.archived),
+        parent=parent,
+        fork_step=stored.fork_step,
+        version=stored.revision,
+    )
+
+
+def import_store_attributes(
+    con: duckdb.DuckDBPyConnection,
+    connection: sqlite3.Connection,
+    runs: Iterable[tuple[Run, Mapping[str, tuple[AttributeType, Any]]]],
+    since: int,
+) -> None:
+    """Add the attributes of these runs that changed after ``since`` to ``incoming``, and drop what they lost.
+
+    Every run comes with the attributes that the server makes of its row, for what the client did not write itself.
+    """
+    con.execute("CREATE OR REPLACE TEMP TABLE present (run INTEGER, path VARCHAR)")
+    numbers: list[int] = []
+    rows: list[dict[str, Any]] = []
+    present: list[tuple[int, str]] = []
+    for run, system in runs:
+        numbers.append(run.number)
+        written = set()
+        for item in connection.execute(_ATTRIBUTES, (run.store_id,)):
+            if not item["intact"]:
+                _log.error(
+                    "Attribute %r of run %r is damaged in the store; it is not shown. %s",
+                    *(item["path"], run.run_id, RESTORE),
+                )
+                continue
+            written.add(item["path"])
+            if item["revision"] > since:
+                rows.append(_stored_row(run.number, item))
+        made = system.keys() - written
+        rows.extend(_row(run.number, path, *system[path]) for path in made)
+        present.extend((run.number, path) for path in written | made)
+        if len(present) >= _BATCH:
+            _insert(con, rows, present)
+    _insert(con, rows, present)
+    con.execute(
+        "DELETE FROM attributes WHERE NOT inherited AND run IN (SELECT unnest(?::INTEGER[])) AND NOT EXISTS "
+        "(FROM present JOIN names USING (path) WHERE present.run = attributes.run AND names.name = attributes.name)",
+        [numbers],
+    )
+    con.execute("DROP TABLE present")
+
+
+def gone_runs(connection: sqlite3.Connection, known: Collection[Run]) -> list[Run]:
+    """Return those of the runs that the store does not hold any more."""
+    ids = {row[0] for row in connection.execute("SELECT id FROM runs")}
+    return [run for run in known if run.store_id not in ids]
+
+
+def _row(number: int, path: str, kind: AttributeType, value: Any) -> dict[str, Any]:
+    if kind is AttributeType.STRING_SET and value is not None:
+        value = sorted(value)
+    return {"run": number, "path": path, "type": kind.value, _COLUMN.get(kind, "detail"): value}
+
+
+def _stored_row(number: int, item: sqlite3.Row) -> dict[str, Any]:
+    kind = _KINDS[item["type"]]
+    if kind not in SERIES_TYPES:
+        # What has no column of its own stays JSON.
+        return _row(number, item["path"], kind, decode(kind, item["value"]) if kind in _COLUMN else item["value"])
+    return {
+        "run": number,
+        "path": item["path"],
+        "type": kind.value,
+        "pending": everything(kind),
+        "first_step": item["first_step"],
+        "last_step": item["last_step"],
+    }
+
+
+def _insert(con: duckdb.DuckDBPyConnection, rows: list[dict[str, Any]], present: list[tuple[int, str]]) -> None:
+    """Hand over what was gathered, and empty the lists."""
+    table = pa.table([pa.array([row.get(field.name) for row in rows], field.type) for field in _SCHEMA], _SCHEMA)
+    con.register("stored", table)
+    con.execute("INSERT INTO incoming BY NAME SELECT * REPLACE (coalesce(pending, 0) AS pending) FROM stored")
+    con.unregister("stored")
+    names = pa.table(
+        {
+            "run": pa.array([number for number, _ in present], pa.int32()),
+            "path": pa.array([path for _, path in present], pa.string()),
+        }
+    )
+    con.register("seen", names)
+    con.execute("INSERT INTO present SELECT run, path FROM seen")
+    con.unregister("seen")
+    rows.clear()
+    present.clear()
+
 
 _LISTING_SECONDS: Final = 5.0
 """How long a listing of the lake's projects, or of a manifest that is not on a local disk, counts as new."""
@@ -187,9 +483,9 @@ class Catalog:
     def _refresh_store(self, project: str, state: _Project, store: ProjectStore) -> None:
         with store.read() as connection:
             revision = int(connection.execute("SELECT revision FROM project").fetchone()[0])
-            stored = list(store_import.changed_runs(connection, state.revision))
+            stored = list(changed_runs(connection, state.revision))
             known = [run for runs in state.runs.values() for run in runs if run.origin == "store"]
-            gone = store_import.gone_runs(connection, known)
+            gone = gone_runs(connection, known)
             parents = {run.parent_project for run in stored if run.parent_project not in {None, project}}
             new: list[Run] = []
             hidden: list[Run] = list(gone)
@@ -198,12 +494,12 @@ class Catalog:
                 if old is not None and (old.origin != "store" or old.store_id != item.id):
                     hidden.append(old)
                     old = None
-                new.append(store_import.catalog_run(project, self._number() if old is None else old.number, item))
+                new.append(catalog_run(project, self._number() if old is None else old.number, item))
             with self._database.writing() as con:
                 begin_incoming(con)
                 drop_runs(con, [run.number for run in hidden])
                 system = (system_attributes(item, store.uuid) for item in stored)
-                store_import.import_attributes(con, connection, zip(new, system, strict=True), state.revision)
+                import_store_attributes(con, connection, zip(new, system, strict=True), state.revision)
                 self._take(con, project, state, new, hidden)
             state.revision = revision
         for parent in sorted(filter(None, parents)):
@@ -245,11 +541,11 @@ class Catalog:
         numbers = {run_id: self._number() for run_id in changed}
         taken = {run.sys_id for run in runs} - {run.sys_id for run in gone}
         with summarize(lake.only(changed), settings, self.lake.settings) as summary:
-            new = list(lake_import.runs_of(lake, summary, numbers, taken))
+            new = list(runs_of(lake, summary, numbers, taken))
             with self._database.writing() as con:
                 begin_incoming(con)
                 drop_runs(con, [run.number for run in gone])
-                lake_import.import_attributes(con, summary, new)
+                import_lake_attributes(con, summary, new)
                 state.lake[scope] = lake
                 self._take(con, project, state, new, gone)
 

@@ -13,10 +13,9 @@ from neptune_assets.server.neptune2.answers import Json
 from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size, merged
 from neptune_assets.server.neptune2.errors import BadRequestError, NotFoundError
 from neptune_assets.server.neptune2.state import state_of, text_of
-from neptune_assets.server.store.artifacts import put_artifact
-from neptune_assets.server.store.checksums import ARTIFACT, intact, row_of
-from neptune_assets.server.store.database import RESTORE, DamagedError
+from neptune_assets.server.store.database import ARTIFACT, RESTORE, DamagedError, intact, row_of
 from neptune_assets.server.store.projects import ProjectStore
+from neptune_assets.server.store.runs import put_artifact
 
 _NEEDED = frozenset({"filePath", "fileHash", "type"})
 _MAX_HASH = 128

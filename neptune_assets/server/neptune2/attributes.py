@@ -18,8 +18,8 @@ from neptune_assets.server.neptune2.file_values import download_name, extension_
 from neptune_assets.server.neptune2.git import GIT, git_properties, is_git
 
 if TYPE_CHECKING:
-    from neptune_assets.server.catalog.runs import Run
-    from neptune_assets.server.catalog.values import Value
+    from neptune_assets.server.catalog.search import Value
+    from neptune_assets.server.catalog.tables import Run
 
 WIRE_TYPES: Final[Mapping[AttributeType, str]] = {
     AttributeType.FLOAT: "float",

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Final
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.server.adoption import adopt, lake_uuid
-from neptune_assets.server.catalog.runs import ProjectRuns, Run
+from neptune_assets.server.catalog.tables import ProjectRuns, Run
 from neptune_assets.server.neptune2.errors import NotFoundError
-from neptune_assets.server.store.runs import NewRun
+from neptune_assets.server.store.runs import NewRun, encode
 from neptune_assets.server.store.runs import Run as StoredRun
-from neptune_assets.server.store.values import encode
 
 if TYPE_CHECKING:
     from neptune_assets.server.service import Service

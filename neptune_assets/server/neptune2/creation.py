@@ -19,8 +19,7 @@ from neptune_assets.server.neptune2.containers import (
 )
 from neptune_assets.server.neptune2.errors import BadRequestError, ConflictError, NotFoundError
 from neptune_assets.server.neptune2.git import git_attributes
-from neptune_assets.server.store.runs import NewRun
-from neptune_assets.server.store.values import encode
+from neptune_assets.server.store.runs import NewRun, encode
 
 if TYPE_CHECKING:
     from neptune_assets.server.service import Service

@@ -14,9 +14,8 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from neptune_assets.errors import LakeError, UnsafePathError
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.catalog.values import values
+from neptune_assets.server.catalog.search import NameFilter, values
+from neptune_assets.server.catalog.tables import Run
 from neptune_assets.server.endpoints import Call
 from neptune_assets.server.neptune2.answers import Json, disposition
 from neptune_assets.server.neptune2.attributes import detail_of, iso

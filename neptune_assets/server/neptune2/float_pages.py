@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from starlette.responses import Response
 
 from neptune_assets.server.neptune2.answers import Json
-from neptune_assets.server.series.points import FloatPoints, step_doubles
+from neptune_assets.server.series import FloatPoints, step_doubles
 
 
 def float_page(total: int, points: FloatPoints) -> Response:

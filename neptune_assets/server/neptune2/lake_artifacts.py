@@ -12,7 +12,7 @@ from neptune_assets.schema import AttributeType
 from neptune_assets.server.neptune2.artifact_hash import artifact_hash
 
 if TYPE_CHECKING:
-    from neptune_assets.server.catalog.runs import Run
+    from neptune_assets.server.catalog.tables import Run
     from neptune_assets.server.service import Service
 
 _KNOWN: Final = 100_000

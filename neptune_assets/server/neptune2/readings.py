@@ -7,12 +7,8 @@ from typing import Any
 from starlette.responses import Response
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
-from neptune_assets.server.catalog.filling import fill
-from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.pending import AGGREGATES, LAST, VARIANCE
-from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.catalog.search import names_of
-from neptune_assets.server.catalog.values import values
+from neptune_assets.server.catalog.search import NameFilter, fill, names_of, values
+from neptune_assets.server.catalog.tables import AGGREGATES, LAST, VARIANCE, Run
 from neptune_assets.server.endpoints import Call, Handler
 from neptune_assets.server.neptune2.answers import Json
 from neptune_assets.server.neptune2.attributes import Attribute, attribute_of, attributes_of, visible

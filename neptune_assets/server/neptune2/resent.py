@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.neptune2.operations import Point
-from neptune_assets.server.store.points import Attribute
-from neptune_assets.server.store.values import float_bits
+from neptune_assets.server.store.runs import float_bits
+from neptune_assets.server.store.writing import Attribute
 
 _REMEMBERED: Final = 20_000
 _LOOKED_AT: Final = 10_000

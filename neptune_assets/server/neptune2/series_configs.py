@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from neptune_assets.schema import AttributeType
 
 if TYPE_CHECKING:
-    from neptune_assets.server.catalog.runs import Run
+    from neptune_assets.server.catalog.tables import Run
     from neptune_assets.server.service import Service
 
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from neptune_assets.schema import MICROSTEPS, SERIES_TYPES, AttributeType
-from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.values import Value, values
+from neptune_assets.server.catalog.search import NameFilter, Value, values
 from neptune_assets.server.neptune2.errors import NotFoundError
-from neptune_assets.server.series.points import Window
+from neptune_assets.server.series import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from neptune_assets.server.catalog.runs import Run
-    from neptune_assets.server.series.points import FloatPoints, ObjectPoint
+    from neptune_assets.server.catalog.tables import Run
+    from neptune_assets.server.series import FloatPoints, ObjectPoint
     from neptune_assets.server.service import Service
 
 MAX_PAGE: Final = 10_000

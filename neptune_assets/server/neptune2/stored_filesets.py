@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.neptune2.filesets import Member
-from neptune_assets.server.store.checksums import MEMBER, intact, row_of
-from neptune_assets.server.store.database import RESTORE, DamagedError
-from neptune_assets.server.store.values import to_json
+from neptune_assets.server.store.database import MEMBER, RESTORE, DamagedError, intact, row_of
+from neptune_assets.server.store.runs import to_json
 
 if TYPE_CHECKING:
-    from neptune_assets.server.store.operations import Operations
+    from neptune_assets.server.store.writing import Operations
 
 _INTACT = intact("file_set_files", *MEMBER)
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from neptune_assets.server.catalog.names import Alternative, NameFilter, definitions
-from neptune_assets.server.catalog.search import Search, search
-from neptune_assets.server.catalog.values import values
+from neptune_assets.server.catalog.search import Alternative, NameFilter, Search, definitions, search, values
 from neptune_assets.server.neptune2.attributes import PING, STATE, WIRE_TYPES, alive_since, attributes_of
 from neptune_assets.server.neptune2.containers import TYPES, uuid_of
 from neptune_assets.server.neptune2.errors import BadRequestError, QueryTextError
@@ -26,7 +24,7 @@ from neptune_assets.server.neptune2.keyset import MAX_OFFSET, comparable, contin
 from neptune_assets.server.nql import And, Comparison, Exists, Node, Not, Operand, Operator, Or, QueryError, parse
 
 if TYPE_CHECKING:
-    from neptune_assets.server.catalog.runs import Run
+    from neptune_assets.server.catalog.tables import Run
     from neptune_assets.server.neptune2.lake_artifacts import LakeArtifacts
     from neptune_assets.server.neptune2.series_pages import SeriesPages
     from neptune_assets.server.service import Service

@@ -19,7 +19,7 @@ from neptune_assets.server.neptune2.state import number_of, state_of, text_of
 from neptune_assets.server.neptune2.stored_filesets import put_members, update_value
 from neptune_assets.server.neptune2.uploads import Uploads, parse_range
 from neptune_assets.server.neptune2.writing import Application, answer_of
-from neptune_assets.server.store.values import file_value
+from neptune_assets.server.store.runs import file_value
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.files import Stored

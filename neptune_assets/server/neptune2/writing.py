@@ -29,17 +29,14 @@ from neptune_assets.server.neptune2.operations import (
     Point,
 )
 from neptune_assets.server.neptune2.stored_filesets import delete_members, member_names, update_value
-from neptune_assets.server.store.points import Problem, Problems
-from neptune_assets.server.store.system import SYSTEM_TYPES
-from neptune_assets.server.store.values import bits_float, encode, file_value, to_json
+from neptune_assets.server.store.runs import SYSTEM_TYPES, bits_float, encode, file_value, to_json
+from neptune_assets.server.store.writing import Problem, Problems
 
 if TYPE_CHECKING:
     from neptune_assets.server.neptune2.resent import Resent
     from neptune_assets.server.store.files import ObjectStore
-    from neptune_assets.server.store.operations import Operations
-    from neptune_assets.server.store.points import Attribute
     from neptune_assets.server.store.runs import Run
-    from neptune_assets.server.store.writing import Writing
+    from neptune_assets.server.store.writing import Attribute, Operations, Writing
 
 STAGES: Final = ("none", "staging", "production", "archived")
 _SETS: Final = frozenset({"sys/tags", "sys/group_tags"})

@@ -11,8 +11,7 @@ from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.server.adoption import adopted_file
 from neptune_assets.server.service import Service
 from neptune_assets.server.store.projects import ProjectStore
-from neptune_assets.server.store.runs import find_run
-from neptune_assets.server.store.values import encode
+from neptune_assets.server.store.runs import encode, find_run
 from neptune_assets.server.store.writing import Atom, Writing, atoms_of, inheritable
 
 if TYPE_CHECKING:

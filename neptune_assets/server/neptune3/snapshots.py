@@ -14,11 +14,8 @@ from neptune_api.proto.neptune_pb.ingest.v1.ingest_pb2 import IngestCode
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, AttributeType
 from neptune_assets.server.neptune3.statuses import Outcome
 from neptune_assets.server.neptune3.wire_values import RefusedError, assigned, milliseconds, object_value
-from neptune_assets.server.store.operations import Operations
-from neptune_assets.server.store.points import Attribute, Problem, Problems
-from neptune_assets.server.store.system import SYSTEM_TYPES
-from neptune_assets.server.store.values import encode, float_bits
-from neptune_assets.server.store.writing import Writing
+from neptune_assets.server.store.runs import SYSTEM_TYPES, encode, float_bits
+from neptune_assets.server.store.writing import Attribute, Operations, Problem, Problems, Writing
 
 MAX_PATH: Final = 1024
 """Bytes of UTF-8 that a path may have."""

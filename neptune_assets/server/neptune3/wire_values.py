@@ -9,7 +9,7 @@ from typing import Any, Final
 from neptune_api.proto.neptune_pb.ingest.v1.ingest_pb2 import IngestCode
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.store.values import file_value, histogram_value, to_json
+from neptune_assets.server.store.runs import file_value, histogram_value, to_json
 
 MAX_STRING: Final = 1 << 20
 """Bytes of UTF-8 of a string, or of all members of a set."""

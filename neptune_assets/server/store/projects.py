@@ -20,8 +20,17 @@ from neptune_assets import durable
 from neptune_assets.errors import LakeBusyError, UnknownProjectError
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.partitions import validate_project_key
-from neptune_assets.server.store.checksums import PROJECT, intact, row_of
-from neptune_assets.server.store.database import DATABASE, RESTORE, DamagedError, StoreError, open_reader, open_writer
+from neptune_assets.server.store.database import (
+    DATABASE,
+    PROJECT,
+    RESTORE,
+    DamagedError,
+    StoreError,
+    intact,
+    open_reader,
+    open_writer,
+    row_of,
+)
 from neptune_assets.server.store.files import ObjectStore, private_directory
 from neptune_assets.server.store.writing import Cache, Writing
 

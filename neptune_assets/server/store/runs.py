@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import struct
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
-from neptune_assets.server.store.checksums import RUN, intact, seal
-from neptune_assets.server.store.database import RESTORE, DamagedError
+from neptune_assets.schema import MICROSTEPS, AttributeType
+from neptune_assets.server.store.database import RESTORE, RUN, DamagedError, intact, row_of, seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +103,142 @@ def _found(connection: sqlite3.Connection, where: str, *values: str) -> Run | No
     if run is not None and not run.intact:
         raise DamagedError(f"The row of run {run.run_id!r} is damaged in the store.", hint=RESTORE)
     return run
+
+
+SYSTEM_TYPES: Final[Mapping[str, AttributeType]] = MappingProxyType(
+    {
+        "sys/id": AttributeType.STRING,
+        "sys/custom_run_id": AttributeType.STRING,
+        "sys/name": AttributeType.STRING,
+        "sys/creation_time": AttributeType.DATETIME,
+        "sys/modification_time": AttributeType.DATETIME,
+        "sys/ping_time": AttributeType.DATETIME,
+        "sys/trashed": AttributeType.BOOL,
+        "sys/archived": AttributeType.BOOL,
+        "sys/tags": AttributeType.STRING_SET,
+        "sys/diagnostics/project_uuid": AttributeType.STRING,
+        "sys/diagnostics/run_uuid": AttributeType.STRING,
+        "sys/forking/parent": AttributeType.STRING,
+        "sys/forking/step": AttributeType.FLOAT,
+        "sys/running_time": AttributeType.FLOAT,
+        "sys/monitoring_time": AttributeType.INT,
+    }
+)
+"""Every attribute that :func:`system_attributes` can make."""
+
+
+def system_attributes(run: Run, project_uuid: str) -> dict[str, tuple[AttributeType, Any]]:
+    """What the server says of a run, by path: type and value (datetimes as epoch ms, sets as lists)."""
+    values: dict[str, Any] = {
+        "sys/id": run.sys_id,
+        "sys/custom_run_id": run.run_id,
+        "sys/creation_time": run.created_at,
+        "sys/modification_time": run.modified_at,
+        "sys/ping_time": run.modified_at if run.ping_at is None else run.ping_at,
+        "sys/trashed": bool(run.trashed),
+        "sys/archived": bool(run.archived),
+        "sys/tags": [],
+        "sys/diagnostics/project_uuid": project_uuid,
+        "sys/diagnostics/run_uuid": run.uuid,
+    }
+    if run.experiment is not None:
+        values["sys/name"] = run.experiment
+    if run.parent_run_id is not None:
+        values["sys/forking/parent"] = run.parent_run_id
+        if run.fork_step is not None:
+            values["sys/forking/step"] = run.fork_step / MICROSTEPS
+    if run.generation == "2":
+        alive = max(0, values["sys/ping_time"] - run.created_at) / 1000
+        values["sys/running_time"] = alive
+        values["sys/monitoring_time"] = int(alive)
+    return {path: (SYSTEM_TYPES[path], value) for path, value in values.items()}
+
+
+def put_artifact(
+    connection: sqlite3.Connection, digest: str, size: int | None, files: Sequence[Mapping[str, Any]]
+) -> None:
+    """Keep the list of an artifact's files; ``size`` is that of all of them, if known."""
+    connection.execute(
+        "INSERT INTO artifacts (hash, size, files, checksum) VALUES (?, ?, ?, ?) ON CONFLICT (hash)"
+        " DO UPDATE SET size = excluded.size, files = excluded.files, checksum = excluded.checksum",
+        row_of(digest, size, json.dumps(list(files), ensure_ascii=False)),
+    )
+
+
+SqlValue = int | str | None
+
+_JSON_TYPES: Final = frozenset(
+    {
+        AttributeType.STRING_SET,
+        AttributeType.FILE,
+        AttributeType.FILE_SET,
+        AttributeType.ARTIFACT,
+        AttributeType.HISTOGRAM_SERIES,
+        AttributeType.FILE_SERIES,
+    }
+)
+
+
+def float_bits(value: float) -> int:
+    """The 64 bits of a float as a signed integer."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+def bits_float(bits: int) -> float:
+    """The float of these 64 bits."""
+    return float(struct.unpack("<d", struct.pack("<q", bits))[0])
+
+
+def floats_bits(values: Iterable[float]) -> list[int]:
+    """The bits of many floats."""
+    return array("q", array("d", values).tobytes()).tolist()
+
+
+def bits_floats(bits: Iterable[int]) -> list[float]:
+    """The floats of many bits."""
+    return array("d", array("q", bits).tobytes()).tolist()
+
+
+def to_json(value: Any) -> str:
+    """JSON as it is stored: NaN and infinities as Python writes them, text as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def encode(kind: AttributeType, value: Any) -> SqlValue:
+    """Turn a single value into what ``attributes.value`` holds.
+
+    Floats, ints, bools, str as they are in Python; datetimes as epoch ms; string sets as any iterable of str; files
+    as a mapping (see :func:`file_value`).
+    """
+    if kind is AttributeType.FLOAT:
+        return float_bits(value)
+    if kind is AttributeType.STRING_SET:
+        return to_json(sorted(set(value)))
+    if kind in _JSON_TYPES:
+        return to_json(value)
+    if kind is AttributeType.STRING:
+        return str(value)
+    return int(value)
+
+
+def decode(kind: AttributeType, value: SqlValue) -> Any:
+    """Turn ``attributes.value`` (or the value of an object of a series) back into what :func:`encode` was given."""
+    if value is None:
+        return None
+    if kind is AttributeType.FLOAT:
+        return bits_float(int(value))
+    if kind is AttributeType.BOOL:
+        return bool(value)
+    if kind in _JSON_TYPES:
+        return json.loads(str(value))
+    return value
+
+
+def file_value(path: str, size: int, mime_type: str) -> dict[str, Any]:
+    """What is stored of a file: the key of its bytes, its size, and what it is."""
+    return {"path": path, "size": size, "mime_type": mime_type}
+
+
+def histogram_value(kind: str, edges: Sequence[float], values: Sequence[float]) -> Mapping[str, Any]:
+    """What is stored of a histogram; ``kind`` is COUNTING or DENSITY."""
+    return {"type": kind, "edges": list(edges), "values": list(values)}

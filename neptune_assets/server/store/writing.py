@@ -2,20 +2,194 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import uuid
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import StrEnum
+from itertools import islice
+from operator import lt
 from typing import Final
 
+import numpy as np
+
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.store.checksums import ATTRIBUTE, intact, row_of
-from neptune_assets.server.store.database import RESTORE, DamagedError
-from neptune_assets.server.store.operations import Operations
-from neptune_assets.server.store.points import Attribute, Points
-from neptune_assets.server.store.runs import SEAL_RUN, NewRun, Run, find_run, find_run_by_sys_id, find_run_by_uuid
-from neptune_assets.server.store.values import SqlValue
+from neptune_assets.server.store.database import ATTRIBUTE, RESTORE, DamagedError, intact, point_checksums, row_of
+from neptune_assets.server.store.runs import (
+    SEAL_RUN,
+    NewRun,
+    Run,
+    SqlValue,
+    find_run,
+    find_run_by_sys_id,
+    find_run_by_uuid,
+    float_bits,
+    to_json,
+)
+
+
+class Problem(StrEnum):
+    """Why something was refused."""
+
+    TYPE_CONFLICT = "the path holds values of another type"
+    DUPLICATE_POINT = "the very same point is there already"
+    STEP_TAKEN = "the step holds another point"
+    PREVIEW_NOT_AFTER_LAST = "a preview comes only after the last point of the series"
+
+
+Problems = Counter[Problem]
+
+
+class Attribute:
+    """What is known of an attribute while writing; ``last_step`` is the highest in micro-steps, None without points."""
+
+    __slots__ = ("id", "kind", "last_step")
+
+    def __init__(self, identifier: int, kind: AttributeType, last_step: int | None) -> None:
+        self.id = identifier
+        self.kind = kind
+        self.last_step = last_step
+
+
+class Points:
+    """Columns of points that are not written yet, and late points, which cannot be simply appended.
+
+    The columns are open to a caller in a hurry: whoever appends to all four, before calling anything here, sets
+    ``attribute.last_step`` as well, and only for a step after it. Everything else goes to :meth:`late`.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, revision: int, previewed: set[int]) -> None:
+        self._connection = connection
+        self._revision = revision
+        self._previewed = previewed
+        self.attributes: list[int] = []
+        self.steps: list[int] = []
+        self.times: list[int] = []
+        self.values: list[float] = []
+        self._late: list[tuple[int, int, int, int]] = []
+
+    def append(
+        self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Iterable[float]
+    ) -> Problems:
+        """Take points of one series: steps in micro-steps, times in epoch ms. Says at once what was refused."""
+        if not steps:
+            return Problems()
+        last = attribute.last_step
+        if (last is None or steps[0] > last) and all(map(lt, steps, islice(steps, 1, None))):
+            self.attributes.extend([attribute.id] * len(steps))
+            self.steps.extend(steps)
+            self.times.extend(times)
+            self.values.extend(values)
+            attribute.last_step = steps[-1]
+            return Problems()
+        late = []
+        for step, time, value in zip(steps, times, values, strict=True):
+            last = attribute.last_step
+            if last is None or step > last:
+                self.attributes.append(attribute.id)
+                self.steps.append(step)
+                self.times.append(time)
+                self.values.append(value)
+                attribute.last_step = step
+            else:
+                late.append((attribute.id, step, time, float_bits(value)))
+        return self._fit_in(late)
+
+    def late(self, attribute: Attribute, step: int, time: int, value: float) -> None:
+        """Take a point whose step is not after the last one; :meth:`settle` finds out what it is."""
+        self._late.append((attribute.id, step, time, float_bits(value)))
+
+    def settle(self) -> tuple[int, Problems]:
+        """Put late points where they belong: how many were new, and why the others were refused."""
+        late, self._late = self._late, []
+        problems = self._fit_in(late)
+        return len(late) - problems.total(), problems
+
+    def _fit_in(self, late: Sequence[tuple[int, int, int, int]]) -> Problems:
+        problems = Problems()
+        if not late:
+            return problems
+        self.flush()
+        grown: Counter[int] = Counter()
+        checksums = point_checksums(*np.array(late, np.int64).T)
+        for (identifier, step, time, bits), checksum in zip(late, checksums.tolist(), strict=True):
+            row = self._connection.execute(
+                "SELECT bits FROM points WHERE attribute = ? AND step = ?", (identifier, step)
+            ).fetchone()
+            if row is not None:
+                problems[Problem.DUPLICATE_POINT if row[0] == bits else Problem.STEP_TAKEN] += 1
+                continue
+            self._connection.execute(
+                "INSERT INTO points (attribute, step, time, bits, checksum) VALUES (?, ?, ?, ?, ?)",
+                (identifier, step, time, bits, checksum),
+            )
+            grown[identifier] += 1
+        self._connection.executemany(
+            "UPDATE attributes SET revision = ?, points = points + ? WHERE id = ?",
+            [(self._revision, count, identifier) for identifier, count in grown.items()],
+        )
+        return problems
+
+    def flush(self) -> None:
+        """Write what was gathered, in the order of the table's key, and what follows from it for the attributes."""
+        if not self.attributes:
+            return
+        attributes = np.array(self.attributes, np.int64)
+        # The steps of a series come in order, so a stable sort by series alone is the order of the key.
+        order = np.argsort(attributes, kind="stable")
+        attributes = attributes[order]
+        steps = np.array(self.steps, np.int64)[order]
+        bits = np.frombuffer(array("d", self.values), np.int64)[order]
+        times = np.array(self.times, np.int64)[order]
+        self._connection.executemany(
+            "INSERT INTO points (attribute, step, time, bits, checksum) VALUES (?, ?, ?, ?, ?)",
+            zip(
+                attributes.tolist(),
+                steps.tolist(),
+                times.tolist(),
+                bits.tolist(),
+                point_checksums(attributes, steps, times, bits).tolist(),
+                strict=True,
+            ),
+        )
+        ends = np.append(np.flatnonzero(np.diff(attributes)), len(attributes) - 1)
+        last_steps = dict(zip(attributes[ends].tolist(), steps[ends].tolist(), strict=True))
+        counts = np.diff(ends, prepend=-1).tolist()
+        self._connection.executemany(
+            "UPDATE attributes SET last_step = ?, revision = ?, points = points + ? WHERE id = ?",
+            [
+                (step, self._revision, count, identifier)
+                for (identifier, step), count in zip(last_steps.items(), counts, strict=True)
+            ],
+        )
+        for identifier in self._previewed & last_steps.keys():
+            self._drop_previews(identifier, last_steps[identifier])
+        self.attributes.clear()
+        self.steps.clear()
+        self.times.clear()
+        self.values.clear()
+
+    def preview(self, attribute: Attribute, step: int, time: int, bits: int, completion: int) -> Problems:
+        """Set a point that is not final yet; it vanishes once a point at its step or a later one is appended."""
+        if attribute.last_step is not None and step <= attribute.last_step:
+            return Problems({Problem.PREVIEW_NOT_AFTER_LAST: 1})
+        self._connection.execute(
+            "INSERT OR REPLACE INTO previews (attribute, step, time, bits, completion) VALUES (?, ?, ?, ?, ?)",
+            (attribute.id, step, time, bits, completion),
+        )
+        self._connection.execute("UPDATE attributes SET revision = ? WHERE id = ?", (self._revision, attribute.id))
+        self._previewed.add(attribute.id)
+        return Problems()
+
+    def _drop_previews(self, identifier: int, last_step: int) -> None:
+        self._connection.execute("DELETE FROM previews WHERE attribute = ? AND step <= ?", (identifier, last_step))
+        left = self._connection.execute("SELECT 1 FROM previews WHERE attribute = ? LIMIT 1", (identifier,))
+        if left.fetchone() is None:
+            self._previewed.discard(identifier)
+
 
 _CACHED_ATTRIBUTES: Final = 200_000
 _INHERITED_SYS: Final = frozenset({"sys/tags", "sys/group_tags", "sys/description"})
@@ -284,3 +458,151 @@ def _previewed(connection: sqlite3.Connection, run: int) -> list[int]:
         (run,),
     )
     return [int(row[0]) for row in rows]
+
+
+class Operations:
+    """Operations on one run, inside one transaction. Values are given as the tables hold them (see values.py)."""
+
+    def __init__(self, writing: Writing, run: Run, attributes: dict[str, Attribute]) -> None:
+        self._writing = writing
+        self._connection = writing.connection
+        self._attributes = attributes
+        self.run = run
+
+    def attribute(self, path: str, kind: AttributeType) -> Attribute | None:
+        """The attribute at this path, made if there is none; None if it has another type, or inherits another."""
+        found = self._attributes.get(path)
+        if found is not None:
+            return found if found.kind is kind else None
+        if self.run.parent_run_id is not None:
+            inherited = self._writing.inherited_series(self.run, path)
+            if inherited is not None and inherited is not kind:
+                return None
+        cursor = self._connection.execute(
+            "INSERT INTO attributes (run, path, type, value, checksum, points, revision) VALUES (?, ?, ?, ?, ?, 0, ?)",
+            (*row_of(self.run.id, path, kind.value, None), self._writing.revision),
+        )
+        self._writing.count_attributes(self.run.id, 1)
+        made = Attribute(int(cursor.lastrowid or 0), kind, None)
+        self._attributes[path] = made
+        self._writing.touch(self.run)
+        return made
+
+    def assign(self, path: str, kind: AttributeType, value: SqlValue) -> Problems:
+        """Set a single value; an earlier one is replaced."""
+        attribute = self.attribute(path, kind)
+        if attribute is None:
+            return Problems({Problem.TYPE_CONFLICT: 1})
+        self._connection.execute(
+            "UPDATE attributes SET value = ?1, revision = ?2, checksum = checksum(run, path, type, ?1) WHERE id = ?3",
+            (value, self._writing.revision, attribute.id),
+        )
+        self._writing.touch(self.run)
+        return Problems()
+
+    def change_set(self, path: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Problems:
+        """Add members to a set of strings and remove others."""
+        attribute = self.attribute(path, AttributeType.STRING_SET)
+        if attribute is None:
+            return Problems({Problem.TYPE_CONFLICT: 1})
+        row = self._connection.execute("SELECT value FROM attributes WHERE id = ?", (attribute.id,)).fetchone()
+        members = set(json.loads(row[0])) if row[0] is not None else set()
+        return self.assign(path, AttributeType.STRING_SET, to_json(sorted((members | set(add)) - set(remove))))
+
+    def append_floats(
+        self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Iterable[float]
+    ) -> Problems:
+        """Append points to a float series, in any order of steps: steps in micro-steps, times in epoch ms."""
+        refused = self._writing.points.append(attribute, steps, times, values)
+        if refused.total() < len(steps):
+            self._writing.touch(self.run)
+        return refused
+
+    def append_objects(
+        self, attribute: Attribute, steps: Sequence[int], times: Sequence[int], values: Sequence[str]
+    ) -> Problems:
+        """Append points to a series of strings, histograms or files, in any order of steps."""
+        problems = Problems()
+        kept = self._sieve(attribute, steps, values, problems)
+        if kept:
+            self._connection.executemany(
+                "INSERT INTO objects (attribute, step, time, value, checksum) VALUES (?, ?, ?, ?, ?)",
+                [row_of(attribute.id, steps[i], times[i], values[i]) for i in kept],
+            )
+            attribute.last_step = max(
+                [steps[i] for i in kept] + ([] if attribute.last_step is None else [attribute.last_step])
+            )
+            self._writing.moved(attribute, len(kept))
+            self._writing.touch(self.run)
+        return problems
+
+    def preview(self, attribute: Attribute, step: int, time: int, bits: int, completion: int) -> Problems:
+        """Set a point that is not final yet; it vanishes once a point at its step or a later one is appended."""
+        self._writing.touch(self.run)
+        return self._writing.points.preview(attribute, step, time, bits, completion)
+
+    def clear(self, path: str) -> None:
+        """Remove all points of a series, or all members of a set; the attribute stays."""
+        attribute = self._attributes.get(path)
+        if attribute is None:
+            return
+        self._remove_points(attribute)
+        if attribute.kind is AttributeType.STRING_SET:
+            self.assign(path, attribute.kind, "[]")
+        self._writing.moved(attribute)
+        self._writing.touch(self.run)
+
+    def delete(self, path: str) -> bool:
+        """Remove an attribute and all it holds; False if there is none."""
+        attribute = self._attributes.get(path)
+        if attribute is None:
+            return False
+        self._remove_points(attribute)
+        self._connection.execute("DELETE FROM attributes WHERE id = ?", (attribute.id,))
+        self._writing.count_attributes(self.run.id, -1)
+        del self._attributes[path]
+        self._writing.touch(self.run)
+        return True
+
+    def kind(self, path: str) -> AttributeType | None:
+        """The type of the attribute at this path; None if there is none."""
+        found = self._attributes.get(path)
+        return None if found is None else found.kind
+
+    def last_step(self, path: str) -> int | None:
+        """The highest step of a series in micro-steps; None without points."""
+        found = self._attributes.get(path)
+        return None if found is None else found.last_step
+
+    def _sieve(
+        self, attribute: Attribute, steps: Sequence[int], values: Sequence[str], problems: Problems
+    ) -> list[int]:
+        """Indexes of the objects that may be appended; the others are counted in ``problems``."""
+        last = attribute.last_step
+        new: dict[int, str] = {}
+        kept: list[int] = []
+        for index, (step, value) in enumerate(zip(steps, values, strict=True)):
+            if last is not None and step <= last:
+                there = new.get(step)
+                if there is None:
+                    row = self._connection.execute(
+                        "SELECT value FROM objects WHERE attribute = ? AND step = ?", (attribute.id, step)
+                    ).fetchone()
+                    there = None if row is None else str(row[0])
+                if there is not None:
+                    problems[Problem.DUPLICATE_POINT if there == value else Problem.STEP_TAKEN] += 1
+                    continue
+            else:
+                last = step
+            new[step] = value
+            kept.append(index)
+        return kept
+
+    def _remove_points(self, attribute: Attribute) -> None:
+        self._writing.flush()
+        self._connection.execute("DELETE FROM points WHERE attribute = ?", (attribute.id,))
+        self._connection.execute("DELETE FROM previews WHERE attribute = ?", (attribute.id,))
+        self._connection.execute("DELETE FROM objects WHERE attribute = ?", (attribute.id,))
+        self._connection.execute("UPDATE attributes SET points = 0 WHERE id = ?", (attribute.id,))
+        self._writing.forget_points(attribute)
+        attribute.last_step = None

@@ -13,19 +13,17 @@ import pyarrow as pa
 
 from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
-from neptune_assets.server.store.checksums import (
+from neptune_assets.server.store.database import (
     ARTIFACT,
     ATTRIBUTE,
     MEMBER,
     NOT_RECORDED,
     OBJECT,
+    RESTORE,
     damaged_points,
     intact,
 )
-from neptune_assets.server.store.database import RESTORE
-from neptune_assets.server.store.runs import Run
-from neptune_assets.server.store.system import system_attributes
-from neptune_assets.server.store.values import decode
+from neptune_assets.server.store.runs import Run, decode, system_attributes
 from neptune_assets.sources.protocol import Issue, RunEnd
 from neptune_assets.sources.rows import RowBuilder
 

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.catalog.names import NameFilter, definitions
-from neptune_assets.server.catalog.search import Search, search
-from neptune_assets.server.catalog.values import values
+from neptune_assets.server.catalog.search import NameFilter, Search, definitions, search, values
 from neptune_assets.server.nql import parse
-from neptune_assets.server.series.points import FloatPoints
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.series import FloatPoints, SeriesReader
 from neptune_assets.server.store.projects import Store
 from neptune_assets_tests.server.reading.store_logging import log
 

@@ -18,10 +18,8 @@ from hypothesis import strategies as st
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.values import values
-from neptune_assets.server.series.points import Window
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.catalog.search import NameFilter, values
+from neptune_assets.server.series import SeriesReader, Window
 from neptune_assets.server.store.projects import Store
 from neptune_assets.settings import LakeSettings
 from neptune_assets.testing.lakes import make_lake, metric, params, texts

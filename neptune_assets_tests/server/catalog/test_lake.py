@@ -14,12 +14,9 @@ from neptune_assets.errors import LakeError, UnknownProjectError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import Scope
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.catalog.names import NameFilter, definitions
-from neptune_assets.server.catalog.search import Search, search
-from neptune_assets.server.catalog.values import values
+from neptune_assets.server.catalog.search import NameFilter, Search, definitions, search, values
 from neptune_assets.server.nql import parse
-from neptune_assets.server.series.points import Window
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.series import SeriesReader, Window
 from neptune_assets.settings import LakeSettings
 from neptune_assets.testing.lakes import file_set, make_lake, metric, params
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from neptune_assets.server.neptune2.float_pages import float_page
-from neptune_assets.server.series.points import FloatPoints
+from neptune_assets.server.series import FloatPoints
 
 TIMES = 1_700_000_000_000
 

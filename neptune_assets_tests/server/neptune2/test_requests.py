@@ -10,7 +10,7 @@ import pytest
 
 from neptune_assets.server.neptune2.contract import OPERATIONS
 from neptune_assets.server.neptune2.routes import HANDLERS, SHARED
-from neptune_assets.server.store.checksums import RUN, seal
+from neptune_assets.server.store.database import RUN, seal
 from neptune_assets_tests.support.ingest import Ingest, assign
 from neptune_assets_tests.support.ingest import points as points3
 from neptune_assets_tests.support.neptune2 import PROJECT, Http, points

@@ -8,8 +8,7 @@ from typing import Any
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.store.projects import ProjectStore
-from neptune_assets.server.store.runs import NewRun, Run
-from neptune_assets.server.store.values import encode, float_bits, to_json
+from neptune_assets.server.store.runs import NewRun, Run, encode, float_bits, to_json
 
 Points = Mapping[float, Any]
 START = 1_735_689_600_000

@@ -13,7 +13,7 @@ from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import ProtoFlo
 
 from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
 from neptune_assets.server.neptune3.reading.requests import first_from, last_to
-from neptune_assets.server.series.points import FloatPoints
+from neptune_assets.server.series import FloatPoints
 
 steps = st.integers(-(10**18) + 1, 10**18 - 1)
 times = st.one_of(st.integers(0, 2**45), st.integers(-(2**62), 2**62), st.just(0))

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neptune_assets.server.series.buckets import edges, gather
-from neptune_assets.server.series.points import FloatPoints
+from neptune_assets.server.series import FloatPoints, edges, gather
 
 values = st.one_of(st.floats(-10, 10), st.sampled_from([math.nan, math.inf, -math.inf]))
 series = st.dictionaries(st.integers(-20, 20), values, max_size=30).map(lambda d: dict(sorted(d.items())))

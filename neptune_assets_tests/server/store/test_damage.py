@@ -16,10 +16,9 @@ from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.server.neptune2.filesets import Member
 from neptune_assets.server.neptune2.stored_filesets import put_members, update_value
-from neptune_assets.server.store.artifacts import put_artifact
 from neptune_assets.server.store.database import DATABASE
 from neptune_assets.server.store.projects import Store
-from neptune_assets.server.store.values import to_json
+from neptune_assets.server.store.runs import put_artifact, to_json
 from neptune_assets.settings import Filters
 from neptune_assets.sources.protocol import RunEnd
 from neptune_assets.sources.server.settings import ServerSource

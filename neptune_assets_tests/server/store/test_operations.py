@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.store.points import Attribute, Problem, Problems
 from neptune_assets.server.store.projects import ProjectStore, Store
-from neptune_assets.server.store.runs import NewRun
-from neptune_assets.server.store.values import bits_float, decode, encode, float_bits
+from neptune_assets.server.store.runs import NewRun, bits_float, decode, encode, float_bits
+from neptune_assets.server.store.writing import Attribute, Problem, Problems
 
 FLOATS = AttributeType.FLOAT_SERIES
 

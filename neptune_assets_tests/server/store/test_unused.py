@@ -9,11 +9,10 @@ import pytest
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.cleaning import Cleaning
-from neptune_assets.server.store.points import Attribute
+from neptune_assets.server.store.files import Unused, remove_unused
 from neptune_assets.server.store.projects import ProjectStore, Store, now_ms
-from neptune_assets.server.store.runs import NewRun
-from neptune_assets.server.store.unused import Unused, remove_unused
-from neptune_assets.server.store.values import to_json
+from neptune_assets.server.store.runs import NewRun, to_json
+from neptune_assets.server.store.writing import Attribute
 
 DAY = 86_400
 PROJECT = "team/vision"

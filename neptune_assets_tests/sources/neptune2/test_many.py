@@ -11,8 +11,7 @@ import pytest
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.store.runs import NewRun
-from neptune_assets.server.store.values import encode
+from neptune_assets.server.store.runs import NewRun, encode
 from neptune_assets.settings import Filters, LakeSettings
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2

@@ -16,8 +16,7 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.store.projects import Store
-from neptune_assets.server.store.runs import NewRun
-from neptune_assets.server.store.values import encode, file_value, float_bits, histogram_value, to_json
+from neptune_assets.server.store.runs import NewRun, encode, file_value, float_bits, histogram_value, to_json
 from neptune_assets.settings import Filters, LakeSettings, RunFilter
 from neptune_assets.sources.server import SOURCE
 from neptune_assets.sources.server.settings import ServerSource

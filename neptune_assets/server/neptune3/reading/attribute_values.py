@@ -12,7 +12,7 @@ from neptune_api.proto.neptune_pb.api.v1.model.attributes_pb2 import (
 )
 from starlette.responses import Response
 
-from neptune_assets.server.catalog.values import Place, values
+from neptune_assets.server.catalog.search import Place, values
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import (
     find_runs,

@@ -25,15 +25,12 @@ from starlette.responses import Response
 
 from neptune_assets.schema import MICROSTEPS
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.catalog.values import ends as catalog_ends
+from neptune_assets.server.catalog.search import ends as catalog_ends
+from neptune_assets.server.catalog.tables import Run
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import find_runs, reading
 from neptune_assets.server.neptune3.reading.series_requests import lineage_of
-from neptune_assets.server.series.buckets import Bucket
-from neptune_assets.server.series.lineage import Lineage
-from neptune_assets.server.series.points import Window
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.series import Bucket, Lineage, SeriesReader, Window
 
 _MAX_SERIES: Final = 1_000
 _MAX_BUCKETS: Final = 10_000

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from starlette.responses import JSONResponse, Response
 
-from neptune_assets.server.catalog.names import definitions
+from neptune_assets.server.catalog.search import definitions
 from neptune_assets.server.endpoints import ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import (
     find_runs,

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from neptune_assets.server.series.points import FloatPoints, step_doubles
+from neptune_assets.server.series import FloatPoints, step_doubles
 
 _LENGTH_DELIMITED: Final = 2
 _REQUEST_ID, _SERIES, _TOTAL, _VALUES = 1, 2, 1, 2

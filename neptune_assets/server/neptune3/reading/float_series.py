@@ -13,7 +13,7 @@ from neptune_assets.server.endpoints import PROTOBUF, Call
 from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
 from neptune_assets.server.neptune3.reading.requests import first_from, last_to, reading, step
 from neptune_assets.server.neptune3.reading.series_requests import SeriesRequests, series_requests
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.series import SeriesReader
 
 _PIECE: Final = 1 << 20
 """Bytes gathered before they are sent."""

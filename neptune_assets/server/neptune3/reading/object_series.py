@@ -14,14 +14,12 @@ from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import (
 from starlette.responses import Response
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
-from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.values import values
+from neptune_assets.server.catalog.search import NameFilter, values
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import field, make_token, read_token, reading
 from neptune_assets.server.neptune3.reading.series_requests import SeriesRequest, SeriesRequests, series_requests
 from neptune_assets.server.neptune3.reading.wire import set_file, set_histogram
-from neptune_assets.server.series.points import ObjectPoint, Window
-from neptune_assets.server.series.reader import SeriesReader
+from neptune_assets.server.series import ObjectPoint, SeriesReader, Window
 
 _PAGE_POINTS: Final = 10_000
 _PAGE_BYTES: Final = 8 << 20

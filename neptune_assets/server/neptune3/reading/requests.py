@@ -15,8 +15,8 @@ from starlette.responses import Response
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.schema import MICROSTEPS, AttributeType
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.catalog.names import Alternative, NameFilter
-from neptune_assets.server.catalog.runs import Run
+from neptune_assets.server.catalog.search import Alternative, NameFilter
+from neptune_assets.server.catalog.tables import Run
 from neptune_assets.server.endpoints import ApiError, Call
 from neptune_assets.server.neptune3.reading.wire import TYPES, WIRE_TYPES
 from neptune_assets.server.nql import QueryError, QuerySyntaxError

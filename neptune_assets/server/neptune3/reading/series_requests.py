@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neptune_assets.server.catalog.runs import Run
+from neptune_assets.server.catalog.tables import Run
 from neptune_assets.server.endpoints import ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import field, find_runs, first_from, last_to, objects, step
-from neptune_assets.server.series.lineage import Lineage
-from neptune_assets.server.series.points import Window
+from neptune_assets.server.series import Lineage, Window
 
 
 @dataclass(frozen=True, slots=True)

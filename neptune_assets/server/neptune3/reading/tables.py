@@ -15,10 +15,8 @@ from starlette.responses import Response, StreamingResponse
 
 from neptune_assets.errors import LakeError, UnknownProjectError
 from neptune_assets.server.catalog.catalog import Catalog
-from neptune_assets.server.catalog.names import NameFilter
-from neptune_assets.server.catalog.runs import Run
-from neptune_assets.server.catalog.search import YOUNGEST, Found, Search, search
-from neptune_assets.server.catalog.values import Value, values
+from neptune_assets.server.catalog.search import YOUNGEST, Found, NameFilter, Search, Value, search, values
+from neptune_assets.server.catalog.tables import Run
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call
 from neptune_assets.server.neptune3.reading.requests import field, objects, reading
 from neptune_assets.server.neptune3.reading.wire import WIRE_TYPES, attribute

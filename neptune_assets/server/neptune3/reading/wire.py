@@ -11,7 +11,7 @@ from typing import Any, Final
 from neptune_api.proto.neptune_pb.api.v1.model.leaderboard_entries_pb2 import ProtoAttributeDTO
 
 from neptune_assets.schema import MICROSTEPS, AttributeType
-from neptune_assets.server.catalog.values import Value
+from neptune_assets.server.catalog.search import Value
 
 WIRE_TYPES: Final[Mapping[AttributeType, str]] = MappingProxyType(
     {
