@@ -20,8 +20,7 @@ from neptune_assets.errors import LakeError
 from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.server.catalog.tables import made_up_sys_id
-from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size
-from neptune_assets.server.neptune2.lake_artifacts import read_files_list
+from neptune_assets.server.neptune2.artifacts import artifact_hash, artifact_size, read_files_list
 from neptune_assets.server.store.database import row_of
 from neptune_assets.server.store.files import Stored
 from neptune_assets.server.store.projects import ProjectStore

@@ -10,7 +10,7 @@ import pytest
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.neptune2.artifact_hash import artifact_hash
+from neptune_assets.server.neptune2.artifacts import artifact_hash
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import bits_float, decode
 from neptune_assets.testing.lakes import file, file_set, files, histograms, make_lake, metric, param, params, texts

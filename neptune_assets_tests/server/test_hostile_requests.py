@@ -18,7 +18,7 @@ from neptune_api.proto.neptune_pb.ingest.v1.pub.ingest_pb2 import RunOperation
 from starlette.routing import Route, WebSocketRoute
 
 from neptune_assets.server.app import build_app
-from neptune_assets.server.neptune2.contract import OPERATIONS
+from neptune_assets.server.neptune2.swagger import OPERATIONS
 from neptune_assets.server.signing import Grant, Signer
 from neptune_assets.server.tokens import Secrets, Tokens, api_token
 from neptune_assets_tests.support.ingest import Ingest, assign, change, points

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from neptune_assets.server.neptune2.contract import OPERATIONS
+from neptune_assets.server.neptune2.swagger import OPERATIONS
 
 PROJECT = "team/vision"
 _CALLS = {operation.name: operation for operation in OPERATIONS}

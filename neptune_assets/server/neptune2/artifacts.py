@@ -1,118 +1,127 @@
-"""Handlers: artifacts, which are lists of files that lie elsewhere, known by a hash over the list."""
+"""Artifacts of runs that only the lake has: a file there lists what was tracked, and of it comes the hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sqlite3
-from typing import Any
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from starlette.responses import Response
+from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets.schema import AttributeType
 
-from neptune_assets.server.endpoints import Call
-from neptune_assets.server.neptune2.answers import Json
-from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size, merged
-from neptune_assets.server.neptune2.errors import BadRequestError, NotFoundError
-from neptune_assets.server.neptune2.state import state_of, text_of
-from neptune_assets.server.store.database import ARTIFACT, RESTORE, DamagedError, intact, row_of
-from neptune_assets.server.store.projects import ProjectStore
-from neptune_assets.server.store.runs import put_artifact
+if TYPE_CHECKING:
+    from neptune_assets.server.catalog.tables import Run
+    from neptune_assets.server.service import Service
 
-_NEEDED = frozenset({"filePath", "fileHash", "type"})
-_MAX_HASH = 128
+ArtifactFile = Mapping[str, Any]
+"""One file as it is sent: filePath, fileHash, type, size (or None) and metadata (list of key and value)."""
 
 
-def create_artifact(call: Call) -> Response:
-    """Make an artifact by the hash that the client computed; tell whether the list of its files is here already."""
-    digest, size = _hash(call), call.query.get("size")
-    with _project(call).write() as writing:
-        writing.connection.execute(
-            "INSERT INTO artifacts (hash, size, files, checksum) VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING",
-            row_of(digest, int(size) if size and size.isdecimal() and len(size) < 19 else None, None),
-        )
-        writing.changed = True
-        row = _row(writing.connection, digest)
-    return Json(_body(row))
+def _text(value: str) -> bytes:
+    return len(value).to_bytes(4, "big") + value.encode("utf-8")
 
 
-def upload_files(call: Call) -> Response:
-    """Take the list of an artifact's files."""
-    digest, files = _hash(call), _files(call)
-    with _project(call).write() as writing:
-        if _row(writing.connection, digest) is None:
-            raise NotFoundError(f"There is no artifact {digest!r}.")
-        put_artifact(writing.connection, digest, artifact_size(files), files)
-        writing.changed = True
-        row = _row(writing.connection, digest)
-    return Json(_body(row))
+def artifact_hash(files: Iterable[ArtifactFile], *, with_metadata: bool) -> str:
+    """Return the hash (64 hexadecimal digits) of an artifact that holds `files`.
+
+    `with_metadata` is how version 1 of the artifact calls hashes: times and places count too, so the same bytes
+    tracked from two places differ. Version 2 leaves them out.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: str(file["filePath"])):
+        digest.update(b"#" + _text(str(file["filePath"])))
+        digest.update(b"#" + str(file["fileHash"]).encode("utf-8"))
+        digest.update(b"#")
+        if file.get("size") is not None:
+            digest.update(int(file["size"]).to_bytes(8, "big"))
+        digest.update(b"#")
+        digest.update(_text(str(file["type"])))
+        if with_metadata:
+            digest.update(b"#")
+            for entry in sorted(file.get("metadata") or (), key=lambda entry: str(entry["key"])):
+                digest.update(b"|" + _text(str(entry["key"])) + b"|" + _text(str(entry["value"])))
+    return digest.hexdigest()
 
 
-def create_version(call: Call) -> Response:
-    """Make the artifact that results from tracking more files into one; its hash is computed here."""
-    digest, added = _hash(call), _files(call)
-    current = _known_files(call, digest)
-    if current is None:
-        raise NotFoundError(f"There is no artifact {digest!r}.")
-    files = merged(current, added)
-    # The first version of these calls, which names no version, hashes metadata, too.
-    second = call.request.headers.get("x-neptune-artifact-api-version") == "2"
-    made = artifact_hash(files, with_metadata=not second)
-    with _project(call).write() as writing:
-        put_artifact(writing.connection, made, artifact_size(files), files)
-        writing.changed = True
-        row = _row(writing.connection, made)
-    return Json(_body(row))
+def artifact_size(files: Iterable[ArtifactFile]) -> int | None:
+    """Return the size of all files in bytes, or None where that of one of them is not known."""
+    sizes = [file.get("size") for file in files]
+    return None if any(size is None for size in sizes) else sum(int(size) for size in sizes if size is not None)
 
 
-def list_files(call: Call) -> Response:
-    """Return the files of an artifact."""
-    digest = _hash(call)
-    files = _known_files(call, digest)
-    if files is None:
-        raise NotFoundError(f"There is no artifact {digest!r}.")
-    return Json({"files": [{"size": None, "metadata": [], **file} for file in files]})
+def merged(current: Iterable[ArtifactFile], added: Iterable[ArtifactFile]) -> Sequence[ArtifactFile]:
+    """Return the files of an artifact after `added` were tracked into it; they replace those of the same path."""
+    return list({str(file["filePath"]): file for file in (*current, *added)}.values())
 
 
-def _known_files(call: Call, digest: str) -> list[dict[str, Any]] | None:
-    """The files of an artifact of the store, or of the lake; None if neither has it."""
-    project_id = state_of(call).containers.project_id(text_of(call, "projectIdentifier"))
-    if project_id in call.service.store.projects():
-        with call.service.store.project(project_id).read() as connection:
-            row = _row(connection, digest)
-        if row is not None and row["files"] is not None:
-            found: list[dict[str, Any]] = json.loads(row["files"])
-            return found
-    return state_of(call).artifacts.files(project_id, digest)
+_KNOWN: Final = 100_000
+_MAX_BYTES: Final = 256 << 20
 
 
-def _row(connection: sqlite3.Connection, digest: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = connection.execute(
-        f"SELECT hash, size, files, {intact('artifacts', *ARTIFACT)} AS intact FROM artifacts WHERE hash = ?",  # noqa: S608
-        (digest,),
-    ).fetchone()
-    if row is not None and not row["intact"]:
-        raise DamagedError(f"The list of the files of artifact {digest!r} is damaged in the store.", hint=RESTORE)
-    return row
+class LakeArtifacts:
+    """Reads lists of files; remembers which hash stands for which one, since clients ask for the list by it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._hashes: dict[tuple[int, Any, str], str] = {}
+        self._places: dict[tuple[str, str], tuple[Run, str]] = {}
+        self._guard = threading.Lock()
+
+    def complete(self, run: Run, attributes: Sequence[dict[str, Any]]) -> None:
+        """Write the hashes into those of the attributes that are artifacts of the lake."""
+        for attribute in attributes:
+            if attribute["type"] == "artifact" and not attribute["artifactProperties"]["hash"]:
+                attribute["artifactProperties"]["hash"] = self.hash_of(run, attribute["name"])
+
+    def hash_of(self, run: Run, path: str) -> str:
+        """Return the hash of an artifact, computed of its files; empty if the lake has no list of them."""
+        key = (run.number, run.version, path)
+        with self._guard:
+            known = self._hashes.get(key)
+        if known is not None:
+            return known
+        files = self._read(run, path)
+        digest = "" if files is None else artifact_hash(files, with_metadata=False)
+        with self._guard:
+            if len(self._hashes) >= _KNOWN:
+                self._hashes.clear()
+                self._places.clear()
+            self._hashes[key] = digest
+            self._places[(run.project, digest)] = (run, path)
+        return digest
+
+    def files(self, project_id: str, digest: str) -> list[dict[str, Any]] | None:
+        """Return the files behind a hash that :meth:`hash_of` gave out; None for any other."""
+        with self._guard:
+            place = self._places.get((project_id, digest))
+        return None if place is None or not digest else self._read(*place)
+
+    def _read(self, run: Run, path: str) -> list[dict[str, Any]] | None:
+        if run.origin != "lake":
+            return None
+        try:
+            return read_files_list(self._service.series.lake_run(run), path)
+        except NeptuneAssetsError:
+            return None
 
 
-def _body(row: sqlite3.Row | None) -> dict[str, Any]:
-    assert row is not None  # noqa: S101 - written just before, in the same transaction
-    return {"artifactHash": row["hash"], "receivedMetadata": row["files"] is not None, "size": row["size"]}
+def read_files_list(run: Any, path: str) -> list[dict[str, Any]] | None:
+    """Return the files of an artifact of a lake's run; None if what the lake has is no list of files.
 
-
-def _project(call: Call) -> ProjectStore:
-    project_id = state_of(call).containers.project_id(text_of(call, "projectIdentifier"))
-    return call.service.project_to_write(project_id)
-
-
-def _hash(call: Call) -> str:
-    digest = text_of(call, "hash")
-    if not digest or len(digest) > _MAX_HASH:
-        raise BadRequestError("The artifact's hash is missing.")
-    return digest
-
-
-def _files(call: Call) -> list[dict[str, Any]]:
-    files = call.json_object().get("files")
-    if not isinstance(files, list) or not all(isinstance(file, dict) and file.keys() >= _NEEDED for file in files):
-        raise BadRequestError("A list of files with filePath, fileHash and type is expected.")
-    return files
+    Raises LakeError if it cannot be read.
+    """
+    records = [record for record in run.file_records(path) if record.attribute_type == AttributeType.ARTIFACT]
+    if len(records) != 1 or records[0].size > _MAX_BYTES:
+        return None
+    with run.open_file(records[0].path) as stream:
+        content = stream.read()
+    try:
+        files = json.loads(content)
+    except ValueError:
+        return None
+    if not isinstance(files, list):
+        return None
+    needed = {"filePath", "fileHash", "type"}
+    return files if all(isinstance(file, dict) and needed <= file.keys() for file in files) else None

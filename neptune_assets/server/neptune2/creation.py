@@ -16,9 +16,9 @@ from neptune_assets.server.neptune2.containers import (
     SCOPE_OF_TYPE,
     Container,
     Containers,
+    git_attributes,
 )
-from neptune_assets.server.neptune2.errors import BadRequestError, ConflictError, NotFoundError
-from neptune_assets.server.neptune2.git import git_attributes
+from neptune_assets.server.neptune2.responses import BadRequestError, ConflictError, NotFoundError
 from neptune_assets.server.store.runs import NewRun, encode
 
 if TYPE_CHECKING:

@@ -8,13 +8,18 @@ from typing import Any
 from starlette.responses import Response
 
 from neptune_assets.server.endpoints import Call
-from neptune_assets.server.neptune2.answers import Json
 from neptune_assets.server.neptune2.containers import TYPES, Container
-from neptune_assets.server.neptune2.errors import BadRequestError, ExperimentNotFoundError, NotFoundError
-from neptune_assets.server.neptune2.operations import parse_operations
-from neptune_assets.server.neptune2.resent import Resent
+from neptune_assets.server.neptune2.responses import BadRequestError, ExperimentNotFoundError, Json, NotFoundError
 from neptune_assets.server.neptune2.state import state_of, text_of
-from neptune_assets.server.neptune2.writing import Application, answer_of, needs_numbers, remember, remembered
+from neptune_assets.server.neptune2.writing import (
+    Application,
+    Resent,
+    answer_of,
+    needs_numbers,
+    parse_operations,
+    remember,
+    remembered,
+)
 
 
 def get_experiment(call: Call) -> Response:

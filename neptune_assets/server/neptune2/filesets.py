@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+import mimetypes
+import sqlite3
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from neptune_assets.server.neptune2.errors import BadRequestError
+from neptune_assets.schema import AttributeType
+from neptune_assets.server.neptune2.responses import BadRequestError
+from neptune_assets.server.store.database import MEMBER, RESTORE, DamagedError, intact, row_of
+from neptune_assets.server.store.runs import to_json
+
+if TYPE_CHECKING:
+    from neptune_assets.server.store.writing import Operations
+
+_EXTENSIONS: Final = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "image/svg+xml": "svg",
+    "text/html": "html",
+    "application/octet-stream": "bin",
+}
+
+
+def mime_of_content(content: bytes) -> str | None:
+    """Return what the first bytes say that the content is; None if they say nothing."""
+    import filetype
+
+    return filetype.guess_mime(content[:262]) if content else None
+
+
+def mime_of_extension(extension: str) -> str:
+    """Return the type of files with this extension; that of unknown bytes where there is none."""
+    return mimetypes.guess_type(f"x.{extension}")[0] or "application/octet-stream"
+
+
+def extension_of_mime(mime: str) -> str:
+    """Return the extension for a type of content."""
+    return _EXTENSIONS.get(mime) or (mimetypes.guess_extension(mime) or ".bin").lstrip(".")
+
+
+def extension_of(value: Mapping[str, Any]) -> str:
+    """Return the extension of a file's value: as the client gave it, else what its place ends in."""
+    if isinstance(value.get("ext"), str):
+        return str(value["ext"])
+    name = str(value.get("path") or "").rpartition("/")[2]
+    return name.rpartition(".")[2] if "." in name else ""
+
+
+def download_name(attribute: str, extension: str) -> str:
+    """Return the name that a file is saved under if the client is not told another: the attribute's own name."""
+    name = attribute.rpartition("/")[2]
+    return f"{name}.{extension}" if extension else name
+
 
 _CHUNK: Final = 1 << 20
 _MAX_NAME: Final = 4096
@@ -138,3 +188,53 @@ def pack(target: BinaryIO, members: Iterable[Member], open_object: Callable[[str
 def extension(path: str) -> str:
     """Return what comes after the last dot of a file's name, or nothing."""
     return Path(path).suffix.lstrip(".")
+
+
+_INTACT = intact("file_set_files", *MEMBER)
+
+
+def members(connection: sqlite3.Connection, attribute: int) -> Iterator[Member]:
+    """Yield the members of a file set by path."""
+    query = f"SELECT path, sha256, size, modified_at, {_INTACT} FROM file_set_files WHERE attribute = ? ORDER BY path"  # noqa: S608
+    for path, sha256, size, modified, is_intact in connection.execute(query, (attribute,)):
+        if not is_intact:
+            raise DamagedError(f"A file set names {path!r} in a row that is damaged in the store.", hint=RESTORE)
+        yield Member(path, sha256, size, modified)
+
+
+def member_names(connection: sqlite3.Connection, attribute: int) -> list[str]:
+    """Return the paths of all members of a file set."""
+    return [row[0] for row in connection.execute("SELECT path FROM file_set_files WHERE attribute = ?", (attribute,))]
+
+
+def put_members(connection: sqlite3.Connection, attribute: int, new: Iterable[Member]) -> int:
+    """Add members, in place of those of the same path; return by how many bytes the file set grew."""
+    before = _size(connection, attribute)
+    connection.executemany(
+        "INSERT OR REPLACE INTO file_set_files (attribute, path, sha256, size, modified_at, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (row_of(attribute, member.path, member.sha256, member.size, member.modified) for member in new),
+    )
+    return _size(connection, attribute) - before
+
+
+def delete_members(connection: sqlite3.Connection, attribute: int, paths: Iterable[str]) -> int:
+    """Take members out of a file set; return by how many bytes it shrank."""
+    before = _size(connection, attribute)
+    connection.executemany(
+        "DELETE FROM file_set_files WHERE attribute = ? AND path = ?", ((attribute, path) for path in paths)
+    )
+    return before - _size(connection, attribute)
+
+
+def update_value(operations: Operations, path: str, connection: sqlite3.Connection, attribute: int) -> None:
+    """Bring the attribute's value up to date: size in bytes and number of files."""
+    size, files = connection.execute(
+        "SELECT coalesce(sum(size), 0), count(sha256) FROM file_set_files WHERE attribute = ?", (attribute,)
+    ).fetchone()
+    operations.assign(path, AttributeType.FILE_SET, to_json({"size": size, "files": files}))
+
+
+def _size(connection: sqlite3.Connection, attribute: int) -> int:
+    row = connection.execute("SELECT coalesce(sum(size), 0) FROM file_set_files WHERE attribute = ?", (attribute,))
+    return int(row.fetchone()[0])

@@ -10,8 +10,8 @@ from starlette.routing import BaseRoute, WebSocketRoute
 
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.endpoints import Endpoint, Handler
-from neptune_assets.server.neptune2 import artifacts, downloads, experiments, readings, session, signals, uploading
-from neptune_assets.server.neptune2.contract import OPERATIONS, SERVICES
+from neptune_assets.server.neptune2 import experiments, readings, session, transfers
+from neptune_assets.server.neptune2.swagger import OPERATIONS, SERVICES
 
 SHARED: Final = frozenset({"getClientConfig", "exchangeApiToken", "getProject", "listProjects", "createProject"})
 """Calls that clients of both generations make: the routes of 3.x serve them."""
@@ -41,26 +41,26 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         "getFloatSeriesValues": readings.get_float_series_values,
         "getStringSeriesValues": readings.get_string_series_values,
         "getImageSeriesValues": readings.get_image_series_values,
-        "getImageSeriesValue": downloads.get_image,
-        "downloadAttribute": downloads.download_attribute,
-        "prepareForDownloadFileSetAttributeZip": downloads.prepare_zip,
-        "getDownloadPrepareRequest": downloads.get_prepared_zip,
-        "lsFileSetAttribute": downloads.list_file_set,
+        "getImageSeriesValue": transfers.get_image,
+        "downloadAttribute": transfers.download_attribute,
+        "prepareForDownloadFileSetAttributeZip": transfers.prepare_zip,
+        "getDownloadPrepareRequest": transfers.get_prepared_zip,
+        "lsFileSetAttribute": transfers.list_file_set,
         "searchLeaderboardEntries": readings.search_entries,
         "searchLeaderboardAttributes": readings.search_attributes,
-        "fileAtomUpload": uploading.upload_file,
-        "fileAtomMultipartUploadStart": uploading.start_upload,
-        "fileAtomMultipartUploadPart": uploading.upload_part,
-        "fileAtomMultipartUploadFinish": uploading.finish_upload,
-        "fileSetFileUpload": uploading.upload_member,
-        "fileSetFileMultipartUploadStart": uploading.start_upload,
-        "fileSetFileMultipartUploadPart": uploading.upload_part,
-        "fileSetFileMultipartUploadFinish": uploading.finish_upload,
-        "uploadFileSetAttributeTar": uploading.upload_archive,
-        "createNewArtifact": artifacts.create_artifact,
-        "createArtifactVersion": artifacts.create_version,
-        "uploadArtifactFilesMetadata": artifacts.upload_files,
-        "listArtifactFiles": artifacts.list_files,
+        "fileAtomUpload": transfers.upload_file,
+        "fileAtomMultipartUploadStart": transfers.start_upload,
+        "fileAtomMultipartUploadPart": transfers.upload_part,
+        "fileAtomMultipartUploadFinish": transfers.finish_upload,
+        "fileSetFileUpload": transfers.upload_member,
+        "fileSetFileMultipartUploadStart": transfers.start_upload,
+        "fileSetFileMultipartUploadPart": transfers.upload_part,
+        "fileSetFileMultipartUploadFinish": transfers.finish_upload,
+        "uploadFileSetAttributeTar": transfers.upload_archive,
+        "createNewArtifact": transfers.create_artifact,
+        "createArtifactVersion": transfers.create_version,
+        "uploadArtifactFilesMetadata": transfers.upload_files,
+        "listArtifactFiles": transfers.list_files,
     }
 )
 
@@ -70,7 +70,7 @@ _READS_BY_POST: Final = frozenset(
 
 
 def routes() -> list[BaseRoute]:
-    """Swagger documents, projects, runs, attributes, tables, operations, uploads, downloads, artifacts."""
+    """Swagger documents, projects, runs, attributes, tables, operations, uploads, downloads, transfers."""
     return [
         *(
             Endpoint(f"/api/{service}/swagger.json", session.swagger(service), ("GET",), public=True).route()
@@ -87,6 +87,6 @@ def routes() -> list[BaseRoute]:
             for operation in OPERATIONS
             if operation.name not in SHARED
         ),
-        Endpoint(downloads.ZIP_PATH, downloads.download_zip, ("GET",)).route(),
-        WebSocketRoute("/api/notifications/v1/runs/{project}/{run}/signal", signals.listen),
+        Endpoint(transfers.ZIP_PATH, transfers.download_zip, ("GET",)).route(),
+        WebSocketRoute("/api/notifications/v1/runs/{project}/{run}/signal", session.listen),
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from neptune_assets.server.endpoints import Call, Handler
-from neptune_assets.server.neptune2.answers import Json
-from neptune_assets.server.neptune2.errors import ForbiddenError
+from neptune_assets.server.neptune2.responses import ForbiddenError, Json
 from neptune_assets.server.neptune2.state import state_of, text_of
 from neptune_assets.server.neptune2.swagger import document
+from neptune_assets.server.service import Service
 
 
 def swagger(service: str) -> Handler:
@@ -36,3 +37,17 @@ def delete_project(call: Call) -> Response:
     call.service.store.delete(project_id)
     call.service.catalog.forget(project_id)
     return Json({})
+
+
+async def listen(socket: WebSocket) -> None:
+    """Keep a socket open until the client goes away; refuse it without a token."""
+    service: Service = socket.app.state.service
+    if not service.tokens.authorized(socket.headers.get("authorization")):
+        await socket.close()
+        return
+    await socket.accept()
+    try:
+        while True:
+            await socket.receive_text()
+    except WebSocketDisconnect:
+        return

@@ -6,12 +6,12 @@ import threading
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
+from neptune_assets.server.neptune2.artifacts import LakeArtifacts
 from neptune_assets.server.neptune2.containers import Containers
 from neptune_assets.server.neptune2.creation import Creation
-from neptune_assets.server.neptune2.lake_artifacts import LakeArtifacts
-from neptune_assets.server.neptune2.resent import Sessions
-from neptune_assets.server.neptune2.series_pages import SeriesPages
+from neptune_assets.server.neptune2.series import SeriesPages
 from neptune_assets.server.neptune2.tables import Tables
+from neptune_assets.server.neptune2.writing import Sessions
 
 if TYPE_CHECKING:
     from neptune_assets.server.endpoints import Call
@@ -50,7 +50,7 @@ def text_of(call: Call, name: str) -> str:
 
 def number_of(call: Call, name: str, default: int) -> int:
     """Return a whole number of the URL, not negative. Raises BadRequestError for anything else."""
-    from neptune_assets.server.neptune2.errors import BadRequestError
+    from neptune_assets.server.neptune2.responses import BadRequestError
 
     text = call.query.get(name)
     if text is None or text == "":

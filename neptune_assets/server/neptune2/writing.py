@@ -10,33 +10,358 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import gt
 from typing import TYPE_CHECKING, Any, Final
 
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, AttributeType
 from neptune_assets.server.neptune2.containers import MODEL_VERSIONS
-from neptune_assets.server.neptune2.file_values import extension_of_mime, mime_of_content
-from neptune_assets.server.neptune2.filesets import selected
-from neptune_assets.server.neptune2.operations import (
-    Assign,
-    ChangeSet,
-    Clear,
-    Configure,
-    Delete,
-    DeleteFiles,
-    Log,
-    Operation,
-    Point,
+from neptune_assets.server.neptune2.filesets import (
+    delete_members,
+    extension_of_mime,
+    member_names,
+    mime_of_content,
+    selected,
+    update_value,
 )
-from neptune_assets.server.neptune2.stored_filesets import delete_members, member_names, update_value
-from neptune_assets.server.store.runs import SYSTEM_TYPES, bits_float, encode, file_value, to_json
-from neptune_assets.server.store.writing import Problem, Problems
+from neptune_assets.server.neptune2.responses import BadRequestError
+from neptune_assets.server.store.runs import SYSTEM_TYPES, bits_float, encode, file_value, float_bits, to_json
+from neptune_assets.server.store.writing import Attribute, Problem, Problems
 
 if TYPE_CHECKING:
-    from neptune_assets.server.neptune2.resent import Resent
     from neptune_assets.server.store.files import ObjectStore
     from neptune_assets.server.store.runs import Run
-    from neptune_assets.server.store.writing import Attribute, Operations, Writing
+    from neptune_assets.server.store.writing import Operations, Writing
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give a single-value attribute its value: a Python value, datetimes as whole milliseconds."""
+
+    path: str
+    type: AttributeType
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of a series. `step` is in millionths, None where the server is to number it; `time` in milliseconds."""
+
+    step: int | None
+    time: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Append values to a series (floats, strings, or images as mappings of data, name and description)."""
+
+    path: str
+    type: AttributeType
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Empty an attribute of this type, but keep it."""
+
+    path: str
+    type: AttributeType
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Say how a float series is to be drawn: bounds and unit, each may be None."""
+
+    path: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSet:
+    """Add strings to a set of strings, or take them away."""
+
+    path: str
+    values: Sequence[str]
+    add: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove an attribute; one that is not there is no mistake."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteFiles:
+    """Take files (or directories with all that is in them) out of a file set."""
+
+    path: str
+    files: Sequence[str]
+
+
+Operation = Assign | Log | Clear | Configure | ChangeSet | Delete | DeleteFiles
+
+_ASSIGN: Final[Mapping[str, tuple[AttributeType, str]]] = {
+    "assignFloat": (AttributeType.FLOAT, "value"),
+    "assignInt": (AttributeType.INT, "value"),
+    "assignBool": (AttributeType.BOOL, "value"),
+    "assignString": (AttributeType.STRING, "value"),
+    "assignDatetime": (AttributeType.DATETIME, "valueMilliseconds"),
+    "assignArtifact": (AttributeType.ARTIFACT, "hash"),
+}
+_LOG: Final[Mapping[str, AttributeType]] = {
+    "logFloats": AttributeType.FLOAT_SERIES,
+    "logStrings": AttributeType.STRING_SERIES,
+    "logImages": AttributeType.FILE_SERIES,
+}
+_CLEAR: Final[Mapping[str, AttributeType]] = {
+    "clearFloatSeries": AttributeType.FLOAT_SERIES,
+    "clearStringSeries": AttributeType.STRING_SERIES,
+    "clearImageSeries": AttributeType.FILE_SERIES,
+    "clearStringSet": AttributeType.STRING_SET,
+    "clearArtifact": AttributeType.ARTIFACT,
+}
+_MAX_TIME: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999."""
+
+
+def parse_operations(body: Any) -> list[Operation]:
+    """Return the operations of a request body. Raises BadRequestError that names the first item that is wrong."""
+    if not isinstance(body, list):
+        raise BadRequestError("A list of operations is expected.")
+    return [_operation(index, item) for index, item in enumerate(body)]
+
+
+def _operation(index: int, item: Any) -> Operation:
+    if not isinstance(item, dict) or not isinstance(item.get("path"), str) or not item["path"]:
+        raise BadRequestError(f"Operation {index} has no path.")
+    path: str = item["path"]
+    names = [name for name in item if name != "path"]
+    if len(names) != 1 or not isinstance(item[names[0]], dict):
+        raise BadRequestError(f"Operation {index} ({path!r}) must hold exactly one operation.")
+    name, body = names[0], item[names[0]]
+    where = f"Operation {index} ({name} of {path!r})"
+    if name in _ASSIGN:
+        kind, field = _ASSIGN[name]
+        return Assign(path, kind, _value(where, kind, body.get(field)))
+    if name in _LOG:
+        return Log(path, _LOG[name], [_point(where, _LOG[name], entry) for entry in _list(where, body, "entries")])
+    if name in _CLEAR:
+        return Clear(path, _CLEAR[name])
+    if name == "configFloatSeries":
+        return Configure(path, {key: body.get(key) for key in ("min", "max", "unit")})
+    if name in ("insertStrings", "removeStrings"):
+        return ChangeSet(path, _strings(where, body, "values"), add=name == "insertStrings")
+    if name == "deleteAttribute":
+        return Delete(path)
+    if name == "deleteFiles":
+        return DeleteFiles(path, _strings(where, body, "filePaths"))
+    raise BadRequestError(f"{where} is not an operation that this server knows.")
+
+
+def _value(where: str, kind: AttributeType, value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is AttributeType.FLOAT and number:
+        return _float(where, value)
+    if kind is AttributeType.INT and number and float(value).is_integer() and -(2**63) <= value < 2**63:
+        return int(value)
+    if kind is AttributeType.DATETIME and number and math.isfinite(value) and abs(value) <= _MAX_TIME:
+        return int(value)
+    if (kind is AttributeType.BOOL and isinstance(value, bool)) or (
+        kind in (AttributeType.STRING, AttributeType.ARTIFACT) and isinstance(value, str)
+    ):
+        return value
+    raise BadRequestError(f"{where} has no value of type {kind.value}.")
+
+
+def _float(where: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (OverflowError, ValueError, TypeError):
+        raise BadRequestError(f"{where} holds a value that is no number.") from None
+
+
+def _point(where: str, kind: AttributeType, entry: Any) -> Point:
+    if not isinstance(entry, dict):
+        raise BadRequestError(f"{where} holds a point that is no object.")
+    value, step, time = entry.get("value"), entry.get("step"), entry.get("timestampMilliseconds")
+    if kind is AttributeType.FLOAT_SERIES:
+        value = _value(where, AttributeType.FLOAT, value)
+    elif not isinstance(value, str if kind is AttributeType.STRING_SERIES else dict):
+        raise BadRequestError(f"{where} holds a point without a value of its type.")
+    if isinstance(time, bool) or not isinstance(time, (int, float)) or not abs(time) <= _MAX_TIME:
+        raise BadRequestError(f"{where} holds a point without a time.")
+    return Point(None if step is None else _step(where, step), int(time), value)
+
+
+def _step(where: str, step: Any) -> int:
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not abs(step) < MAX_STEP:
+        raise BadRequestError(f"{where} holds a step that is no number below 10^12.")
+    return int(step) * MICROSTEPS if float(step).is_integer() else round(step * MICROSTEPS)
+
+
+def _list(where: str, body: Mapping[str, Any], field: str) -> list[Any]:
+    values = body.get(field)
+    if not isinstance(values, list):
+        raise BadRequestError(f"{where} has no list of {field}.")
+    return values
+
+
+def _strings(where: str, body: Mapping[str, Any], field: str) -> list[str]:
+    values = _list(where, body, field)
+    if not all(isinstance(value, str) for value in values):
+        raise BadRequestError(f"{where} holds something in {field} that is no text.")
+    return values
+
+
+_REMEMBERED: Final = 20_000
+_LOOKED_AT: Final = 10_000
+"""Points of a series, from its end, among which those that come again are looked for: ten requests of a client."""
+
+_STORED: Final = {
+    AttributeType.FLOAT_SERIES: "SELECT time, bits FROM points",
+    AttributeType.STRING_SERIES: "SELECT time, value FROM objects",
+    AttributeType.FILE_SERIES: "SELECT time, (SELECT sha256 FROM files WHERE key = json_extract(value, '$.path'))"
+    " FROM objects",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a session has sent to a run: whether anything was new, and where it is in blocks that are there already."""
+
+    gone_on: bool = False
+    cursors: Mapping[int, int] = field(default_factory=dict)
+    """By series, how many of the points that are there come after those that were sent last."""
+
+
+class Sessions:
+    """What is known of sessions by run. After a restart of the server all of them begin again."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, run: str, session: str) -> Session:
+        """Return what is known of a session."""
+        with self._lock:
+            return self._known.get((run, session), Session())
+
+    def put(self, run: str, session: str, known: Session) -> None:
+        """Note what a request has added to it."""
+        with self._lock:
+            self._known[run, session] = known
+            self._known.move_to_end((run, session))
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+
+
+class Resent:
+    """Takes out of one request the points that are there already."""
+
+    def __init__(self, connection: sqlite3.Connection, session: Session) -> None:
+        self._connection = connection
+        self._begins = not session.gone_on
+        self._cursors = dict(session.cursors)
+        self._new: set[int] = set()
+
+    @property
+    def session(self) -> Session:
+        """What is known of the session after this request."""
+        return Session(not self._begins or bool(self._new), self._cursors)
+
+    def rest(self, attribute: Attribute, points: Sequence[Point]) -> Sequence[Point]:
+        """Return the points that are not there yet. Points with steps are left to the rules for steps."""
+        begins = self._begins and attribute.id not in self._new
+        if not points or not all(point.step is None for point in points):
+            self._new.add(attribute.id)
+            return points
+        coming = [(point.time, _key(attribute.kind, point.value)) for point in points]
+        cursor = self._cursors.pop(attribute.id, None)
+        if not (begins or cursor is not None or self._goes_back(attribute, coming)):
+            self._new.add(attribute.id)
+            return points
+        known = self._stored(attribute)
+        places: dict[tuple[int, Any], list[int]] = {}
+        for place, point in enumerate(known):
+            places.setdefault(point, []).append(place)
+        kept: list[Point] = []
+        index = 0
+        # Where the block that the last request ended with goes on.
+        on = None if cursor is None else max(0, len(known) - cursor)
+        while index < len(coming):
+            starts: Sequence[int] = ()
+            if on is not None and on < len(known) and known[on] == coming[index]:
+                starts = (on,)
+            elif known and (
+                coming[index][0] < known[-1][0] or (begins and index == 0 and coming[0][0] == known[-1][0])
+            ):
+                starts = places.get(coming[index], ())
+            count, start = _longest(known, starts, coming, index)
+            on = None
+            if count:
+                index, on = index + count, start + count
+                continue
+            places.setdefault(coming[index], []).append(len(known))
+            known.append(coming[index])
+            kept.append(points[index])
+            index += 1
+        if on is not None and on < len(known):
+            self._cursors[attribute.id] = len(known) - on
+        if kept:
+            self._new.add(attribute.id)
+        return kept
+
+    def again(self, attribute: Attribute, points: Sequence[Point]) -> None:
+        """Note that the very same request came again, with these points: the next one may go on where it ends."""
+        coming = [(point.time, _key(attribute.kind, point.value)) for point in points]
+        known = self._stored(attribute)
+        count, start = _longest(known, range(len(known)), coming, 0)
+        self._cursors.pop(attribute.id, None)
+        if count and start + count < len(known):
+            self._cursors[attribute.id] = len(known) - start - count
+
+    def _goes_back(self, attribute: Attribute, coming: Sequence[tuple[int, Any]]) -> bool:
+        times = [time for time, _ in (*self._stored(attribute, 1), *coming)]
+        return any(map(gt, times, times[1:]))
+
+    def _stored(self, attribute: Attribute, count: int = _LOOKED_AT) -> list[tuple[int, Any]]:
+        query = f"{_STORED[attribute.kind]} WHERE attribute = ? ORDER BY step DESC LIMIT ?"
+        return [tuple(row) for row in self._connection.execute(query, (attribute.id, count))][::-1]
+
+
+def _longest(
+    known: Sequence[tuple[int, Any]], starts: Iterable[int], coming: Sequence[tuple[int, Any]], index: int
+) -> tuple[int, int]:
+    """Return how many points from an index on are those from one of the starts on, and from which."""
+    best = (0, 0)
+    for start in starts:
+        count = 0
+        while (
+            index + count < len(coming) and start + count < len(known) and coming[index + count] == known[start + count]
+        ):
+            count += 1
+        best = max(best, (count, start))
+    return best
+
+
+def _key(kind: AttributeType, value: Any) -> Any:
+    if kind is AttributeType.FLOAT_SERIES:
+        return float_bits(value)
+    if kind is AttributeType.STRING_SERIES:
+        return value
+    try:
+        return hashlib.sha256(base64.b64decode(value.get("data") or "", validate=True)).hexdigest()
+    except (binascii.Error, TypeError, ValueError):
+        return None
+
 
 STAGES: Final = ("none", "staging", "production", "archived")
 _SETS: Final = frozenset({"sys/tags", "sys/group_tags"})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.server.neptune2.artifact_hash import artifact_hash, artifact_size, merged
+from neptune_assets.server.neptune2.artifacts import artifact_hash, artifact_size, merged
 
 
 def file(path: str, digest: str = "ab" * 20, size: int | None = 3, **metadata: str) -> dict[str, Any]:

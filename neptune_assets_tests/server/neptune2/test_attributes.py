@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.neptune2.attributes import ALIVE_SECONDS, iso, moment_of, state_of
-from neptune_assets.server.neptune2.git import GIT, git_attributes, git_properties, is_git
+from neptune_assets.server.neptune2.containers import GIT, git_attributes, git_properties, is_git
+from neptune_assets.server.neptune2.tables import ALIVE_SECONDS, iso, moment_of, state_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 import pytest
 
-from neptune_assets.server.neptune2.errors import BadRequestError
 from neptune_assets.server.neptune2.filesets import Listed, Member, listing, member_path, pack, selected, unpack
+from neptune_assets.server.neptune2.responses import BadRequestError
 
 MEMBERS = [
     Member("a.txt", "1", 3, 10),

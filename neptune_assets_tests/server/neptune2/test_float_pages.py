@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 
-from neptune_assets.server.neptune2.float_pages import float_page
+from neptune_assets.server.neptune2.readings import float_page
 from neptune_assets.server.series import FloatPoints
 
 TIMES = 1_700_000_000_000

@@ -12,7 +12,7 @@ from neptune.internal.backends.nql import (
     RawNQLQuery,
 )
 
-from neptune_assets.server.neptune2.keyset import comparable, continued
+from neptune_assets.server.neptune2.tables import comparable, continued
 
 TRASHED = NQLQueryAttribute("sys/trashed", NQLAttributeType.BOOLEAN, NQLAttributeOperator.EQUALS, False)
 RAW = RawNQLQuery('(a:int = 1) OR (`sys/id`:string > "x")')

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.neptune2.errors import BadRequestError
-from neptune_assets.server.neptune2.operations import (
+from neptune_assets.server.neptune2.responses import BadRequestError
+from neptune_assets.server.neptune2.writing import (
     Assign,
     ChangeSet,
     Clear,
@@ -16,9 +16,9 @@ from neptune_assets.server.neptune2.operations import (
     DeleteFiles,
     Log,
     Point,
+    needs_numbers,
     parse_operations,
 )
-from neptune_assets.server.neptune2.writing import needs_numbers
 
 
 def one(name: str, **body: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.server.neptune2.contract import OPERATIONS
 from neptune_assets.server.neptune2.routes import HANDLERS, SHARED
+from neptune_assets.server.neptune2.swagger import OPERATIONS
 from neptune_assets.server.store.database import RUN, seal
 from neptune_assets_tests.support.ingest import Ingest, assign
 from neptune_assets_tests.support.ingest import points as points3
@@ -271,7 +271,7 @@ def test_files_of_many_parts_and_file_sets(http: Http) -> None:
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_artifacts_are_merged_by_either_version_of_the_calls(http: Http, version: str) -> None:
-    from neptune_assets.server.neptune2.artifact_hash import artifact_hash
+    from neptune_assets.server.neptune2.artifacts import artifact_hash
 
     headers = {} if version == "1" else {"X-Neptune-Artifact-Api-Version": version}
     files = [

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from bravado.client import SwaggerClient
 
-from neptune_assets.server.neptune2.contract import ARTIFACTS, BACKEND, DEFINITIONS, LEADERBOARD, OPERATIONS
-from neptune_assets.server.neptune2.swagger import document
+from neptune_assets.server.neptune2.swagger import ARTIFACTS, BACKEND, DEFINITIONS, LEADERBOARD, OPERATIONS, document
 
 # Calls of the management module about members, invitations and quotas, and of notebooks and the client before 1.0:
 # this server has one user and no notebooks.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from neptune_assets.server.neptune2.errors import RANGE_MISMATCH, BadRequestError, NotFoundError
-from neptune_assets.server.neptune2.uploads import Range, Uploads, parse_range
+from neptune_assets.server.neptune2.responses import RANGE_MISMATCH, BadRequestError, NotFoundError
+from neptune_assets.server.neptune2.transfers import Range, Uploads, parse_range
 
 CONTENT = bytes(range(256)) * 10
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neptune_assets.server.neptune3.snapshots import Snapshots
+from neptune_assets.server.neptune3.writing import Snapshots
 from neptune_assets.server.store.projects import ProjectStore, Store
 from neptune_assets.server.store.runs import NewRun
 from neptune_assets_tests.support.ingest import assign, change, points

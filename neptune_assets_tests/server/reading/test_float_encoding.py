@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from neptune_api.proto.neptune_pb.api.v1.model.series_values_pb2 import ProtoFloatSeriesValuesResponseDTO
 
-from neptune_assets.server.neptune3.reading.float_encoding import float_series_message
-from neptune_assets.server.neptune3.reading.requests import first_from, last_to
+from neptune_assets.server.neptune3.reading import first_from, last_to
+from neptune_assets.server.neptune3.series import float_series_message
 from neptune_assets.server.series import FloatPoints
 
 steps = st.integers(-(10**18) + 1, 10**18 - 1)

@@ -14,8 +14,7 @@ import pytest
 
 from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.server.neptune2.filesets import Member
-from neptune_assets.server.neptune2.stored_filesets import put_members, update_value
+from neptune_assets.server.neptune2.filesets import Member, put_members, update_value
 from neptune_assets.server.store.database import DATABASE
 from neptune_assets.server.store.projects import Store
 from neptune_assets.server.store.runs import put_artifact, to_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from neptune_assets.schema import MICROSTEPS, SERIES_TYPES, AttributeType
 from neptune_assets.server.catalog.search import NameFilter, Value, values
-from neptune_assets.server.neptune2.errors import NotFoundError
+from neptune_assets.server.neptune2.responses import NotFoundError
 from neptune_assets.server.series import Window
 
 if TYPE_CHECKING:
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     from neptune_assets.server.catalog.tables import Run
     from neptune_assets.server.series import FloatPoints, ObjectPoint
     from neptune_assets.server.service import Service
+
+
+def series_configs(service: Service, run: Run) -> dict[str, dict[str, Any]]:
+    """Return minimum, maximum and unit by path, of those float series of a run that have any."""
+    if run.origin != "store":
+        return {}
+    with service.catalog.store_of(run).read() as connection:
+        rows = connection.execute(
+            "SELECT path, value FROM attributes WHERE run = ? AND type = ? AND value IS NOT NULL",
+            (run.store_id, AttributeType.FLOAT_SERIES.value),
+        ).fetchall()
+    return {path: json.loads(value) for path, value in rows}
+
 
 MAX_PAGE: Final = 10_000
 _KNOWN: Final = 4_096
