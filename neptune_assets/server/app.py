@@ -1,21 +1,142 @@
-"""The ASGI application: routes of both generations, health, access log, and a service that is closed with it."""
+"""The ASGI application: routes of both generations, health, access log, garbage collection, and its service."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import sqlite3
+import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TextIO
 
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neptune_assets.server.access_log import AccessLog
-from neptune_assets.server.cleaning import Cleaning
+from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.server.endpoints import BodyRoom, Call, Endpoint
 from neptune_assets.server.neptune2.routes import routes as neptune2_routes
 from neptune_assets.server.neptune3.routes import routes as neptune3_routes
 from neptune_assets.server.service import Service
+from neptune_assets.server.store.files import Unused, remove_unused
+from neptune_assets.server.store.projects import Store, now_ms
+
+
+class AccessLog:
+    """ASGI middleware. Paths of routes with parameters are logged as the route is written, not as it was called."""
+
+    def __init__(self, app: ASGIApp, file: Path | None = None) -> None:
+        self._app = app
+        self._stream: TextIO = sys.stdout if file is None else _appended(file)
+        self._guard = threading.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request and log it, also if it fails."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        counted = {"status": 0, "in": 0, "out": 0}
+
+        async def counting_receive() -> Message:
+            message = await receive()
+            counted["in"] += len(message.get("body", b""))
+            return message
+
+        async def counting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                counted["status"] = message["status"]
+            counted["out"] += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, counting_receive, counting_send)
+        finally:
+            self._write(scope, counted, time.perf_counter() - started)
+
+    def _write(self, scope: Scope, counted: dict[str, int], seconds: float) -> None:
+        route = scope.get("route")
+        client = scope.get("client")
+        agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "method": scope["method"],
+            "route": getattr(route, "path", None) or "(none)",
+            "status": counted["status"],
+            "ms": round(seconds * 1000, 1),
+            "bytes_in": counted["in"],
+            "bytes_out": counted["out"],
+            "client": client[0] if client else None,
+            "agent": agent.decode("latin-1").partition(" ")[0][:80],
+        }
+        with self._guard:
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
+
+
+def _appended(file: Path) -> TextIO:
+    """Open a log to add to; a new one is for its owner only."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
+_log = logging.getLogger(__name__)
+_SECONDS: Final = 3_600.0
+_DAY_MS: Final = 86_400_000
+
+
+class Cleaning:
+    """A thread of its own; :meth:`stop` waits for a look that is going on."""
+
+    def __init__(self, store: Store, unused_days: int, seconds: float = _SECONDS) -> None:
+        self._store = store
+        self._kept_ms = unused_days * _DAY_MS
+        self._seconds = seconds
+        self._found: dict[str, Unused] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cleaning", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the first look is at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def look(self) -> int:
+        """Look at all projects, remove what was unused at the last look already, and return the bytes removed."""
+        total = 0
+        for name in self._store.projects():
+            if self._stopped.is_set():
+                break
+            try:
+                project = self._store.project(name)
+                before = self._found.get(name, Unused())
+                self._found[name], removed = remove_unused(project, before, now_ms() - self._kept_ms)
+            except (NeptuneAssetsError, OSError, sqlite3.Error):
+                # A project that is being deleted, or a full disk: the others are looked at, and this one next time.
+                _log.exception("Unused bytes of project %s could not be removed.", name)
+                continue
+            if removed:
+                _log.info("Removed %s bytes of project %s that nothing names any more.", f"{removed:,}", name)
+            total += removed
+        return total
+
+    def _run(self) -> None:
+        self.look()
+        while not self._stopped.wait(self._seconds):
+            self.look()
 
 
 def build_app(service: Service) -> Starlette:

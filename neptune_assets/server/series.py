@@ -1,4 +1,7 @@
-"""Points of a series by run and path, wherever they lie, along the run's line of forks."""
+"""Points of a series by run and path, from the store or the lake, along the run's line of forks; whole or in buckets.
+
+What was read last is kept, up to a number of bytes.
+"""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from neptune_assets.server.adoption import adopt, last_number_of
 from neptune_assets.server.catalog.catalog import Catalog
 from neptune_assets.server.series import SeriesReader
 from neptune_assets.server.settings import ServerSettings
-from neptune_assets.server.signing import Signer
 from neptune_assets.server.store.projects import ProjectStore, Store
 from neptune_assets.server.store.runs import Run
 from neptune_assets.server.store.writing import Writing
-from neptune_assets.server.tokens import Attempts, Tokens, load_secrets
+from neptune_assets.server.tokens import Attempts, Signer, Tokens, load_secrets
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject

@@ -19,8 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from neptune_assets.server.app import build_app
 from neptune_assets.server.neptune2.swagger import OPERATIONS
-from neptune_assets.server.signing import Grant, Signer
-from neptune_assets.server.tokens import Secrets, Tokens, api_token
+from neptune_assets.server.tokens import Grant, Secrets, Signer, Tokens, api_token
 from neptune_assets_tests.support.ingest import Ingest, assign, change, points
 from neptune_assets_tests.support.neptune2 import PROJECT, Http
 from neptune_assets_tests.support.neptune2 import points as points2

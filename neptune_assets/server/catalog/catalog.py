@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES, AttributeType, Scope
-from neptune_assets.server.catalog.search import Claims
 from neptune_assets.server.catalog.tables import (
     LAST,
     VARIANCE,
+    Claims,
     Database,
     Fork,
     ProjectRuns,

@@ -1,4 +1,7 @@
-"""Runs that a query matches, sorted and cut into pages, straight from the catalog."""
+"""Answers from the catalog: names, values and runs that a query matches, sorted and cut into pages.
+
+Aggregates that a query needs and the catalog does not have yet are computed from the points first.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -218,27 +220,6 @@ def fill(
                 rows.append({"run": number, "name": name, **measured})
             if rows:
                 _save(catalog, project, version, rows)
-
-
-class Claims:
-    """Series whose points somebody reads to save their figures; each is claimed by one thread at a time."""
-
-    def __init__(self) -> None:
-        self._held: set[tuple[int, int]] = set()
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def of(self, series: Collection[tuple[int, int]]) -> Iterator[None]:
-        """Hold these series, given by numbers of run and name, when nobody else holds any of them."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._held.isdisjoint(series))
-            self._held.update(series)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held.difference_update(series)
-                self._changed.notify_all()
 
 
 def _pending(

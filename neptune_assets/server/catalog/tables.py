@@ -1,13 +1,14 @@
-"""What forks inherit: series of the parent that begin at or before the fork step belong to the child, too.
+"""Tables of the catalog in DuckDB: its schema, the runs of a project, their rows, and what forks inherit.
 
-Set by set, parents before children. How such a series ends is read from the points when somebody asks.
+Series of the parent that begin at or before the fork step belong to the child, too: set by set, parents before
+children. How such a series ends is read from the points when a request needs it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -366,3 +367,24 @@ def inherit(con: duckdb.DuckDBPyConnection, forks: Iterable[Fork]) -> None:
     )
     con.execute("DROP TABLE reaching")
     con.unregister("forks")
+
+
+class Claims:
+    """Series whose points somebody reads to save their figures; each is claimed by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._held: set[tuple[int, int]] = set()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, series: Collection[tuple[int, int]]) -> Iterator[None]:
+        """Hold these series, given by numbers of run and name, when nobody else holds any of them."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held.isdisjoint(series))
+            self._held.update(series)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held.difference_update(series)
+                self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Artifacts of runs that only the lake has: a file there lists what was tracked, and of it comes the hash."""
+"""Artifacts: the hash over their list of files as 2.x clients compute it, and those of runs only the lake has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees of files inside a file set: names that are allowed, listings, and the archives that come and go."""
+"""File sets: names that are allowed inside, listings, what the store keeps of each, and archives in and out."""
 
 from __future__ import annotations
 

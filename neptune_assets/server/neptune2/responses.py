@@ -1,4 +1,4 @@
-"""Errors that a 2.x client understands: a status, and what it reads of the body."""
+"""Bodies and errors that a 2.x client understands."""
 
 from __future__ import annotations
 

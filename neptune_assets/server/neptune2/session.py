@@ -1,4 +1,4 @@
-"""Handlers: swagger documents, workspaces, deleting projects. The rest of a session is common to both generations."""
+"""Handlers: swagger documents, workspaces, deleting projects, and the websocket on which clients wait for signals."""
 
 from __future__ import annotations
 

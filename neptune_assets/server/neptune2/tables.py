@@ -1,7 +1,7 @@
-"""Tables of runs, models and versions: a query, a column to sort by, and pages that together hold every row once.
+"""Attributes as the 2.x protocol writes them, and tables of runs, models and versions in pages.
 
-The order of a table is found once, when a client begins to read it, and kept while it pages: rows that come or change
-meanwhile neither push others out of a page nor into the next one.
+The order of a table is found once, when a client begins to read it, and kept while it pages: rows that arrive or change
+meanwhile move no other row, so that all pages together hold every row once.
 """
 
 from __future__ import annotations

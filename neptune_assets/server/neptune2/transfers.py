@@ -1,4 +1,4 @@
-"""Handlers: artifacts, which are lists of files that lie elsewhere, known by a hash over the list."""
+"""Handlers: bytes of files and file sets in and out, uploads in parts, archives, and lists of files of artifacts."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from neptune_assets.server.neptune2.series import Asked
 from neptune_assets.server.neptune2.state import number_of, state_of, text_of
 from neptune_assets.server.neptune2.tables import detail_of, iso
 from neptune_assets.server.neptune2.writing import Application, answer_of
-from neptune_assets.server.signing import Grant
 from neptune_assets.server.store.database import ARTIFACT, RESTORE, DamagedError, intact, row_of
 from neptune_assets.server.store.files import find_file
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import file_value, put_artifact
+from neptune_assets.server.tokens import Grant
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.files import Stored

@@ -1,4 +1,4 @@
-"""Tables of runs and experiments: which match, in which order, with the attributes asked for."""
+"""Handlers for neptune-query: tables of runs and experiments, attribute definitions and attribute values."""
 
 from __future__ import annotations
 

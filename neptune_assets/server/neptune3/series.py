@@ -1,4 +1,4 @@
-"""Series gathered into buckets, for charts of many series."""
+"""Handlers for neptune-query: pages of float, text, histogram and file series, and series in buckets for charts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Bytes of files, in and out, at signed URLs: one PUT, a PUT for each part, or chunks that can be resumed; GET.
+"""Signed URLs, and bytes of files in and out at them: one PUT, a PUT for each part, or resumable chunks; GET.
 
-Bodies are streamed to the disk as they come and are never held in memory.
+Bodies are streamed to the disk as they arrive and are never held in memory.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from neptune_assets.server.endpoints import (
     error_response,
 )
 from neptune_assets.server.service import Service
-from neptune_assets.server.signing import Grant, Permission
 from neptune_assets.server.store.files import Incoming, Resumable, Stored, find_file
 from neptune_assets.server.store.projects import ProjectStore
+from neptune_assets.server.tokens import Grant, Permission
 
 STORAGE: Final = "/storage/v1"
 _DEFAULT_TYPE: Final = "application/octet-stream"

@@ -1,4 +1,4 @@
-"""Open a project's SQLite database: for its one writer, or for reading at any time by anybody."""
+"""A project's SQLite database: opened by its one writer or by any reader, with a checksum in each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bytes of files, by their hash: written aside, made durable, then renamed. Keys of clients never become paths."""
+"""Bytes of files, by their hash: written aside, made durable, then renamed; and which of them nothing refers to.
+
+Keys of clients never become paths.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the table of runs: how one is found and made."""
+"""Rows of a project's database: the project's counters, runs, values of attributes, and artifacts."""
 
 from __future__ import annotations
 

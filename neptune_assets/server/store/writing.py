@@ -1,4 +1,4 @@
-"""One write transaction of a project: make runs, change them, and get at operations on their attributes."""
+"""One write transaction of a project: make and change runs, apply operations and points to their attributes."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from neptune_assets.server.signing import Grant, Signer
+from neptune_assets.server.tokens import Grant, Signer
 from neptune_assets_tests.support.ingest import PROJECT, Ingest
 from neptune_assets_tests.support.lake_factory import make_lake
 from neptune_assets_tests.support.server import Served, server_in_thread

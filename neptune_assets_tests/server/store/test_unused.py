@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.cleaning import Cleaning
+from neptune_assets.server.app import Cleaning
 from neptune_assets.server.store.files import Unused, remove_unused
 from neptune_assets.server.store.projects import ProjectStore, Store, now_ms
 from neptune_assets.server.store.runs import NewRun, to_json
