@@ -27,7 +27,7 @@ import pytest
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.mlflow.artifact_store import Artifacts
+from neptune_assets.targets.mlflow.artifacts import Artifacts
 from neptune_assets_tests.assets.test_loads import command, loaded
 from neptune_assets_tests.conformance.targets import BORN_MS, PROJECT, born, ms, param, point
 from neptune_assets_tests.support.lake_factory import histograms, make_lake, texts

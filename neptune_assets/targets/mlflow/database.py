@@ -1,17 +1,27 @@
 """MLflow's tracking database, written and read without MLflow: what its tables are is said by MLflow's own models.
 
-A schema revision that was not tested is refused, and the load then goes through MLflow's client. Everything of a run is
-written in one transaction.
+One run is one transaction: others see the old run or the new one, and its address in MLflow stays the same. Artifacts
+are written before the transaction into a directory of their own, which the transaction points to; what it replaces is
+deleted afterwards. A schema revision that was not tested is refused, and the load then goes through MLflow's client.
 """
 
 from __future__ import annotations
 
+import errno
+import importlib
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+import uuid as uuids
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from threading import Condition, Lock
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
+import adbc_driver_manager
+import adbc_driver_manager.dbapi
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,11 +34,290 @@ from mlflow.store.tracking.dbmodels.models import (
     SqlRun,
     SqlTag,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
-from neptune_assets.targets.mlflow import mapping
-from neptune_assets.targets.mlflow.config import Connection
+from neptune_assets import durable
+from neptune_assets.errors import TargetError, TargetUnavailableError
+from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.storage_errors import next_action
+from neptune_assets.targets.mlflow import artifacts, backend, mapping
+from neptune_assets.targets.mlflow.artifacts import Artifacts
+from neptune_assets.targets.mlflow.backend import Accounts, Content, HeldRun, Job
+from neptune_assets.targets.mlflow.connection import Connection
 from neptune_assets.targets.mlflow.points import Latest, Points
-from neptune_assets.targets.mlflow.session import Session
+from neptune_assets.targets.protocol import Receipt
+
+log = logging.getLogger(__name__)
+
+_gates: Final[dict[str, FileGate]] = {}
+_making: Final = Lock()
+
+
+class FileGate:
+    """The gate to one file. Neither readers nor writers may come in a second time before they leave."""
+
+    def __init__(self) -> None:
+        self._writer = Lock()
+        self._changed = Condition()
+        self._readers = 0
+        self._shut = False
+
+    def enter_reader(self) -> None:
+        """Wait until no writer has shut the gate, and come in."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._shut)
+            self._readers += 1
+
+    def leave_reader(self) -> None:
+        """Go."""
+        with self._changed:
+            self._readers -= 1
+            self._changed.notify_all()
+
+    def enter_writer(self) -> None:
+        """Wait until the writer before has left, and come in."""
+        self._writer.acquire()
+
+    def shut(self) -> None:
+        """Let no more readers in and wait until all have left; for the writer only, and until it leaves."""
+        with self._changed:
+            self._shut = True
+            self._changed.wait_for(lambda: self._readers == 0)
+
+    def leave_writer(self) -> None:
+        """Open the gate and go."""
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
+        self._writer.release()
+
+
+def gate_of(file: str) -> FileGate:
+    """Return the gate to a file, the same for everybody in this process."""
+    with _making:
+        return _gates.setdefault(file, FileGate())
+
+
+DIRECT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
+"""Databases that can be written directly; all others go through MLflow's own client."""
+
+BATCH_ROWS: Final = 65_536
+
+_DIALECTS: Final[dict[str, Any]] = {
+    "sqlite": sqlite.dialect(paramstyle="qmark"),
+    "postgresql": postgresql.dialect(paramstyle="numeric_dollar"),  # type: ignore[no-untyped-call]
+}
+_BUSY_MS: Final = 60_000
+_CACHE_KB: Final = 32 << 10
+"""SQLite writes a transaction that outgrows this into the file early and then keeps readers out until it ends."""
+_READ_CACHE_KB: Final = 4 << 10
+"""The rows of a run lie side by side: reading them back needs no more."""
+_CACHED_ROWS: Final = _CACHE_KB << 10 >> 9
+"""Rows of metrics, at half a kilobyte with all indexes, that surely stay in the cache."""
+
+_TRANSIENT: Final = ("08", "40", "53", "55P03", "57P")
+"""PostgreSQL's classes of errors that trying again can heal: connection, conflict, resources, lock, shutdown."""
+
+
+@contextmanager
+def database_errors(doing: str, shown: str) -> Iterator[None]:
+    """Turn what the driver raises while ``doing`` something into TargetErrors."""
+    try:
+        yield
+    except adbc_driver_manager.Error as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:500]
+        if _is_transient(error):
+            raise TargetUnavailableError(
+                f"MLflow's database {shown} did not answer while {doing}: {first}.",
+                hint="Check that it is up and not locked, then load again; finished runs are not loaded twice.",
+            ) from error
+        if "disk is full" in str(error) or "No space left" in str(error):
+            raise TargetError(f"MLflow's database {shown}: {first}.", hint=next_action(errno.ENOSPC)) from error
+        raise TargetError(
+            f"MLflow's database {shown} refused {doing}: {first}.",
+            hint="Look at the database's own log; `direct: false` loads through MLflow's client instead.",
+        ) from error
+
+
+class Session:
+    """One connection, from the first statement to :meth:`close` one transaction; what is not committed is undone.
+
+    In one process, sessions of one SQLite file wait for each other instead of asking for its lock again and again:
+    one that ``writes`` for the one before, one that reads while another puts its pages into the file.
+    """
+
+    def __init__(self, connection: Connection, *, writes: bool) -> None:
+        self._dialect = _DIALECTS[str(connection.dialect)]
+        self._writes = writes
+        self._rows = 0
+        self._gate: FileGate | None = None
+        self._file = connection.database_file
+        self.is_file = self._file is not None
+        if connection.database_file is not None:
+            gate = gate_of(str(connection.database_file))
+            if writes:
+                gate.enter_writer()
+            else:
+                gate.enter_reader()
+            self._gate = gate
+        try:
+            self._connection: Any = _connect(connection)
+        except BaseException:
+            self._release()
+            raise
+        if connection.database_file is not None:
+            try:
+                cache = _CACHE_KB if writes else _READ_CACHE_KB
+                for pragma in (f"busy_timeout = {_BUSY_MS}", f"cache_size = -{cache}"):
+                    self._run(f"PRAGMA {pragma}")
+            except BaseException:
+                self.close()
+                raise
+
+    def execute(self, statement: sa.Executable) -> None:
+        """Run a statement that returns nothing."""
+        self._run(*self._compiled(statement))
+
+    def rows(self, statement: sa.Executable) -> list[tuple[Any, ...]]:
+        """Run a query and return its rows."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(*self._compiled(statement))
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
+
+    def batches(self, statement: sa.Executable) -> Iterator[pa.RecordBatch]:
+        """Run a query and yield its rows as Arrow, in bounded memory."""
+        with self._connection.cursor() as cursor:
+            if self.is_file:
+                cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
+                cursor.execute(*self._compiled(statement))
+            else:
+                # PostgreSQL's driver streams (by COPY) only what has no parameters; else it holds the whole answer.
+                cursor.execute(self._literal(statement))
+            yield from cursor.fetch_record_batch()
+
+    def insert(self, table: sa.Table, rows: pa.RecordBatch) -> None:
+        """Append rows to a table, by the names of their columns."""
+        if rows.num_rows:
+            self._rows += rows.num_rows
+            if self._gate is not None and self._rows > _CACHED_ROWS:
+                self._gate.shut()
+            with self._connection.cursor() as cursor:
+                cursor.adbc_ingest(table.name, rows, mode="append")
+
+    def commit(self) -> None:
+        """Make everything since the last commit visible at once."""
+        if self._gate is not None and self._writes:
+            self._gate.shut()
+        self._connection.commit()
+        if self._file is not None and self._writes:
+            # Else a power cut may bring the journal back, which undoes the commit; what it replaced is gone by then.
+            durable.sync(self._file.parent)
+
+    def close(self) -> None:
+        """Undo what was not committed and let go of the connection."""
+        try:
+            self._connection.close()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, sql: str, values: Sequence[Any] | None = None) -> None:
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, values)
+
+    def _compiled(self, statement: sa.Executable) -> tuple[str, list[Any] | None]:
+        compiled: Any = statement.compile(  # type: ignore[attr-defined]
+            dialect=self._dialect, compile_kwargs={"render_postcompile": True}
+        )
+        values = [compiled.params[name] for name in compiled.positiontup or ()]
+        return compiled.string, values or None
+
+    def _literal(self, statement: sa.Executable) -> str:
+        """The statement with its values written into it, quoted by SQLAlchemy."""
+        compiled = statement.compile(  # type: ignore[attr-defined]
+            dialect=self._dialect, compile_kwargs={"literal_binds": True}
+        )
+        return str(compiled)
+
+    def _release(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            if self._writes:
+                gate.leave_writer()
+            else:
+                gate.leave_reader()
+
+
+class _Shared:
+    """Stands for what several connections share, which none of them may close."""
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+_connecting: Final = Lock()
+"""The driver counts connections of one database, and not for several threads."""
+
+
+def _connect(connection: Connection) -> Any:
+    address = _address(connection)
+    if connection.database_file is not None:
+        return importlib.import_module("adbc_driver_sqlite.dbapi").connect(address)
+    # Opening a database, other than connecting to it, reads all its types, which takes longer than loading a run.
+    with _connecting:
+        opened = adbc_driver_manager.AdbcConnection(_postgres(address))
+    return adbc_driver_manager.dbapi.Connection(_Shared(), opened)  # type: ignore[arg-type]
+
+
+@cache
+def _postgres(address: str) -> adbc_driver_manager.AdbcDatabase:
+    opened: adbc_driver_manager.AdbcDatabase = importlib.import_module("adbc_driver_postgresql").connect(address)
+    return opened
+
+
+def _address(connection: Connection) -> str:
+    if connection.database_file is not None:
+        return f"file:{quote(str(connection.database_file))}?mode=rw"
+    url = sa.make_url(connection.uri).set(drivername="postgresql")
+    return url.render_as_string(hide_password=False)
+
+
+def _is_transient(error: adbc_driver_manager.Error) -> bool:
+    if error.sqlstate:
+        return error.sqlstate.startswith(_TRANSIENT)
+    text = str(error)
+    return "database is locked" in text or ("libpq" in text and isinstance(error, adbc_driver_manager.OperationalError))
+
+
+T = TypeVar("T")
+
+_END: Final = object()
+
+
+@contextmanager
+def read_ahead(items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """Make the first item, then hand out an iterator that makes the next one while the caller works on the last.
+
+    What making an item raises is raised where the item would have come. Two items are held at most.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+
+        def made(following: Future[Any]) -> Iterator[T]:
+            while (item := following.result()) is not _END:
+                following = pool.submit(next, source, _END)
+                yield item
+
+        first = pool.submit(next, source, _END)
+        wait([first])
+        yield made(first)
+
 
 TESTED_REVISIONS: Final = frozenset({"dc11669786a5"})
 """Alembic revisions of MLflow's schema that a direct load was tested with (MLflow 3.17)."""
@@ -37,32 +326,6 @@ EXPERIMENTS, RUNS, TAGS, PARAMS = (model.__table__ for model in (SqlExperiment, 
 METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 
 _INDEXED: Final = (mapping.KEY, mapping.RUN_ID, mapping.DIGEST, mapping.MAPPING, mapping.PARENT_KEY)
-
-
-@dataclass(frozen=True, slots=True)
-class HeldRun:
-    """A run that a load of ours left in MLflow, finished or not."""
-
-    uuid: str
-    key: str
-    run_id: str
-    digest: str | None
-    mapping: str | None
-    parent_key: str | None
-    artifact_uri: str
-
-    @classmethod
-    def from_tags(cls, uuid: str, artifact_uri: str, tags: Mapping[str, str]) -> HeldRun:
-        """Build one from the run's tags."""
-        return cls(
-            uuid,
-            tags.get(mapping.KEY, ""),
-            tags.get(mapping.RUN_ID, ""),
-            tags.get(mapping.DIGEST),
-            tags.get(mapping.MAPPING),
-            tags.get(mapping.PARENT_KEY),
-            artifact_uri,
-        )
 
 
 class Database:
@@ -241,3 +504,152 @@ def _points(batch: pa.RecordBatch) -> Points:
         batch["value"].cast(pa.float64()).to_numpy() + 0.0,
         pc.cast(batch["is_nan"], pa.bool_()).to_numpy(zero_copy_only=False),
     )
+
+
+_FILE_RUNS: Final = 3
+_SERVER_RUNS: Final = 64
+
+
+class Direct:
+    """Writes and reads runs in MLflow's tracking database."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._database = Database(connection)
+        self._experiments: dict[str, tuple[str, str]] = {}
+        self._experiments_lock = Lock()
+
+    @property
+    def runs_at_once(self) -> int:
+        """One run is written into a SQLite file while others are prepared and read back; a server has no such limit."""
+        return _FILE_RUNS if self._connection.database_file is not None else _SERVER_RUNS
+
+    def usable(self) -> bool:
+        """True if the schema of the database is one that direct loads were tested with."""
+        return self.revision() in TESTED_REVISIONS
+
+    def check(self) -> None:
+        """Raise TargetError or TargetUnavailableError if the database cannot be read, or was upgraded meanwhile."""
+        if not self.usable():
+            raise TargetError(
+                f"The schema of MLflow's database {self._connection.shown} is no longer one that was tested.",
+                hint="Load again: MLflow's client is used then.",
+            )
+
+    def revision(self) -> str | None:
+        """Return the revision of the schema, None if there is none yet."""
+        file = self._connection.database_file
+        if file is not None and not file.exists():
+            return None
+        with self._errors("reading its schema revision"), self._database.reading() as reader:
+            return reader.revision()
+
+    def experiment(self, name: str) -> tuple[str, str]:
+        """Return (id, artifact location) of the experiment, created if it is missing."""
+        with self._experiments_lock:
+            if name not in self._experiments:
+                self._experiments[name] = self._experiment(name)
+            return self._experiments[name]
+
+    def _experiment(self, name: str) -> tuple[str, str]:
+        with self._errors(f"looking for experiment {name!r}"):
+            with self._database.reading() as reader:
+                found = reader.experiment(name)
+            if found is None:
+                root = str(self._connection.artifact_root).rstrip("/")
+                try:
+                    with self._database.writing() as tx:
+                        tx.create_experiment(name, f"{root}/{safe_name(name)}")
+                except adbc_driver_manager.IntegrityError:
+                    log.debug("Another load created experiment %r at the same moment.", name)
+                with self._database.reading() as reader:
+                    found = reader.experiment(name)
+        if found is None or found[2] != "active":
+            raise TargetError(
+                f"MLflow experiment {name!r} is deleted.",
+                hint=f"Restore it (`mlflow experiments restore -x {found and found[0]}`) or set experiment_prefix.",
+            )
+        return found[0], found[1]
+
+    def held(self, project_key: str) -> list[HeldRun]:
+        """Return the runs of one project that loads left in MLflow and nobody deleted."""
+        with self._errors("listing runs"), self._database.reading() as reader:
+            return reader.held(project_key)
+
+    def replace(self, job: Job) -> tuple[HeldRun, Receipt]:
+        """Make MLflow hold exactly this run."""
+        with self._errors(f"loading run {job.run.run_id!r}"):
+            return self._replace(job)
+
+    def _replace(self, job: Job) -> tuple[HeldRun, Receipt]:
+        run, plan, old = job.run, job.plan, job.old
+        # One address for ever, also when a user threw the run away in MLflow and loads it again.
+        run_uuid = old[0].uuid if len(old) == 1 else job.key
+        home = f"{job.location.rstrip('/')}/{run_uuid}"
+        generation = uuids.uuid4().hex[:12]
+        store = self._artifacts(f"{home}/{generation}")
+        accounts = Accounts(job, store)
+        try:
+            artifacts.write_artifacts(run, plan, store, accounts.counts)
+            stream = job.stream()
+            # What waits for its turn to write has its first points ready.
+            with read_ahead(stream) as portions, self._database.writing() as tx:
+                tx.delete(sorted({run_uuid, job.key, *(item.uuid for item in old)}))
+                tx.run(
+                    run_uuid=run_uuid,
+                    experiment_id=int(job.experiment_id),
+                    name=plan.run_name,
+                    # MLflow cannot read a run back that has no user; this is the word its own client uses.
+                    user_id=plan.user or "unknown",
+                    status="FAILED" if plan.failed else "FINISHED",
+                    start_time=plan.start,
+                    end_time=plan.end,
+                    artifact_uri=store.uri,
+                )
+                tx.metrics(run_uuid, portions)
+                accounts.settle(stream)
+                tx.texts(run_uuid, PARAMS, plan.params.items())
+                tx.texts(run_uuid, TAGS, job.tags.items())
+                tx.link(run_uuid, job.children)
+        except Exception:
+            store.delete()
+            raise
+        self._clear(home, generation, [item.artifact_uri for item in old if item.artifact_uri != store.uri])
+        return HeldRun.from_tags(run_uuid, store.uri, dict(job.tags)), accounts.receipt(run_uuid)
+
+    def remove(self, runs: list[HeldRun]) -> None:
+        """Delete runs for good."""
+        with self._errors("removing runs"), self._database.writing() as tx:
+            tx.delete([item.uuid for item in runs])
+
+    def content(self, run_uuid: str, expected: set[str]) -> Content | None:
+        """Return what the database holds of a run, None if it is gone. Reads every metric, not only ``expected``."""
+        with self._errors("reading back"), self._database.reading() as reader:
+            info = reader.run_row(run_uuid)
+            if info is None:
+                return None
+            return Content(
+                info,
+                backend.sum_points(reader.points(run_uuid)),
+                reader.latest(run_uuid),
+                reader.texts(run_uuid, PARAMS),
+                reader.texts(run_uuid, TAGS),
+            )
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _errors(self, doing: str) -> AbstractContextManager[None]:
+        return database_errors(doing, self._connection.shown)
+
+    def _artifacts(self, uri: str) -> Artifacts:
+        return Artifacts(uri, self._connection.uri)
+
+    def _clear(self, home: str, generation: str, old_uris: list[str]) -> None:
+        """Delete artifacts of the run that was replaced, and what loads that died left beside them."""
+        for name in self._artifacts(home).children():
+            if name != generation:
+                self._artifacts(f"{home}/{name}").delete()
+        for uri in old_uris:
+            if not uri.startswith(f"{home}/"):
+                self._artifacts(uri).delete()

@@ -1,8 +1,8 @@
 """MLflow as a target: finds, replaces, reads back and removes runs.
 
 Two ways to write, one result. Where the tracking URI is a database whose schema was tested, it is written directly
-(:mod:`~neptune_assets.targets.mlflow.direct`), otherwise MLflow's client is used
-(:mod:`~neptune_assets.targets.mlflow.served`).
+(:mod:`~neptune_assets.targets.mlflow.database`), otherwise MLflow's client is used
+(:mod:`~neptune_assets.targets.mlflow.api`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ from weakref import WeakKeyDictionary
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.mlflow import fates, mapping, verify
-from neptune_assets.targets.mlflow.artifact_store import Artifacts
-from neptune_assets.targets.mlflow.client import Client, mlflow_errors
-from neptune_assets.targets.mlflow.config import connection
-from neptune_assets.targets.mlflow.database import HeldRun
-from neptune_assets.targets.mlflow.direct import Direct
-from neptune_assets.targets.mlflow.held import HeldRuns
-from neptune_assets.targets.mlflow.jobs import Job
+from neptune_assets.targets.mlflow import backend, mapping
+from neptune_assets.targets.mlflow.api import Served
+from neptune_assets.targets.mlflow.artifacts import Artifacts
+from neptune_assets.targets.mlflow.backend import HeldRun, HeldRuns, Job
+from neptune_assets.targets.mlflow.connection import Client, connection, mlflow_errors
+from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, Direct
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
-from neptune_assets.targets.mlflow.served import Served
-from neptune_assets.targets.mlflow.session import DIRECT_DIALECTS
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
@@ -90,7 +86,7 @@ class MlflowTarget:
         """Say which of a run's values MLflow cannot hold, and what becomes of them."""
         if not isinstance(plan, MlflowPlan):
             raise TypeError("this plan was made by another target")
-        return fates.unfit(values, plan)
+        return mapping.unfit(values, plan)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by the hash of project and run id that its tags hold. Raises TargetError if two are complete."""
@@ -129,7 +125,7 @@ class MlflowTarget:
         plan = self.plan(run)
         with mlflow_errors(f"reading back run {run.run_id!r}", self._connection.shown):
             differences = self._differences(run, plan, receipt)
-        return Verdict(run.run_id, tuple(differences[: verify.MAX_DIFFERENCES]))
+        return Verdict(run.run_id, tuple(differences[: backend.MAX_DIFFERENCES]))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Take the run out of MLflow: for good from a database, into MLflow's trash through a server."""
@@ -202,7 +198,7 @@ class MlflowTarget:
     # -- reading back
 
     def _differences(self, run: LakeRun, plan: MlflowPlan, receipt: Receipt) -> list[str]:
-        expected, latest = verify.expected_points(run, plan)
+        expected, latest = backend.expected_points(run, plan)
         tags = self._tags(run, plan)
         held = self._way.content(receipt.target_id, {*expected})
         if held is None:
@@ -216,14 +212,14 @@ class MlflowTarget:
         }
         store = Artifacts(str(held.info["artifact_uri"]), self._connection.uri)
         return [
-            *verify.compare_texts("the run's", row, {name: held.info[name] for name in row}, subset=False),
-            *verify.compare_points(expected, held.points),
+            *backend.compare_texts("the run's", row, {name: held.info[name] for name in row}, subset=False),
+            *backend.compare_points(expected, held.points),
             *(
-                verify.compare_texts("latest value of metric", latest, held.latest, subset=False)
+                backend.compare_texts("latest value of metric", latest, held.latest, subset=False)
                 if held.latest is not None
                 else ()
             ),
-            *verify.compare_texts("param", plan.params, held.params, subset=False),
-            *verify.compare_texts("tag", tags, held.tags, subset=True),
-            *verify.compare_artifacts(store, receipt, content=self._settings.verify_files == "full"),
+            *backend.compare_texts("param", plan.params, held.params, subset=False),
+            *backend.compare_texts("tag", tags, held.tags, subset=True),
+            *backend.compare_artifacts(store, receipt, content=self._settings.verify_files == "full"),
         ]

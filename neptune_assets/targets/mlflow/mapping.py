@@ -17,19 +17,154 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from neptune_assets.lake.layout import format_step
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from neptune_assets.lake.layout import extension_of, format_step
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.schema import AttributeType
-from neptune_assets.targets.mlflow import names, texts
-from neptune_assets.targets.mlflow.overview import Attribute as Attribute
-from neptune_assets.targets.mlflow.overview import Overview, overview
-from neptune_assets.targets.protocol import Plan
+from neptune_assets.lake.rows import NONE, microsteps
+from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.targets.mlflow import names
+from neptune_assets.targets.mlflow.points import smallest_multiplier
+from neptune_assets.targets.protocol import Plan, Unfit
 from neptune_assets.targets.ruled import wanted_name
-from neptune_assets.targets.times import parsed
+from neptune_assets.targets.survey import Kind, ValueCounts
+from neptune_assets.targets.times import iso, parsed, whole_milliseconds
+
+Attribute = tuple[str, str]
+"""(attribute path, attribute type)."""
+
+_SERIES: Final = (AttributeType.FLOAT_SERIES, AttributeType.STRING_SERIES, AttributeType.HISTOGRAM_SERIES)
+_VALUES: Final = tuple(sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES}))
+_COLUMNS: Final = ("attribute_path", "attribute_type", "step", "timestamp", "file_value", *_VALUES)
+
+
+@dataclass
+class Overview:
+    """A run without the values of its series and the content of its files."""
+
+    parameters: list[tuple[Attribute, Any]] = field(default_factory=list)
+    """In the lake's order; the value is None where the source had none, and a time is in milliseconds since 1970."""
+    series: dict[Attribute, None] = field(default_factory=dict)
+    multiplier: int = 1
+    """The smallest power of ten that makes the steps of all float series whole."""
+    earliest: int | None = None
+    latest: int | None = None
+    """Of the points of all series, in milliseconds since 1970."""
+    files: dict[Attribute, str] = field(default_factory=dict)
+    """Attributes that are files, and the extension, without dot, that the lake's file of each has."""
+
+
+def overview(run: LakeRun) -> Overview:
+    """Read a run once, in bounded memory."""
+    result = Overview()
+    for batch in run.batches(columns=_COLUMNS):
+        kinds = batch["attribute_type"].dictionary_encode()
+        present = set(kinds.dictionary.to_pylist())
+        if present & {*PARAMETER_TYPES}:
+            _take_parameters(result, _only(batch, kinds, PARAMETER_TYPES))
+        if present & {*FILE_TYPES}:
+            _take_files(result, _only(batch, kinds, FILE_TYPES))
+        if present & {*_SERIES}:
+            _take_series(result, batch if present <= {*_SERIES} else _only(batch, kinds, _SERIES))
+    return result
+
+
+def _only(batch: pa.RecordBatch, kinds: pa.DictionaryArray, wanted: Collection[AttributeType]) -> pa.RecordBatch:
+    mask = pc.is_in(kinds.dictionary, pa.array([str(kind) for kind in wanted])).take(kinds.indices)
+    return batch.filter(mask)
+
+
+def _take_parameters(result: Overview, batch: pa.RecordBatch) -> None:
+    columns = {name: whole_milliseconds(batch[name]) for name in _VALUES}
+    for row, (path, kind) in enumerate(
+        zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
+    ):
+        result.parameters.append(((path, kind), columns[VALUE_COLUMN[AttributeType(kind)]][row].as_py()))
+
+
+def _take_files(result: Overview, batch: pa.RecordBatch) -> None:
+    for path, kind, value in zip(
+        batch["attribute_path"].to_pylist(),
+        batch["attribute_type"].to_pylist(),
+        batch["file_value"].to_pylist(),
+        strict=True,
+    ):
+        result.files[(path, kind)] = extension_of((value or {}).get("path") or "")
+
+
+def _take_series(result: Overview, batch: pa.RecordBatch) -> None:
+    paths, types = batch["attribute_path"].dictionary_encode(), batch["attribute_type"].dictionary_encode()
+    codes = paths.indices.to_numpy().astype(np.int64) * len(types.dictionary) + types.indices.to_numpy()
+    path_names, type_names = paths.dictionary.to_pylist(), types.dictionary.to_pylist()
+    # Counting finds the distinct ones of a small dense range without sorting.
+    for code in np.flatnonzero(np.bincount(codes)).tolist():
+        result.series[(path_names[code // len(type_names)], type_names[code % len(type_names)])] = None
+    if AttributeType.FLOAT_SERIES in type_names:
+        steps = batch["step"]
+        if len(type_names) > 1:
+            steps = steps.filter(pc.equal(batch["attribute_type"], AttributeType.FLOAT_SERIES))
+        micro = microsteps(steps)
+        result.multiplier = smallest_multiplier(micro[micro != NONE], result.multiplier)
+    limits = pc.min_max(whole_milliseconds(batch["timestamp"]))
+    if limits["min"].is_valid:
+        least, most = limits["min"].as_py(), limits["max"].as_py()
+        result.earliest = least if result.earliest is None else min(least, result.earliest)
+        result.latest = most if result.latest is None else max(most, result.latest)
+
+
+MAX_PARAM: Final = 6_000
+MAX_TAG: Final = 5_000
+"""MLflow's newer servers take 8,000 characters; older ones refuse more than 5,000."""
+
+_WRITTEN: Final = frozenset({AttributeType.INT, AttributeType.FLOAT, AttributeType.STRING, AttributeType.BOOL})
+
+
+def param_text(kind: str, value: Any) -> str:
+    """Return a parameter's value as the text that MLflow keeps; a time is given in milliseconds since 1970."""
+    match kind:
+        case AttributeType.FLOAT:
+            return repr(float(value))
+        case AttributeType.DATETIME:
+            return iso(value)
+        case AttributeType.STRING_SET:
+            return json.dumps(sorted(value), ensure_ascii=False)
+        case _:
+            return str(value)
+
+
+def is_written(kind: str) -> bool:
+    """True if a param of MLflow is what this type is; False if it becomes text that stands for it."""
+    return kind in _WRITTEN
+
+
+def parameters(run: LakeRun) -> Iterator[tuple[Attribute, Any]]:
+    """Yield ((path, type), value) of all parameters of a run."""
+    values = sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES})
+    for batch in run.batches(PARAMETER_TYPES, ("attribute_path", "attribute_type", *values)):
+        columns = {name: whole_milliseconds(batch[name]) for name in values}
+        for row, (path, kind) in enumerate(
+            zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
+        ):
+            yield (path, kind), columns[VALUE_COLUMN[AttributeType(kind)]][row].as_py()
+
+
+def fits_param(text: str) -> bool:
+    """True if MLflow keeps this text as it is. Some databases refuse NUL."""
+    return len(text) <= MAX_PARAM and "\x00" not in text
+
+
+def tag_text(text: str) -> str:
+    """Return text that MLflow takes as a tag; what is longer is cut, NUL is replaced. The param has it whole."""
+    text = text.replace("\x00", "\ufffd")
+    return text if len(text) <= MAX_TAG else text[: MAX_TAG - 1] + "…"
+
 
 VERSION: Final = 2
 """Raised whenever the same run would be loaded differently, so that runs loaded before are loaded again."""
@@ -103,8 +238,8 @@ def make_plan(
             continue
         if path.startswith("sys/"):
             sys[path] = value
-        text = texts.param_text(kind, value)
-        if texts.fits_param(text):
+        text = param_text(kind, value)
+        if fits_param(text):
             values[attribute] = text
         else:
             long.add(attribute)
@@ -246,8 +381,8 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
     tags = {
         KEY: external_key(run.project_id, run.run_id),
         PROJECT_KEY: project_key(run.project_id),
-        PROJECT: texts.tag_text(run.project_id),
-        RUN_ID: texts.tag_text(run.run_id),
+        PROJECT: tag_text(run.project_id),
+        RUN_ID: tag_text(run.run_id),
         "neptune.step_multiplier": str(multiplier),
     }
     for tag, path in (
@@ -256,13 +391,13 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
         ("neptune.custom_run_id", "sys/custom_run_id"),
     ):
         if sys.get(path):
-            tags[tag] = texts.tag_text(str(sys[path]))
+            tags[tag] = tag_text(str(sys[path]))
     if sys.get("sys/description"):
-        tags["mlflow.note.content"] = texts.tag_text(str(sys["sys/description"]))
+        tags["mlflow.note.content"] = tag_text(str(sys["sys/description"]))
     if not run.record.complete:
         tags["neptune.partial"] = "True"
     if run.record.parent is not None:
-        tags["neptune.parent"] = texts.tag_text(run.record.parent)
+        tags["neptune.parent"] = tag_text(run.record.parent)
         tags[PARENT_KEY] = external_key(run.project_id, run.record.parent)
         if run.record.fork_step is not None:
             step = format_step(run.record.fork_step)
@@ -271,5 +406,35 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
     for prefix, path in (("neptune.tag.", "sys/tags"), ("neptune.group_tag.", "sys/group_tags")):
         wanted.update({(path, value): prefix + value for value in sys.get(path) or ()})
     for (_, value), key in names.distinct_keys(wanted, fold_case=True).items():
-        tags[key] = texts.tag_text(value)
+        tags[key] = tag_text(value)
     return tags
+
+
+_SIDECAR: Final = "not a metric; exact in artifact neptune/points_apart.parquet"
+_POINTS: Final = (
+    (Kind.INFINITE, _SIDECAR),
+    (Kind.UNEVEN_STEP, _SIDECAR),
+    (Kind.BEFORE_1970, _SIDECAR),
+    (Kind.NEGATIVE_ZERO, "a metric of 0.0; exact in artifact neptune/points_apart.parquet"),
+    (Kind.NO_TIME, "a metric with the run's start time"),
+)
+
+
+def unfit(values: ValueCounts, plan: MlflowPlan) -> list[Unfit]:
+    """Return what MLflow cannot hold of a run whose values were counted."""
+    points = AttributeType.FLOAT_SERIES
+    found = [Unfit(points, kind.value, values.of(points, kind), fate) for kind, fate in _POINTS]
+    long = Counter(kind for _, kind in plan.long_params)
+    found += [
+        Unfit(kind, "too long for a param, or with NUL", rows, "whole in an artifact under params/")
+        for kind, rows in sorted(long.items())
+    ]
+    found += [
+        Unfit(kind, Kind.NULL.value, rows, "dropped: the source had no value")
+        for kind, rows in sorted(plan.nulls.items())
+    ]
+    found += [
+        Unfit(kind, Kind.NO_FILE.value, rows, "dropped: the file is missing")
+        for kind, rows in values.each(Kind.NO_FILE)
+    ]
+    return [item for item in found if item.rows]

@@ -12,31 +12,348 @@ as any other run; the entry's source is that run, and its tags repeat the parame
 | parameters | tags ``neptune/<path>``, cut where they are long; whole in the run |
 | sys/description | description |
 | a text that is the id of a run of the project | ``run_link``, and the tags ``neptune.run_id``, ``neptune.run`` |
+
+MLflow numbers versions itself, always one above the highest that ever was. Versions are therefore kept in Neptune's
+order by creating them in it; one that comes late, or that cannot be changed in place, is created anew together with
+those of ours that follow it, and their numbers grow. Entries are found by a tag of ours; what has no such tag is
+somebody else's and is never changed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
 
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.filing import filed, place_of
-from neptune_assets.targets.mlflow import mapping, names, texts
-from neptune_assets.targets.mlflow.client import Client, mlflow_errors
-from neptune_assets.targets.mlflow.config import connection
+from neptune_assets.targets.mlflow import mapping, names
+from neptune_assets.targets.mlflow.connection import Client, connection, mlflow_errors
 from neptune_assets.targets.mlflow.load import MlflowTarget
-from neptune_assets.targets.mlflow.model_checks import compare_entry, compare_version
-from neptune_assets.targets.mlflow.model_links import ModelLinks
-from neptune_assets.targets.mlflow.model_registry import STAGE, VERSION_ID, Entry, ModelRegistry
+from neptune_assets.targets.mlflow.mapping import Attribute
 from neptune_assets.targets.mlflow.settings import MlflowSettings
+from neptune_assets.targets.order import natural
+from neptune_assets.targets.origins import Origins
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
+
+OURS: Final = ("neptune_assets.", "neptune.", "neptune/")
+"""What tags of ours begin with; all others on an entry of ours are kept."""
+
+VERSION_ID: Final = "neptune.version_id"
+STAGE: Final = "neptune.stage"
+
+_ILLEGAL: Final = re.compile(r"[^\w.\- ]")
+_ALIAS: Final = re.compile(r"(?!(?:[vV]\d+|(?i:latest|none))$)[A-Za-z0-9_\-]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model version as it is, or as it must be. ``number`` is MLflow's; 0 before it has one."""
+
+    version_id: str
+    key: str
+    source: str
+    run_id: str
+    run_link: str | None
+    description: str
+    tags: Mapping[str, str]
+    number: int = 0
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the content that stands behind the entry; None where it is not finished."""
+        return self.tags.get(mapping.DIGEST)
+
+    @property
+    def unchangeable(self) -> tuple[str, str, str]:
+        """What MLflow does not let anybody change in a version."""
+        return self.source, self.run_id, self.run_link or ""
+
+
+class ModelRegistry:
+    """The registry behind one MLflow client."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    # -- models
+
+    def model(self, key: str) -> RegisteredModel | None:
+        """Return the registered model that a load of ours made under this key."""
+        found = self._client.search_registered_models(f"tags.`{mapping.KEY}` = '{key}'", max_results=10)
+        return next(iter(sorted(found, key=lambda model: str(model.name))), None)
+
+    def models(self, project_key: str) -> list[RegisteredModel]:
+        """Return all registered models of one project that loads of ours made."""
+        found: list[RegisteredModel] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_registered_models(
+                f"tags.`{mapping.PROJECT_KEY}` = '{project_key}'", max_results=1000, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def create_model(self, wanted: str, key: str, project_key: str) -> RegisteredModel:
+        """Create a registered model; its name gets a digest if the wanted one is somebody else's."""
+        name = _ILLEGAL.sub("_", wanted)[: names.MAX_KEY].strip(" .") or "_"
+        for candidate in (name, names.shorten(name, key, names.MAX_KEY)):
+            try:
+                return self._client.create_registered_model(
+                    candidate, {mapping.KEY: key, mapping.PROJECT_KEY: project_key}
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                # Either somebody else's, or ours: the answer to its creation was lost and it was sent again.
+                found = self._client.get_registered_model(candidate)
+                if found.tags.get(mapping.KEY) == key:
+                    return found
+        raise MlflowException(f"models {name!r} and its like exist already")
+
+    def settle_model(self, model: RegisteredModel, description: str, tags: Mapping[str, str]) -> None:
+        """Bring description and tags of a registered model up to date, the digest last."""
+        name, held = str(model.name), dict(model.tags)
+        _change_tags(
+            held,
+            tags,
+            lambda key, value: self._client.set_registered_model_tag(name, key, value),
+            lambda key: self._client.delete_registered_model_tag(name, key),
+            lambda: (
+                (model.description or "") == description
+                or self._client.update_registered_model(name, description=description)
+            ),
+        )
+
+    def remove_model(self, model: RegisteredModel) -> None:
+        """Delete a registered model; one that still has versions only loses our tags."""
+        name = str(model.name)
+        if self._versions(name):
+            for key in model.tags:
+                if key.startswith(OURS):
+                    self._client.delete_registered_model_tag(name, key)
+        else:
+            self._client.delete_registered_model(name)
+
+    # -- versions
+
+    def entries(self, name: str) -> list[Entry]:
+        """Return our versions of a registered model in MLflow's order."""
+        found = [_entry(version) for version in self._versions(name) if mapping.KEY in version.tags]
+        return sorted(found, key=lambda entry: entry.number)
+
+    def place(self, name: str, wanted: Entry) -> int:
+        """Make the registry hold this version once, in Neptune's order, the digest last; return its number."""
+        held = self.entries(name)
+        mine = [entry for entry in held if entry.key == wanted.key]
+        later = [entry for entry in held if natural(entry.version_id) > natural(wanted.version_id)]
+        earlier = [entry.number for entry in held if natural(entry.version_id) < natural(wanted.version_id)]
+        in_order = (
+            len(mine) == 1
+            and all(entry.number > mine[0].number for entry in later)
+            and all(number < mine[0].number for number in earlier)
+        )
+        if in_order and mine[0].unchangeable == wanted.unchangeable:
+            number = mine[0].number
+            self._change(name, mine[0], wanted)
+        else:
+            aliases = self._aliases(name)
+            for entry in [*mine, *later]:
+                self._client.delete_model_version(name, str(entry.number))
+            kept = mine[0] if mine else None
+            foreign = {key: value for key, value in (kept.tags if kept else {}).items() if not key.startswith(OURS)}
+            number = self._create(
+                name, replace(wanted, tags={**foreign, **wanted.tags}), aliases.get(kept.number, ()) if kept else ()
+            )
+            for entry in later:
+                self._create(name, entry, aliases.get(entry.number, ()))
+        self._settle_aliases(name)
+        self._client.set_model_version_tag(name, str(number), mapping.DIGEST, wanted.tags[mapping.DIGEST])
+        return number
+
+    def remove_version(self, name: str, key: str) -> None:
+        """Delete our version of this key; aliases of its stage move on to another of ours."""
+        for entry in self.entries(name):
+            if entry.key == key:
+                self._client.delete_model_version(name, str(entry.number))
+        self._settle_aliases(name)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return alias -> version number."""
+        held = self._client.get_registered_model(name).aliases or {}
+        return {alias: int(number) for alias, number in held.items()}
+
+    def _versions(self, name: str) -> list[ModelVersion]:
+        found: list[ModelVersion] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _create(self, name: str, entry: Entry, aliases: tuple[str, ...]) -> int:
+        tags = {key: value for key, value in entry.tags.items() if key != mapping.DIGEST}
+        self._client.create_model_version(
+            name,
+            entry.source,
+            run_id=entry.run_id,
+            tags=tags,
+            run_link=entry.run_link,
+            description=entry.description,
+            await_creation_for=0,
+        )
+        # A creation whose answer was lost is sent again by MLflow's client, and then there are two.
+        number, *twice = [item.number for item in self.entries(name) if item.key == entry.key]
+        for extra in twice:
+            self._client.delete_model_version(name, str(extra))
+        for alias in aliases:
+            self._client.set_registered_model_alias(name, alias, str(number))
+        if entry.number and entry.digest is not None:
+            # One that was there before and only got a new number is as finished as it was.
+            self._client.set_model_version_tag(name, str(number), mapping.DIGEST, entry.digest)
+        return number
+
+    def _change(self, name: str, held: Entry, wanted: Entry) -> None:
+        number = str(held.number)
+        _change_tags(
+            dict(held.tags),
+            {key: value for key, value in wanted.tags.items() if key != mapping.DIGEST},
+            lambda key, value: self._client.set_model_version_tag(name, number, key, value),
+            lambda key: self._client.delete_model_version_tag(name, number, key),
+            lambda: (
+                held.description == wanted.description
+                or self._client.update_model_version(name, number, wanted.description)
+            ),
+        )
+
+    def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
+        found: dict[int, tuple[str, ...]] = {}
+        for alias, number in self.aliases(name).items():
+            found[number] = (*found.get(number, ()), alias)
+        return found
+
+    def _settle_aliases(self, name: str) -> None:
+        """Let each stage's alias name our latest version in it, unless it names somebody else's version."""
+        held = self.entries(name)
+        numbers = {entry.number for entry in held}
+        wanted = {stage: entry.number for entry in held if (stage := alias_of(entry.tags.get(STAGE)))}
+        now = self.aliases(name)
+        for stage in sorted({*wanted, *(_STAGES & now.keys())}):
+            if stage in now and now[stage] not in numbers:
+                continue
+            if stage not in wanted:
+                self._client.delete_registered_model_alias(name, stage)
+            elif now.get(stage) != wanted[stage]:
+                self._client.set_registered_model_alias(name, stage, str(wanted[stage]))
+
+
+_STAGES: Final = frozenset({"staging", "production", "archived"})
+
+
+def alias_of(stage: str | None) -> str | None:
+    """Return the alias that stands for a Neptune stage; there is none for ``none``."""
+    return stage if stage is not None and _ALIAS.fullmatch(stage) else None
+
+
+def _entry(version: ModelVersion) -> Entry:
+    tags = dict(version.tags)
+    return Entry(
+        version_id=tags.get(VERSION_ID, ""),
+        key=tags[mapping.KEY],
+        source=str(version.source),
+        run_id=str(version.run_id or ""),
+        run_link=version.run_link or None,
+        description=version.description or "",
+        tags=tags,
+        number=int(version.version),
+    )
+
+
+def _change_tags(held: Mapping[str, str], wanted: Mapping[str, str], put: Any, take: Any, between: Any) -> None:
+    """Take the digest away, make our tags what they must be, do ``between``, and put the digest back last."""
+    if mapping.DIGEST in held:
+        take(mapping.DIGEST)
+    for key in held:
+        if key.startswith(OURS) and key not in wanted and key != mapping.DIGEST:
+            take(key)
+    for key, value in wanted.items():
+        if held.get(key) != value and key != mapping.DIGEST:
+            put(key, value)
+    between()
+    if mapping.DIGEST in wanted:
+        put(mapping.DIGEST, wanted[mapping.DIGEST])
+
+
+def compare_version(wanted: Entry, held: Sequence[Entry], aliases: Mapping[str, int], model: str) -> Iterator[str]:
+    """Yield how a model version differs from what it must be.
+
+    ``held`` are our versions of the model in MLflow's order, ``aliases`` all aliases of it with the number they name.
+    """
+    mine = [entry for entry in held if entry.key == wanted.key]
+    if len(mine) != 1:
+        yield f"the registry holds version {wanted.version_id!r} {len(mine)} times"
+        return
+    if mine[0].unchangeable != wanted.unchangeable:
+        yield f"source, run and link are {mine[0].unchangeable} instead of {wanted.unchangeable}"
+    yield from compare_entry(wanted.description, wanted.tags, mine[0].description, mine[0].tags)
+    if [entry.version_id for entry in held] != sorted((entry.version_id for entry in held), key=natural):
+        yield f"the versions of {model} are not in Neptune's order"
+    stage = alias_of(wanted.tags.get(STAGE))
+    if stage is None:
+        return
+    of_stage = [entry for entry in held if entry.tags.get(STAGE) == stage]
+    named = next((entry for entry in held if entry.number == aliases.get(stage)), None)
+    if stage not in aliases:
+        yield f"alias {stage!r} is missing"
+    elif named is not None and of_stage and named.key != of_stage[-1].key:
+        # An alias that names somebody else's version is theirs.
+        yield f"alias {stage!r} names {named.version_id} instead of {of_stage[-1].version_id}"
+
+
+def compare_entry(
+    description: str, tags: Mapping[str, str], held_description: str, held_tags: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield how description and tags differ from what they must be; more tags than that may be there."""
+    if description != held_description:
+        yield f"the description is {held_description[:100]!r} instead of {description[:100]!r}"
+    for key, value in sorted(tags.items()):
+        if held_tags.get(key) != value:
+            yield f"tag {key!r} is {held_tags.get(key, '')[:100]!r} instead of {value[:100]!r}"
+
+
+class ModelLinks:
+    """Runs of a project, in the lake and in MLflow, as model versions link to them."""
+
+    def __init__(self, target: MlflowSettings, lake: LakeSettings) -> None:
+        self._origins = Origins(lake)
+        self._runs = MlflowTarget(target, lake)
+
+    def neptune_run(self, project_id: str, values: Mapping[Attribute, Any]) -> str | None:
+        """Return the id of the run that a version says it comes from."""
+        return self._origins.neptune_run(project_id, values)
+
+    def mlflow_run(self, project_id: str, neptune_run: str) -> str:
+        """Return the MLflow id of a run of the project, "" if it was not loaded."""
+        held = self._runs.find(project_id, neptune_run) if neptune_run else None
+        return held.target_id if held is not None and held.digest is not None else ""
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._runs.close()
+
 
 MODEL_ID = "neptune.model_id"
 LINKED = "neptune.run"
@@ -222,33 +539,33 @@ class ModelsTarget:
     def _texts(self, run: LakeRun, uuid: str) -> tuple[str, dict[str, str], dict[str, str]]:
         """Return description, tags and the tags that say what the thing is, all of one model or version."""
         values: dict[mapping.Attribute, Any] = {
-            attribute: value for attribute, value in texts.parameters(run) if value is not None
+            attribute: value for attribute, value in mapping.parameters(run) if value is not None
         }
         sys = {path: value for (path, _), value in values.items() if path.startswith("sys/")}
         facts = {
             mapping.KEY: self._key(run.project_id, run.run_id),
             mapping.PROJECT_KEY: mapping.project_key(f"{run.project_id}/{Scope.MODELS.value}"),
-            mapping.PROJECT: texts.tag_text(run.project_id),
+            mapping.PROJECT: mapping.tag_text(run.project_id),
             MODEL_ID: run.run_id,
             RUN: uuid,
         }
         if sys.get("sys/name"):
-            facts["neptune.name"] = texts.tag_text(str(sys["sys/name"]))
+            facts["neptune.name"] = mapping.tag_text(str(sys["sys/name"]))
         if self.scope is Scope.MODEL_VERSIONS:
             facts[VERSION_ID] = run.run_id
             facts[MODEL_ID] = str(sys.get("sys/model_id") or run.run_id.rpartition("-")[0] or run.run_id)
             if sys.get("sys/stage"):
-                facts[STAGE] = texts.tag_text(str(sys["sys/stage"]))
+                facts[STAGE] = mapping.tag_text(str(sys["sys/stage"]))
             neptune_run = self._links.neptune_run(run.project_id, values)
             if neptune_run is not None:
-                facts[mapping.RUN_ID] = texts.tag_text(neptune_run)
+                facts[mapping.RUN_ID] = mapping.tag_text(neptune_run)
                 if uuid_of_run := self._links.mlflow_run(run.project_id, neptune_run):
                     facts[LINKED] = uuid_of_run
         keys = names.distinct_keys(
             {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)}, fold_case=True
         )
-        tags = {keys[a]: texts.tag_text(texts.param_text(a[1], value)) for a, value in values.items()}
-        description = texts.tag_text(str(sys.get("sys/description") or ""))
+        tags = {keys[a]: mapping.tag_text(mapping.param_text(a[1], value)) for a, value in values.items()}
+        description = mapping.tag_text(str(sys.get("sys/description") or ""))
         return description, {**tags, **facts, mapping.DIGEST: run.record.digest}, facts
 
     def _differences(self, run: LakeRun, uuid: str) -> Iterator[str]:

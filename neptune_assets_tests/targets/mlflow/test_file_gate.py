@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from neptune_assets.targets.mlflow.file_gate import FileGate, gate_of
+from neptune_assets.targets.mlflow.database import FileGate, gate_of
 
 PATIENCE = 60.0
 

@@ -94,9 +94,9 @@ def test_two_finished_runs_are_doubt_not_a_choice(place: MlflowPlace) -> None:
 
 
 def test_untested_schema_goes_through_mlflows_client(place: MlflowPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neptune_assets.targets.mlflow import direct as module
+    from neptune_assets.targets.mlflow import database
 
-    monkeypatch.setattr(module, "TESTED_REVISIONS", frozenset())
+    monkeypatch.setattr(database, "TESTED_REVISIONS", frozenset())
     load(place, {"R-1": born(point("m", 0, 1.0))})
     assert only(place, "SELECT length(run_uuid), value FROM metrics JOIN runs USING (run_uuid)") == (32, 1.0)
     key = place.query("SELECT value FROM tags WHERE key = 'neptune_assets.key'")
@@ -130,7 +130,7 @@ def test_passwords_are_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     settings = MlflowSettings(
         tracking_uri="postgresql://u@127.0.0.1:1/d", artifact_root="/a", password_env="DB_PASSWORD"
     )
-    from neptune_assets.targets.mlflow.config import connection
+    from neptune_assets.targets.mlflow.connection import connection
 
     made = connection(settings, LakeSettings(root=str(tmp_path)))
     assert "hunter2" in made.uri

@@ -12,7 +12,7 @@ from mlflow.artifacts import download_artifacts
 
 from neptune_assets.lake.reader import Lake
 from neptune_assets.schema import Scope
-from neptune_assets.targets.mlflow import model_registry
+from neptune_assets.targets.mlflow import models
 from neptune_assets.targets.mlflow.load import MlflowTarget as RunsTarget
 from neptune_assets.targets.mlflow.models import ModelsTarget
 from neptune_assets_tests.conformance.targets import PROJECT, born, dying, ms, param, point, text
@@ -233,7 +233,7 @@ def test_dying_anywhere_is_repaired(local: Registry, point_of_death: str, when: 
         "PRO-CLS-2": version(2, "staging"),
         "PRO-CLS-3": version(3, "production"),
     }
-    with dying(f"{model_registry.__name__}:{point_of_death}", when):
+    with dying(f"{models.__name__}:{point_of_death}", when):
         local.versions(things)
     local.versions(things)
     assert local.ids() == ["PRO-CLS-1", "PRO-CLS-2", "PRO-CLS-3"]

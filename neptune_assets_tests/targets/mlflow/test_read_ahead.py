@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from neptune_assets.targets.mlflow.read_ahead import read_ahead
+from neptune_assets.targets.mlflow.database import read_ahead
 
 PATIENCE = 60.0
 

@@ -17,7 +17,7 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
-from neptune_assets.targets.mlflow import wire
+from neptune_assets.targets.mlflow import api
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.conformance.targets import PROJECT, Held, born, ms, param, point, text
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def proxy(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     server.empty()
     monkeypatch.setenv(SERVER, announce(server))
-    monkeypatch.setattr(wire, "PAUSES", [0.05, 0.05, 0.1])
+    monkeypatch.setattr(api, "PAUSES", [0.05, 0.05, 0.1])
     with FaultyProxy(server.url).running() as proxy:
         yield proxy
 
@@ -136,7 +136,7 @@ def test_a_request_that_hangs_is_given_up_and_sent_again(
 def test_retry_after_is_kept_to(
     given: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(api, "LONGEST_PAUSE", 1.0)
     proxy.faults = [Fault("runs/create", status=429, headers={"Retry-After": given})]
     before = time.monotonic()
     report = load(tmp_path, proxy)
