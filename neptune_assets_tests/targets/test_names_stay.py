@@ -21,11 +21,12 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from neptune_assets.lake.reader import Lake
+from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import Scope
-from neptune_assets.settings import LakeSettings, NameRules, Settings
+from neptune_assets.settings import LakeSettings, NameRules
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.registry import model_openers, target_openers
+from neptune_assets.targets.registry import loads
 from neptune_assets.targets.rules import Rules
 from neptune_assets.testing.lakes import file, file_set, files, histograms, make_lake, metric, param, texts
 from neptune_assets.testing.places import born
@@ -112,8 +113,7 @@ def _load(root: Path, naming: str, target: str, options: dict[str, Any] | None =
     make_lake(lake.root, {PROJECTS[0]: _runs(), **{name: {"loss": metric("loss", [1.0])} for name in PROJECTS[1:]}})
     make_lake(lake.root, {PROJECTS[0]: models}, scope=Scope.MODELS)
     make_lake(lake.root, {PROJECTS[0]: versions}, scope=Scope.MODEL_VERSIONS)
-    openers = [(Scope.RUNS, target_openers(settings)[target]), *model_openers(settings)[f"{target}_models"].items()]
-    for scope, opener in openers:
+    for scope, opener in [pair for load in loads(settings) for pair in load.openers.items()]:
         for project_id in PROJECTS if scope is Scope.RUNS else PROJECTS[:1]:
             project = Lake(lake).project(project_id, scope)
             ledger = Ledger(lake, f"{target}_{scope.value}", project_id)
