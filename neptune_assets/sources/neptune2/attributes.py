@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from neptune_assets.schema import AttributeType
+from neptune_assets.sources.neptune2.attribute_pages import UNREAD
 from neptune_assets.sources.neptune2.references import Reference
 from neptune_assets.sources.neptune2.values import milliseconds, real, texts, whole
 from neptune_assets.sources.offline.state import RunState
@@ -63,6 +64,9 @@ class AttributeReader:
         if not isinstance(path, str) or not isinstance(kind, str):
             self._state.error(f"The server describes an attribute without a name or a type: {attribute!r:.200}.")
             return
+        if UNREAD in attribute:
+            self._unread(path, kind, str(attribute[UNREAD]))
+            return
         described = repr(attribute)
         first = self._known.setdefault((path, kind), described)
         if len(self._known) == self._taken:
@@ -75,6 +79,20 @@ class AttributeReader:
             self._take(path, kind, properties)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             self._state.error(f"What the server says of {path!r} ({kind}) cannot be understood: {error!s:.200}.", path)
+
+    def _unread(self, path: str, kind: str, reason: str) -> None:
+        """Report an attribute that the server fails to give; points of series are asked for all the same."""
+        if not path:
+            self._state.error(
+                f"The server does not give its attributes at once ({reason}) It was read by the names that the server "
+                "tells of the project; whether the run has others cannot be told. Materialize again later."
+            )
+        elif kind in _SERIES:
+            self._wanted(path, _SERIES[kind], self.contents.series, (path, _SERIES[kind]))
+        elif kind in _ATOMS and not self._state.rows.wants(_ATOMS[kind][0], path):
+            return
+        else:
+            self._state.error(f"{path!r} ({kind}) could not be read: {reason}", path)
 
     def _take(self, path: str, kind: str, properties: Mapping[str, Any]) -> None:
         state = self._state
@@ -98,7 +116,9 @@ class AttributeReader:
             )
             state.assign(path, AttributeType.FILE, str(reference))
         elif kind == "fileSet":
-            state.assign(path, AttributeType.FILE_SET, str(Reference("file_set", self._key, path)))
+            size = properties.get("size")
+            reference = Reference("file_set", self._key, path, size=-1 if size is None else whole(size))
+            state.assign(path, AttributeType.FILE_SET, str(reference))
         elif kind == "artifact":
             if state.rows.wants(AttributeType.ARTIFACT, path):
                 self._artifact(path, properties.get("hash"))

@@ -42,14 +42,17 @@ class Calls(Protocol):
         SourceError if the token is refused.
         """
 
-    def download(self, operation: str, sink: BinaryIO, size: int | None = None, **parameters: Any) -> None:
+    def download(
+        self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
+    ) -> None:
         """Write the bytes that a call answers into a file, from its start; one that comes short is tried again.
 
-        ``size`` is how many there must be, if that is known. Raises as :meth:`json` does.
+        ``size`` is how many there must be, if that is known, and ``most`` how many there may be: no more are read.
+        Raises as :meth:`json` does.
         """
 
-    def download_url(self, url: str, sink: BinaryIO) -> None:
-        """Write the bytes behind an address that the server gave out into a file, from its start."""
+    def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
+        """Write the bytes behind an address that the server gave out into a file, as :meth:`download` does."""
 
 
 class FastCalls:
@@ -74,13 +77,16 @@ class FastCalls:
             operation, parameters, lambda: self._json(operation, headers or {}, parameters), tries=tries
         )
 
-    def download(self, operation: str, sink: BinaryIO, size: int | None = None, **parameters: Any) -> None:
+    def download(
+        self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
+    ) -> None:
         """See :meth:`Calls.download`."""
-        self._retries.run(operation, parameters, lambda: self._download(operation, None, sink, size, parameters))
+        most = size if most is None else most
+        self._retries.run(operation, parameters, lambda: self._download(operation, None, sink, size, most, parameters))
 
-    def download_url(self, url: str, sink: BinaryIO) -> None:
+    def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
         """See :meth:`Calls.download_url`."""
-        self._retries.run("the prepared archive", {}, lambda: self._download("", url, sink, None, {}))
+        self._retries.run("the prepared archive", {}, lambda: self._download("", url, sink, None, most, {}))
 
     def _alive(self) -> bool:
         try:
@@ -122,17 +128,27 @@ class FastCalls:
         return answer
 
     def _download(
-        self, operation: str, url: str | None, sink: BinaryIO, size: int | None, parameters: Mapping[str, Any]
+        self,
+        operation: str,
+        url: str | None,
+        sink: BinaryIO,
+        size: int | None,
+        most: int | None,
+        parameters: Mapping[str, Any],
     ) -> None:
         sink.seek(0)
         sink.truncate()
         with self._send(operation, {"Accept": "*/*"}, parameters, url) as response:
             self._check(response, operation, parameters)
             for block in response.iter_content(_BLOCK):
+                if most is not None and sink.tell() + len(block) > most:
+                    # It could go on until the disk is full; another try would read as much again.
+                    raise CallError(
+                        f"The server sends more than the {most:,} bytes that there can be.",
+                        hint="Look at the file on the server.",
+                        status=response.status_code,
+                    )
                 sink.write(block)
-                if size is not None and sink.tell() > size:
-                    # It could go on until the disk is full.
-                    break
             status = response.status_code
         got = sink.tell()
         if size is not None and got != size:

@@ -18,13 +18,20 @@ from typing import BinaryIO, Final, cast
 from neptune_assets.errors import FileGoneError
 from neptune_assets.sources.neptune2.artifacts import ArtifactStore, files_list, list_files
 from neptune_assets.sources.neptune2.calls import Calls
-from neptune_assets.sources.neptune2.errors import CallError
+from neptune_assets.sources.neptune2.errors import CallError, understood
 from neptune_assets.sources.neptune2.references import Reference
 from neptune_assets.sources.protocol import SourceFile
+from neptune_assets.sources.values import text
 
 _IN_MEMORY: Final = 1 << 20
 """Downloads up to this many bytes never touch the disk."""
 _LONGEST_PAUSE: Final = 5.0
+_LARGEST_IMAGE: Final = 1 << 30
+"""Bytes of an image of a series, whose size the server does not tell; clients send no more than 32 MiB."""
+_LARGEST_ARCHIVE: Final = 64 << 30
+"""Bytes of the archive of a file set whose size the server does not tell."""
+_BESIDE: Final = 256 << 20
+"""Bytes of an archive beside those of its files: names and headers of a million files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +75,44 @@ class Member:
             raise _gone(f"{self.relative_path} in a file set", str(error)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What an archive lacks of its file set: there is nothing to open, and the reason is told."""
+
+    relative_path: str
+    why: str
+
+    def open(self) -> BinaryIO:
+        """Raise FileGoneError."""
+        raise _gone(self.relative_path, self.why)
+
+
 class Files:
     """Resolves references to files of one server."""
 
-    def __init__(self, calls: Calls, artifacts: ArtifactStore, *, unpack: bool, patience: float) -> None:
-        """``patience`` is how many seconds the server may take to prepare the archive of a file set."""
+    def __init__(
+        self,
+        calls: Calls,
+        artifacts: ArtifactStore,
+        *,
+        unpack: bool,
+        patience: float,
+        largest_image: int = _LARGEST_IMAGE,
+        largest_archive: int = _LARGEST_ARCHIVE,
+        beside: int = _BESIDE,
+    ) -> None:
+        """``patience`` is how many seconds the server may take to prepare the archive of a file set.
+
+        Bytes that are read at most: of an image, of a file set whose size the server does not tell, and of an archive
+        beside the size that it tells.
+        """
         self._calls = calls
         self._artifacts = artifacts
         self._unpack = unpack
         self._patience = patience
+        self._largest_image = largest_image
+        self._largest_archive = largest_archive
+        self._beside = beside
 
     def resolve(self, reference: Reference) -> Sequence[SourceFile]:
         """The file, or the members of the file set. Raises FileGoneError if the server does not give them."""
@@ -103,6 +139,7 @@ class Files:
         self._calls.download(
             "getImageSeriesValue",
             sink,
+            most=self._largest_image,
             experimentId=reference.owner,
             attribute=reference.path,
             index=int(reference.place),
@@ -120,10 +157,28 @@ class Files:
         for one, other in itertools.pairwise(members):
             if one.filename == other.filename:
                 raise _gone(what, f"its archive holds {one.filename!r} more than once")
-        return [Member(info.filename, archive, info) for info in members]
+        found: list[SourceFile] = [Member(info.filename, archive, info) for info in members]
+        size = sum(info.file_size for info in members)
+        if size > self._most(reference):
+            raise _gone(what, f"its archive claims {size:,} bytes, the server counts {max(0, reference.size):,}")
+        if size < reference.size:
+            why = f"its archive holds {size:,} of the {reference.size:,} bytes that the server counts"
+            found.append(Missing(f"A part of {what}", why))
+        return found
 
     def _fetch_archive(self, reference: Reference, sink: BinaryIO) -> None:
         """Have the server prepare the archive, wait for it, and download it."""
+        with understood(f"the archive of {reference.path!r}"):
+            url = self._prepared(reference)
+        self._calls.download_url(url, sink, self._most(reference))
+
+    def _most(self, reference: Reference) -> int:
+        """Bytes that a file set may have, packed or not: files that compress badly grow by less than a thousandth."""
+        if reference.size <= 0:
+            return self._largest_archive
+        return reference.size + reference.size // 1_000 + self._beside
+
+    def _prepared(self, reference: Reference) -> str:
         answer = self._calls.json(
             "prepareForDownloadFileSetAttributeZip", experimentId=reference.owner, attribute=reference.path
         )
@@ -138,7 +193,7 @@ class Files:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             answer = {"id": answer["id"], **self._calls.json("getDownloadPrepareRequest", id=answer["id"])}
-        self._calls.download_url(answer["downloadUrl"], sink)
+        return text(answer["downloadUrl"])
 
 
 def _temporary(fetch: Callable[[BinaryIO], None], what: str) -> BinaryIO:

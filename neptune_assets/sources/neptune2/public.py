@@ -60,7 +60,9 @@ class PublicCalls:
             return self._run(operation, parameters, lambda: container.answer(operation, parameters))
         return self._run(operation, parameters, lambda: answer(**parameters))
 
-    def download(self, operation: str, sink: BinaryIO, size: int | None = None, **parameters: Any) -> None:
+    def download(
+        self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
+    ) -> None:
         """See :meth:`.calls.Calls.download`."""
         container = self._container(parameters["experimentId"])
 
@@ -76,7 +78,7 @@ class PublicCalls:
 
         self._run(operation, parameters, fetch)
 
-    def download_url(self, url: str, sink: BinaryIO) -> None:
+    def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
         """See :meth:`.calls.Calls.download_url`."""
         key, _, attribute = url.removeprefix(_PREFIX).partition("\n")
         self.download("FileSet.download", sink, experimentId=key, attribute=attribute)

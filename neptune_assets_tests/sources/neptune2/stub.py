@@ -13,8 +13,8 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -90,6 +90,10 @@ class Container:
         self.files[path] = data
 
 
+class BrokenError(Exception):
+    """The server fails."""
+
+
 @dataclass
 class Stub:
     """The server: what it holds, and how it behaves."""
@@ -112,6 +116,16 @@ class Stub:
     token_seconds: float = 3600
     short: int = 0
     """So many downloads of files come short, although the answer is well formed."""
+    broken: set[str] = field(default_factory=set)
+    """Names of attributes: what would tell one of them of a run is HTTP 500."""
+    endless: bool = False
+    """True to send files, images and archives over and over again without an end."""
+    unlisted: set[str] = field(default_factory=set)
+    """Names of attributes that the list of columns leaves out."""
+    no_single: bool = False
+    """True to give attributes in tables only."""
+    no_search: bool = False
+    """True to fail to list columns."""
     version: int = 2
     """Of every project; 1 are those that were never moved to 2.x."""
     requests: list[tuple[str, Mapping[str, list[str]], Any]] = field(default_factory=list)
@@ -164,6 +178,10 @@ class Stub:
             return self._list_projects(one)
         if name == "leaderboard/entries/search":
             return self._table(query, body)
+        if name == "leaderboard/attributes/search":
+            self._fail_for((), fail=self.no_search)
+            described = {(each["name"], each["type"]) for item in self.containers for each in item.described()}
+            return {"entries": [{"name": n, "type": t} for n, t in sorted(described) if n not in self.unlisted]}
         if name == "artifact/files":
             files = self.artifacts.get(one["hash"])
             return files and {"files": files}
@@ -181,6 +199,7 @@ class Stub:
 
     def _of(self, container: Container, name: str, one: Mapping[str, str]) -> Any:
         if name == "attributes":
+            self._fail_for(container.described(), fail=self.no_single)
             return {"attributes": container.described()}
         path = one.get("attribute", "")
         if name in {"attributes/series/float", "attributes/series/string"}:
@@ -237,6 +256,8 @@ class Stub:
             }
             for item in found[offset : offset + limit]
         ]
+        for entry in entries:
+            self._fail_for(entry["attributes"])
         return {"matchingItemCount": count if self.count is None else self.count, "entries": entries}
 
     def _list_projects(self, one: Mapping[str, str]) -> Any:
@@ -248,6 +269,10 @@ class Stub:
             for name in names[start : start + size]
         ]
         return {"entries": entries, "matchingItemCount": len(names), "totalItemCount": len(names)}
+
+    def _fail_for(self, attributes: Iterable[Mapping[str, Any]], *, fail: bool = False) -> None:
+        if fail or any(each["name"] in self.broken for each in attributes):
+            raise BrokenError
 
     def _by_key(self, key: str) -> Any:
         return next((item for item in self.containers if _key(item) == key), None)
@@ -284,7 +309,7 @@ def _matches(container: Container, query: str) -> bool:
 
 def _zipped(members: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items() if isinstance(members, Mapping) else members:
             archive.writestr(name, data)
     return buffer.getvalue()
@@ -301,12 +326,18 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             body = json.loads(raw) if raw[:1] in (b"{", b"[") else raw
             query = parse_qs(parts.query)
             stub.requests.append((parts.path, query, body))
-            answer = stub.answer(parts.path, query, body, f"http://{self.headers['Host']}")
+            try:
+                answer = stub.answer(parts.path, query, body, f"http://{self.headers['Host']}")
+            except BrokenError:
+                self._send(500, b"{}", "application/json")
+                return
             limit = int(query.get("limit", ["0"])[0])
             if "/series/" in parts.path and stub.refused is not None and limit > stub.refused:
                 self._send(400, b'{"title": "The limit is too high"}', "application/json")
             elif answer is None:
                 self._send(404, b'{"errorType": "NOT_FOUND"}', "application/json")
+            elif isinstance(answer, bytes) and stub.endless:
+                self._send_for_ever(answer)
             elif isinstance(answer, bytes):
                 self._send(200, answer, "application/octet-stream")
             else:
@@ -318,6 +349,14 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+
+        def _send_for_ever(self, data: bytes) -> None:
+            self.close_connection = True
+            self.send_response_only(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(data)
 
         do_GET = do_POST = handle_any  # noqa: N815
 

@@ -47,7 +47,7 @@ class Answers:
     def download(self, operation: str, sink: BinaryIO, size: int | None = None, **parameters: Any) -> None:
         raise AssertionError(operation)
 
-    def download_url(self, url: str, sink: BinaryIO) -> None:
+    def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
         raise AssertionError(url)
 
 
