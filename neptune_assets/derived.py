@@ -18,8 +18,8 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.verification import Damage, VerifyReport
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings, SummarySettings
-from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.database import LAKE_VIEWS
+from neptune_assets.summary.tables import TABLES
 from neptune_assets.targets.ledger import Ledger
 
 

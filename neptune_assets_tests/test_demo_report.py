@@ -25,9 +25,8 @@ from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.migration_settings import Settings
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.registry import open_source
-from neptune_assets.summary.database import write_database
+from neptune_assets.summary.database import write_database, write_table
 from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Dropped, Receipt
 

@@ -13,9 +13,8 @@ from neptune_assets.automation import on_changed_data
 from neptune_assets.checks import check_projects
 from neptune_assets.failures import RETRY_POLICY, clear_failures
 from neptune_assets.lake.reader import Lake, LakeProject
-from neptune_assets.summary.columns import TABLES
 from neptune_assets.summary.database import write_database
-from neptune_assets.summary.tables import summarize
+from neptune_assets.summary.tables import TABLES, summarize
 
 
 def summary_assets(migration: Migration) -> list[dg.AssetsDefinition]:

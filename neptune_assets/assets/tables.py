@@ -14,7 +14,7 @@ from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.summary.writing import check_table, write_table
+from neptune_assets.summary.database import check_table, write_table
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from neptune_assets.markdown import escape, shorten
-from neptune_assets.summary.quoting import identifier
+from neptune_assets.summary.sql import identifier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,7 @@ from neptune_assets.schema import TIME_TYPE, Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 from neptune_assets.sources.rows import decimal_steps
-from neptune_assets.testing.lakes import params
-from neptune_assets.testing.tables import as_table
+from neptune_assets.testing.lakes import as_table, params
 
 BASE_MS = 1_740_830_400_000
 _BLOCK = 131_072

@@ -25,8 +25,7 @@ import pyarrow as pa
 from neptune_assets.schema import TIME_TYPE
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.rows import decimal_steps
-from neptune_assets.testing.lakes import params, write_lake
-from neptune_assets.testing.tables import TableRun, TableSource, as_table
+from neptune_assets.testing.lakes import TableRun, TableSource, as_table, params, write_lake
 from neptune_assets_tests.benchmarks.exporting import (
     Measured,
     Shape,

@@ -36,7 +36,7 @@ import sys, time
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, SummarySettings
 from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
+from neptune_assets.summary.database import write_table
 started = time.perf_counter(), time.process_time()
 settings = LakeSettings(root=sys.argv[1])
 lake = Lake(settings)

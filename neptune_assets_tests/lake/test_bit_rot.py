@@ -18,7 +18,7 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.verification import Verification
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.testing.tables import as_table
+from neptune_assets.testing.lakes import as_table
 from neptune_assets_tests.support.lake_factory import Rows, file, file_set, histograms, make_lake, metric, params, texts
 
 P = "ws/proj"

@@ -25,10 +25,9 @@ from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.migration_settings import Settings
 from neptune_assets.settings import StorageSettings, SummarySettings
 from neptune_assets.sources.registry import open_source
-from neptune_assets.summary.database import write_database
-from neptune_assets.summary.filesystems import TwoStores, register_filesystems
+from neptune_assets.summary.database import write_database, write_table
+from neptune_assets.summary.sql import TwoStores, register_filesystems
 from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
 from neptune_assets_tests.support.export_factory import CREATED, ExportFactory, file_row, point, run_v3
 
 P, Q = "ws/p", "ws/q"

@@ -23,9 +23,8 @@ from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import SCHEMA
 from neptune_assets.settings import LakeSettings, SummarySettings
-from neptune_assets.summary.database import write_database
+from neptune_assets.summary.database import write_database, write_table
 from neptune_assets.summary.tables import summarize as summarize_project
-from neptune_assets.summary.writing import write_table
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.settings import MlflowSettings

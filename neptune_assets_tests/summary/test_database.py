@@ -17,10 +17,8 @@ import pytest
 from neptune_assets.errors import LakeError, SettingsError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, StorageSettings, SummarySettings
-from neptune_assets.summary.columns import TABLES
-from neptune_assets.summary.database import LAKE_VIEWS, open_database, write_database
-from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
+from neptune_assets.summary.database import LAKE_VIEWS, open_database, write_database, write_table
+from neptune_assets.summary.tables import TABLES, summarize
 from neptune_assets_tests.support import lake_factory as make
 
 SETTINGS = SummarySettings(memory_mb=128)

@@ -15,9 +15,8 @@ from neptune_assets.derived import damaged_database, damaged_files
 from neptune_assets.errors import LakeDamagedError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings, SummarySettings
-from neptune_assets.summary.database import write_database
+from neptune_assets.summary.database import write_database, write_table
 from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Receipt
 from neptune_assets_tests.support import lake_factory as make

@@ -17,9 +17,8 @@ from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import Filters, LakeSettings, SummarySettings
 from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.export.source import Export
-from neptune_assets.summary.database import write_database
+from neptune_assets.summary.database import write_database, write_table
 from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
 from neptune_assets_tests.support.export_factory import (
     CREATED,
     EXPORTER_SCHEMA,

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.settings import SummarySettings
-from neptune_assets.summary.database import write_database
+from neptune_assets.summary.database import write_database, write_table
 from neptune_assets.summary.tables import summarize
-from neptune_assets.summary.writing import write_table
 from neptune_assets_tests.support import lake_factory as make
 
 pytestmark = pytest.mark.slow

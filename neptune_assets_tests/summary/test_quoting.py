@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neptune_assets.summary.quoting import identifier, literal, parquet, plain_path
+from neptune_assets.summary.sql import identifier, literal, parquet, plain_path
 
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=("Cs",)))
 

@@ -11,8 +11,7 @@ import pytest
 
 from neptune_assets.errors import LakeError
 from neptune_assets.summary import rows as rows_module
-from neptune_assets.summary.columns import TABLES, columns
-from neptune_assets.summary.tables import summarize
+from neptune_assets.summary.tables import TABLES, columns, summarize
 from neptune_assets_tests.support import lake_factory as make
 from neptune_assets_tests.support.summary_tables import SETTINGS, system, tables
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.summary.writing import replacing, write_table
+from neptune_assets.summary.database import replacing, write_table
 
 SCHEMA = pa.schema([pa.field("a", pa.int64(), metadata={"description": "numbers"})])
 
@@ -94,7 +94,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> Non
     path = tmp_path / "f"
     path.write_text("old")
     code = (
-        "import sys, time, pathlib; from neptune_assets.summary.writing import replacing\n"
+        "import sys, time, pathlib; from neptune_assets.summary.database import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as t:\n"
         "    t.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
     )
