@@ -39,7 +39,7 @@ from mlflow.utils.rest_utils import http_request
 from neptune_assets.errors import LakeError, TargetError, TargetUnavailableError
 from neptune_assets.targets.mlflow import artifacts, backend, mapping
 from neptune_assets.targets.mlflow.artifacts import Artifacts
-from neptune_assets.targets.mlflow.backend import Accounts, Content, HeldRun, Job
+from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Job
 from neptune_assets.targets.mlflow.connection import Client, Connection, redacted
 from neptune_assets.targets.mlflow.points import Points
 from neptune_assets.targets.protocol import Receipt
@@ -115,7 +115,7 @@ class RefusedError(TargetError):
         self.code = code
 
 
-class Wire:
+class HttpClient:
     """One tracking server. May be used by several threads at once."""
 
     def __init__(self, connection: Connection, in_flight: int, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -172,11 +172,11 @@ class Wire:
                 trouble = "no answer: " + _cause(error)
             else:
                 if response.ok:
-                    return _json(response, doing, self._connection.shown)
+                    return _json(response, doing, self._connection.display_url)
                 status, code, message = _refusal(response)
                 if status not in RETRIED and not _met_itself(status, message):
                     raise RefusedError(
-                        f"MLflow at {self._connection.shown} refused {doing} with status {status}: {message}.",
+                        f"MLflow at {self._connection.display_url} refused {doing} with status {status}: {message}.",
                         hint=_HINTS.get(status, "See the server's log for more."),
                         status=status,
                         code=code,
@@ -186,12 +186,12 @@ class Wire:
             if pause is None:
                 break
             wait = pause * random.uniform(0.75, 1.25) if asked is None else min(asked, LONGEST_PAUSE)  # noqa: S311
-            log.info("MLflow at %s, %s: %s. Again in %.1f s.", self._connection.shown, doing, trouble, wait)
+            log.info("MLflow at %s, %s: %s. Again in %.1f s.", self._connection.display_url, doing, trouble, wait)
             self._sleep(wait)
             if done_already is not None and (answer := done_already()) is not None:
                 return answer
         raise TargetUnavailableError(
-            f"MLflow at {self._connection.shown} did not carry out {doing} in {len(PAUSES) + 1} tries, "
+            f"MLflow at {self._connection.display_url} did not carry out {doing} in {len(PAUSES) + 1} tries, "
             f"the last ended with {trouble}.",
             hint="Look at the server's log; load again when it is well. Finished runs are not loaded twice.",
         )
@@ -271,15 +271,15 @@ TEXTS_PER_BATCH: Final = 100
 T = TypeVar("T")
 
 
-class Calls:
+class ClientApi:
     """Writes and reads runs through MLflow's client, in this process."""
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
 
-    def held(self, experiments: list[str], condition: str) -> list[HeldRun]:
+    def existing_runs(self, experiments: list[str], condition: str) -> list[ExistingRun]:
         """Return the runs that MLflow holds under a condition and nobody deleted."""
-        found: list[HeldRun] = []
+        found: list[ExistingRun] = []
         for portion in chunks(experiments, 500):
             token: str | None = None
             while True:
@@ -287,7 +287,7 @@ class Calls:
                     portion, condition, ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
                 )
                 found += [
-                    HeldRun.from_tags(run.info.run_id, run.info.artifact_uri, dict(run.data.tags)) for run in page
+                    ExistingRun.from_tags(run.info.run_id, run.info.artifact_uri, dict(run.data.tags)) for run in page
                 ]
                 token = page.token
                 if not token:
@@ -299,7 +299,7 @@ class Calls:
         info = self._client.create_run(experiment_id, start_time=start, tags=dict(tags), run_name=name).info
         return info.run_id, info.artifact_uri
 
-    def ghosts(self, uuid: str) -> list[str]:
+    def duplicate_runs(self, uuid: str) -> list[str]:
         """Return runs that came into being besides ``uuid`` when it was created: none without a wire between."""
         return []
 
@@ -355,7 +355,7 @@ class Calls:
 
 
 def one_metric(key: str, values: list[float], times: list[int], steps: list[int]) -> Points:
-    """Return points of one metric as MLflow tells them."""
+    """Return points of one metric as MLflow reports them."""
     doubles = np.asarray(values, np.float64)
     is_nan = np.isnan(doubles)
     return Points(
@@ -398,18 +398,18 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Rest:
+class HttpApi:
     """Writes and reads runs of a tracking server. Used by one thread; it has its own for requests."""
 
     def __init__(self, connection: Connection, in_flight: int) -> None:
-        self._wire = Wire(connection, in_flight)
+        self._http = HttpClient(connection, in_flight)
         self._in_flight = in_flight
         self._doubtful: dict[str, tuple[str, str]] = {}
 
-    def held(self, experiments: list[str], condition: str) -> list[HeldRun]:
+    def existing_runs(self, experiments: list[str], condition: str) -> list[ExistingRun]:
         """Return the runs that MLflow holds under a condition and nobody deleted."""
         return [
-            HeldRun.from_tags(run["info"]["run_id"], run["info"]["artifact_uri"], _texts(run["data"].get("tags")))
+            ExistingRun.from_tags(run["info"]["run_id"], run["info"]["artifact_uri"], _texts(run["data"].get("tags")))
             for portion in chunks(experiments, 500)
             for run in self._search(portion, condition)
         ]
@@ -431,12 +431,12 @@ class Rest:
             "run_name": name,
             "tags": _pairs({**tags, ATTEMPT: attempt}),
         }
-        info = self._wire.post("runs/create", f"creating run {name!r}", body, done_already=found)["run"]["info"]
+        info = self._http.post("runs/create", f"creating run {name!r}", body, done_already=found)["run"]["info"]
         if retried:
             self._doubtful[info["run_id"]] = (experiment_id, attempt)
         return info["run_id"], info["artifact_uri"]
 
-    def ghosts(self, uuid: str) -> list[str]:
+    def duplicate_runs(self, uuid: str) -> list[str]:
         """Return runs that came into being besides ``uuid`` because its creation was sent more than once."""
         if uuid not in self._doubtful:
             return []
@@ -448,7 +448,7 @@ class Rest:
         """Send all points in full batches across metrics, a few batches at once; return their number."""
 
         def send(batch: tuple[bytes, int]) -> int:
-            self._wire.post("runs/log-batch", f"{batch[1]:,} points of run {uuid}", batch[0])
+            self._http.post("runs/log-batch", f"{batch[1]:,} points of run {uuid}", batch[0])
             return batch[1]
 
         return sum(self._several(send, bodies(uuid, portions)))
@@ -457,16 +457,16 @@ class Rest:
         """Send params and tags in batches of what a server takes at once, in their order."""
         for kind, texts in (("params", params), ("tags", tags)):
             for chunk in chunks(_pairs(texts), TEXTS_PER_BATCH):
-                self._wire.post("runs/log-batch", f"{kind} of run {uuid}", {"run_id": uuid, kind: chunk})
+                self._http.post("runs/log-batch", f"{kind} of run {uuid}", {"run_id": uuid, kind: chunk})
 
     def finish(self, uuid: str, status: str, end: int) -> None:
         """Set status and end time."""
-        self._wire.post("runs/update", f"ending run {uuid}", {"run_id": uuid, "status": status, "end_time": end})
+        self._http.post("runs/update", f"ending run {uuid}", {"run_id": uuid, "status": status, "end_time": end})
 
     def delete_run(self, uuid: str) -> None:
         """Put a run in MLflow's trash; nothing happens if it is there or gone for good."""
         try:
-            self._wire.post("runs/delete", f"deleting run {uuid}", {"run_id": uuid})
+            self._http.post("runs/delete", f"deleting run {uuid}", {"run_id": uuid})
         except RefusedError:
             found = self.run(uuid)
             if found is not None and found[0]["lifecycle_stage"] != "deleted":
@@ -475,7 +475,7 @@ class Rest:
     def run(self, uuid: str) -> tuple[dict[str, Any], dict[str, str], dict[str, str], set[str]] | None:
         """Return (info, params, tags, keys of metrics) of a run, None if it is gone."""
         try:
-            found = self._wire.get("runs/get", f"reading run {uuid}", {"run_id": uuid})["run"]
+            found = self._http.get("runs/get", f"reading run {uuid}", {"run_id": uuid})["run"]
         except RefusedError as error:
             if error.code == "RESOURCE_DOES_NOT_EXIST":
                 return None
@@ -516,12 +516,12 @@ class Rest:
         query = {"run_id": uuid, "metric_key": key, "max_results": str(POINTS_PER_PAGE)}
         if token:
             query["page_token"] = token
-        return self._wire.get("metrics/get-history", f"reading metric {key!r} of run {uuid}", query)
+        return self._http.get("metrics/get-history", f"reading metric {key!r} of run {uuid}", query)
 
     def _search(self, experiments: list[str], condition: str) -> Iterator[Any]:
         body: dict[str, Any] = {"experiment_ids": experiments, "filter": condition, "max_results": 1000}
         while True:
-            page = self._wire.post("runs/search", "searching runs", body)
+            page = self._http.post("runs/search", "searching runs", body)
             yield from page.get("runs", ())
             if not page.get("next_page_token"):
                 return
@@ -551,7 +551,7 @@ def _texts(pairs: Iterable[Mapping[str, str]] | None) -> dict[str, str]:
     return {pair["key"]: pair.get("value", "") for pair in pairs or ()}
 
 
-class Served:
+class ApiBackend:
     """Writes and reads runs call by call, ``in_flight`` requests at once where there is a server."""
 
     def __init__(self, client: Client, in_flight: int) -> None:
@@ -564,20 +564,20 @@ class Served:
         return self._in_flight if self._client.connection.dialect is None else 1
 
     @cached_property
-    def _calls(self) -> Rest | Calls:
+    def _calls(self) -> HttpApi | ClientApi:
         if self._client.connection.dialect is None:
-            return Rest(self._client.connection, self._in_flight)
-        return Calls(self._client.api)
+            return HttpApi(self._client.connection, self._in_flight)
+        return ClientApi(self._client.api)
 
-    def held(self, project_key: str) -> list[HeldRun]:
+    def existing_runs(self, project_key: str) -> list[ExistingRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
         condition = f"tags.`{mapping.PROJECT_KEY}` = '{project_key}'"
-        return self._calls.held(self._client.experiment_ids(), condition)
+        return self._calls.existing_runs(self._client.experiment_ids(), condition)
 
-    def replace(self, job: Job) -> tuple[HeldRun, Receipt]:
+    def replace(self, job: Job) -> tuple[ExistingRun, Receipt]:
         """Make MLflow hold exactly this run. The digest goes in last."""
         calls, run, plan = self._calls, job.run, job.plan
-        # What another load left unfinished goes first, so that never more than one of them lies about.
+        # What another load left unfinished goes first, so that there is never more than one of them.
         for item in job.old:
             if item.digest is None:
                 self._discard(item)
@@ -593,24 +593,24 @@ class Served:
             accounts.settle(stream)
         except LakeError:
             # The lake is to blame, and MLflow can be asked: nothing half is left beside the run that it holds.
-            self._discard(HeldRun.from_tags(run_uuid, store.uri, first))
+            self._discard(ExistingRun.from_tags(run_uuid, store.uri, first))
             raise
         digest = {mapping.DIGEST: tags.pop(mapping.DIGEST)}
         calls.log_texts(run_uuid, plan.params, tags)
         for child in job.children:
             calls.log_texts(child, {}, {mapping.PARENT_RUN: run_uuid})
         calls.finish(run_uuid, "FAILED" if plan.failed else "FINISHED", plan.end)
-        for ghost in calls.ghosts(run_uuid):
-            calls.delete_run(ghost)
+        for duplicate in calls.duplicate_runs(run_uuid):
+            calls.delete_run(duplicate)
         for item in job.old:
             if item.digest is not None:
                 self._discard(item)
         calls.log_texts(run_uuid, {}, digest)
         if any(item.digest is not None for item in job.old):
             accounts.notes.append("the run it replaces is in MLflow's trash until `mlflow gc`")
-        return HeldRun.from_tags(run_uuid, store.uri, {**tags, **digest}), accounts.receipt(run_uuid)
+        return ExistingRun.from_tags(run_uuid, store.uri, {**tags, **digest}), accounts.receipt(run_uuid)
 
-    def remove(self, runs: list[HeldRun]) -> None:
+    def remove(self, runs: list[ExistingRun]) -> None:
         """Put runs into MLflow's trash."""
         for item in runs:
             self._calls.delete_run(item.uuid)
@@ -630,7 +630,7 @@ class Served:
     def _artifacts(self, uri: str) -> Artifacts:
         return Artifacts(uri, self._client.connection.uri)
 
-    def _discard(self, item: HeldRun) -> None:
+    def _discard(self, item: ExistingRun) -> None:
         self._calls.delete_run(item.uuid)
         try:
             self._artifacts(item.artifact_uri).delete()

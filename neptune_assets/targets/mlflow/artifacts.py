@@ -82,7 +82,7 @@ class Artifacts:
             return dict(self._list(None))
 
     def sha256(self, path: str) -> str:
-        """Return the hash of one artifact; where it is not local, it comes as a file, which needs room on the disk."""
+        """Return the hash of one artifact; one that is not local is downloaded first, which needs room on the disk."""
         if self._local is not None:
             return _sha256(self._local / path)
         with ScratchDirectory("artifact") as folder, _storage_errors(self.uri):
@@ -178,7 +178,7 @@ _STAMPED: Final = ("attribute_path", "step", "timestamp")
 
 
 def write_artifacts(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: Counts) -> None:
-    """Write everything of a run that becomes an artifact, except what the points still have to tell."""
+    """Write everything of a run that becomes an artifact, except what is only known after the points."""
     for attribute, value in mapping.parameters(run) if plan.long_params else ():
         path = plan.long_params.get(attribute)
         if path is not None:

@@ -1,6 +1,6 @@
 """What both backends share: runs that MLflow holds, a run on its way there, its receipt, and reading it back.
 
-What must be there is computed anew from the lake, not taken from what the load said it wrote.
+What must be there is computed anew from the lake, not taken from what the load reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from neptune_assets.targets.protocol import Receipt
 
 
 @dataclass(frozen=True, slots=True)
-class HeldRun:
+class ExistingRun:
     """A run that a load of ours left in MLflow, finished or not."""
 
     uuid: str
@@ -33,7 +33,7 @@ class HeldRun:
     artifact_uri: str
 
     @classmethod
-    def from_tags(cls, uuid: str, artifact_uri: str, tags: Mapping[str, str]) -> HeldRun:
+    def from_tags(cls, uuid: str, artifact_uri: str, tags: Mapping[str, str]) -> ExistingRun:
         """Build one from the run's tags."""
         return cls(
             uuid,
@@ -46,13 +46,13 @@ class HeldRun:
         )
 
 
-class HeldRuns:
+class ExistingRuns:
     """What MLflow holds of one project at a time; a load of a project has it for itself."""
 
-    def __init__(self, runs_of: Callable[[str], list[HeldRun]]) -> None:
+    def __init__(self, runs_of: Callable[[str], list[ExistingRun]]) -> None:
         self._runs_of = runs_of
         self._project: str | None = None
-        self._runs: dict[str, list[HeldRun]] = {}
+        self._runs: dict[str, list[ExistingRun]] = {}
         self._forks: dict[str, set[str]] = {}
         """Key of a parent -> keys of runs that are or were its forks."""
         self._lock = Lock()
@@ -69,7 +69,7 @@ class HeldRuns:
                 self._remember_fork(run)
             self._project = project_id
 
-    def of(self, key: str) -> list[HeldRun]:
+    def of(self, key: str) -> list[ExistingRun]:
         """Return what MLflow holds under the key of a run, finished or not."""
         return self._runs.get(key, [])
 
@@ -78,7 +78,7 @@ class HeldRuns:
         with self._lock:
             return sorted(self._runs)
 
-    def put(self, key: str, runs: Iterable[HeldRun]) -> None:
+    def put(self, key: str, runs: Iterable[ExistingRun]) -> None:
         """Say what MLflow holds now under the key of a run."""
         with self._lock:
             self._runs[key] = [*runs]
@@ -91,7 +91,7 @@ class HeldRuns:
             forks = sorted(self._forks.get(key, set()) - {key})
             return [run.uuid for fork in forks for run in self._runs.get(fork, ()) if run.parent_key == key]
 
-    def _remember_fork(self, run: HeldRun) -> None:
+    def _remember_fork(self, run: ExistingRun) -> None:
         if run.parent_key is not None:
             self._forks.setdefault(run.parent_key, set()).add(run.key)
 
@@ -100,7 +100,7 @@ _APART: Final = {
     "infinite": "infinite points cannot be metrics in MLflow",
     "step": "points have a step that the multiplier does not make a whole 64-bit number",
     "time": "points are dated before 1970, which MLflow refuses",
-    "negative_zero": "points are -0.0 and stand in MLflow as 0.0",
+    "negative_zero": "points are -0.0, which MLflow stores as 0.0",
 }
 
 
@@ -115,7 +115,7 @@ class Job:
     experiment_id: str
     location: str
     """Where the experiment keeps artifacts."""
-    old: list[HeldRun] = field(default_factory=list)
+    old: list[ExistingRun] = field(default_factory=list)
     """What MLflow holds of the run, finished or not."""
     children: list[str] = field(default_factory=list)
     """MLflow ids of forks that were loaded before this run."""
@@ -245,7 +245,7 @@ def compare_texts(what: str, expected: Mapping[str, object], held: Mapping[str, 
 
 
 def compare_artifacts(store: Artifacts, receipt: Receipt, *, content: bool) -> list[str]:
-    """Compare what lies in the artifact store with the manifest that the load wrote, and that with the receipt.
+    """Compare what the artifact store holds with the manifest that the load wrote, and that with the receipt.
 
     ``content`` False leaves it at names and sizes, and reads nothing but the manifest.
     """

@@ -43,10 +43,10 @@ _CONNECT_SECONDS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach one MLflow. ``uri`` may hold a password and is never shown; ``shown`` is for people."""
+    """How to reach one MLflow. ``uri`` may hold a password and is never shown; ``display_url`` is for people."""
 
     uri: str = field(repr=False)
-    shown: str
+    display_url: str
     dialect: str | None
     """A member of :data:`DATABASES`, or None for a tracking server."""
     database_file: Path | None
@@ -66,7 +66,7 @@ def connection(settings: MlflowSettings, lake: LakeSettings) -> Connection:
         storage = Storage(lake.root, lake.storage)
         if not storage.local:
             raise SettingsError(
-                "targets.mlflow has no tracking_uri, and a SQLite file cannot lie beside a remote lake.",
+                "targets.mlflow has no tracking_uri, and a SQLite file cannot be kept beside a remote lake.",
                 hint="Set targets.mlflow.tracking_uri.",
             )
         uri = f"sqlite:///{storage.root}/mlflow.db"
@@ -195,13 +195,13 @@ class Client:
         """MLflow's client; creating it for a new database runs all its migrations."""
         file = self.connection.database_file
         if file is None:
-            with mlflow_errors("opening it", self.connection.shown):
+            with mlflow_errors("opening it", self.connection.display_url):
                 return MlflowClient(tracking_uri=self.connection.uri)
         file.parent.mkdir(parents=True, exist_ok=True)
         with _migrating(file):
             if not file.exists():
                 log.info("Creating the MLflow database %s: its migrations take up to half a minute.", file)
-            with mlflow_errors("opening it (an older database needs `mlflow db upgrade`)", self.connection.shown):
+            with mlflow_errors("opening it (an older database needs `mlflow db upgrade`)", self.connection.display_url):
                 client = MlflowClient(tracking_uri=self.connection.uri)
                 # The store is opened by the first call only.
                 client.search_experiments(max_results=1)
@@ -211,7 +211,7 @@ class Client:
         """Raise TargetUnavailableError or TargetError unless experiments can be listed."""
         if self.connection.dialect is None:
             self._ping()
-        with mlflow_errors("listing experiments", self.connection.shown):
+        with mlflow_errors("listing experiments", self.connection.display_url):
             self.api.search_experiments(max_results=1)
 
     def release(self) -> None:
@@ -226,7 +226,7 @@ class Client:
         known = self._experiments.get(name)
         if known is not None:
             return known
-        with mlflow_errors(f"looking for experiment {name!r}", self.connection.shown):
+        with mlflow_errors(f"looking for experiment {name!r}", self.connection.display_url):
             found = self.api.get_experiment_by_name(name)
             if found is None:
                 root = self.connection.artifact_root
@@ -250,7 +250,7 @@ class Client:
         """Return the ids of all experiments that are not deleted."""
         ids: list[str] = []
         token: str | None = None
-        with mlflow_errors("listing experiments", self.connection.shown):
+        with mlflow_errors("listing experiments", self.connection.display_url):
             while True:
                 page = self.api.search_experiments(view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token)
                 ids += [str(item.experiment_id) for item in page]
@@ -264,12 +264,12 @@ class Client:
             response = requests.get(f"{self.connection.uri}/health", timeout=15)
         except requests.RequestException as error:
             raise TargetUnavailableError(
-                f"No MLflow server answers at {self.connection.shown}: {_first_line(error)}.",
+                f"No MLflow server answers at {self.connection.display_url}: {_first_line(error)}.",
                 hint="Start it, or correct targets.mlflow.tracking_uri.",
             ) from error
         if response.status_code in _TRANSIENT_STATUS:
             raise TargetUnavailableError(
-                f"MLflow at {self.connection.shown} answers with status {response.status_code}.",
+                f"MLflow at {self.connection.display_url} answers with status {response.status_code}.",
                 hint="Wait until the server is ready, then load again.",
             )
 

@@ -1,4 +1,4 @@
-"""MLflow's tracking database, written and read without MLflow: what its tables are is said by MLflow's own models.
+"""MLflow's tracking database, written and read without MLflow: its tables are those of MLflow's own models.
 
 One run is one transaction: others see the old run or the new one, and its address in MLflow stays the same. Artifacts
 are written before the transaction into a directory of their own, which the transaction points to; what it replaces is
@@ -42,60 +42,64 @@ from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.storage_errors import next_action
 from neptune_assets.targets.mlflow import artifacts, backend, mapping
 from neptune_assets.targets.mlflow.artifacts import Artifacts
-from neptune_assets.targets.mlflow.backend import Accounts, Content, HeldRun, Job
+from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Job
 from neptune_assets.targets.mlflow.connection import Connection
 from neptune_assets.targets.mlflow.points import Latest, Points
 from neptune_assets.targets.protocol import Receipt
 
 log = logging.getLogger(__name__)
 
-_gates: Final[dict[str, FileGate]] = {}
+_locks: Final[dict[str, ReadWriteLock]] = {}
 _making: Final = Lock()
 
 
-class FileGate:
-    """The gate to one file. Neither readers nor writers may come in a second time before they leave."""
+class ReadWriteLock:
+    """One file in this process: one writer at a time, readers beside it until it puts its pages into the file.
+
+    SQLite lets others read while a writer works, but not while it puts its pages into the file. Whoever meets it then
+    gets "locked" and has to ask again and again; here both wait for their turn instead. Not reentrant.
+    """
 
     def __init__(self) -> None:
         self._writer = Lock()
         self._changed = Condition()
         self._readers = 0
-        self._shut = False
+        self._exclusive = False
 
-    def enter_reader(self) -> None:
-        """Wait until no writer has shut the gate, and come in."""
+    def acquire_read(self) -> None:
+        """Wait until no writer is exclusive."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._shut)
+            self._changed.wait_for(lambda: not self._exclusive)
             self._readers += 1
 
-    def leave_reader(self) -> None:
-        """Go."""
+    def release_read(self) -> None:
+        """Let a writer that waits for readers go on."""
         with self._changed:
             self._readers -= 1
             self._changed.notify_all()
 
-    def enter_writer(self) -> None:
-        """Wait until the writer before has left, and come in."""
+    def acquire_write(self) -> None:
+        """Wait for the writer before."""
         self._writer.acquire()
 
-    def shut(self) -> None:
-        """Let no more readers in and wait until all have left; for the writer only, and until it leaves."""
+    def upgrade(self) -> None:
+        """Block new readers and wait for current ones. Writer only, until it releases."""
         with self._changed:
-            self._shut = True
+            self._exclusive = True
             self._changed.wait_for(lambda: self._readers == 0)
 
-    def leave_writer(self) -> None:
-        """Open the gate and go."""
+    def release_write(self) -> None:
+        """Let readers and the next writer go on."""
         with self._changed:
-            self._shut = False
+            self._exclusive = False
             self._changed.notify_all()
         self._writer.release()
 
 
-def gate_of(file: str) -> FileGate:
-    """Return the gate to a file, the same for everybody in this process."""
+def lock_of(file: str) -> ReadWriteLock:
+    """Return the lock to a file, the same for everybody in this process."""
     with _making:
-        return _gates.setdefault(file, FileGate())
+        return _locks.setdefault(file, ReadWriteLock())
 
 
 DIRECT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
@@ -111,7 +115,7 @@ _BUSY_MS: Final = 60_000
 _CACHE_KB: Final = 32 << 10
 """SQLite writes a transaction that outgrows this into the file early and then keeps readers out until it ends."""
 _READ_CACHE_KB: Final = 4 << 10
-"""The rows of a run lie side by side: reading them back needs no more."""
+"""The rows of a run are side by side: reading them back needs no more."""
 _CACHED_ROWS: Final = _CACHE_KB << 10 >> 9
 """Rows of metrics, at half a kilobyte with all indexes, that surely stay in the cache."""
 
@@ -150,16 +154,16 @@ class Session:
         self._dialect = _DIALECTS[str(connection.dialect)]
         self._writes = writes
         self._rows = 0
-        self._gate: FileGate | None = None
+        self._lock: ReadWriteLock | None = None
         self._file = connection.database_file
         self.is_file = self._file is not None
         if connection.database_file is not None:
-            gate = gate_of(str(connection.database_file))
+            lock = lock_of(str(connection.database_file))
             if writes:
-                gate.enter_writer()
+                lock.acquire_write()
             else:
-                gate.enter_reader()
-            self._gate = gate
+                lock.acquire_read()
+            self._lock = lock
         try:
             self._connection: Any = _connect(connection)
         except BaseException:
@@ -200,15 +204,15 @@ class Session:
         """Append rows to a table, by the names of their columns."""
         if rows.num_rows:
             self._rows += rows.num_rows
-            if self._gate is not None and self._rows > _CACHED_ROWS:
-                self._gate.shut()
+            if self._lock is not None and self._rows > _CACHED_ROWS:
+                self._lock.upgrade()
             with self._connection.cursor() as cursor:
                 cursor.adbc_ingest(table.name, rows, mode="append")
 
     def commit(self) -> None:
         """Make everything since the last commit visible at once."""
-        if self._gate is not None and self._writes:
-            self._gate.shut()
+        if self._lock is not None and self._writes:
+            self._lock.upgrade()
         self._connection.commit()
         if self._file is not None and self._writes:
             # Else a power cut may bring the journal back, which undoes the commit; what it replaced is gone by then.
@@ -246,12 +250,12 @@ class Session:
         return str(compiled)
 
     def _release(self) -> None:
-        gate, self._gate = self._gate, None
-        if gate is not None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
             if self._writes:
-                gate.leave_writer()
+                lock.release_write()
             else:
-                gate.leave_reader()
+                lock.release_read()
 
 
 class _Shared:
@@ -301,7 +305,7 @@ _END: Final = object()
 
 
 @contextmanager
-def read_ahead(items: Iterable[T]) -> Iterator[Iterator[T]]:
+def prefetch(items: Iterable[T]) -> Iterator[Iterator[T]]:
     """Make the first item, then hand out an iterator that makes the next one while the caller works on the last.
 
     What making an item raises is raised where the item would have come. Two items are held at most.
@@ -375,7 +379,7 @@ class Reader:
         found = self._session.rows(query)
         return (str(found[0][0]), str(found[0][1]), str(found[0][2])) if found else None
 
-    def held(self, project_key: str) -> list[HeldRun]:
+    def existing_runs(self, project_key: str) -> list[ExistingRun]:
         """Return the runs of one project that loads left here and nobody deleted."""
         ours = sa.select(TAGS.c.run_uuid).where(TAGS.c.key == mapping.PROJECT_KEY, TAGS.c.value == project_key)
         query = (
@@ -388,7 +392,7 @@ class Reader:
         for uuid, uri, key, value in self._session.rows(query):
             tags.setdefault(uuid, {})[key] = value
             uris[uuid] = uri
-        return [HeldRun.from_tags(uuid, uris[uuid], found) for uuid, found in sorted(tags.items())]
+        return [ExistingRun.from_tags(uuid, uris[uuid], found) for uuid, found in sorted(tags.items())]
 
     def run_row(self, uuid: str) -> dict[str, Any] | None:
         """Return the row of a run in the table of runs."""
@@ -510,7 +514,7 @@ _FILE_RUNS: Final = 3
 _SERVER_RUNS: Final = 64
 
 
-class Direct:
+class DatabaseBackend:
     """Writes and reads runs in MLflow's tracking database."""
 
     def __init__(self, connection: Connection) -> None:
@@ -532,7 +536,7 @@ class Direct:
         """Raise TargetError or TargetUnavailableError if the database cannot be read, or was upgraded meanwhile."""
         if not self.usable():
             raise TargetError(
-                f"The schema of MLflow's database {self._connection.shown} is no longer one that was tested.",
+                f"The schema of MLflow's database {self._connection.display_url} is no longer one that was tested.",
                 hint="Load again: MLflow's client is used then.",
             )
 
@@ -571,17 +575,17 @@ class Direct:
             )
         return found[0], found[1]
 
-    def held(self, project_key: str) -> list[HeldRun]:
+    def existing_runs(self, project_key: str) -> list[ExistingRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
         with self._errors("listing runs"), self._database.reading() as reader:
-            return reader.held(project_key)
+            return reader.existing_runs(project_key)
 
-    def replace(self, job: Job) -> tuple[HeldRun, Receipt]:
+    def replace(self, job: Job) -> tuple[ExistingRun, Receipt]:
         """Make MLflow hold exactly this run."""
         with self._errors(f"loading run {job.run.run_id!r}"):
             return self._replace(job)
 
-    def _replace(self, job: Job) -> tuple[HeldRun, Receipt]:
+    def _replace(self, job: Job) -> tuple[ExistingRun, Receipt]:
         run, plan, old = job.run, job.plan, job.old
         # One address for ever, also when a user threw the run away in MLflow and loads it again.
         run_uuid = old[0].uuid if len(old) == 1 else job.key
@@ -593,7 +597,7 @@ class Direct:
             artifacts.write_artifacts(run, plan, store, accounts.counts)
             stream = job.stream()
             # What waits for its turn to write has its first points ready.
-            with read_ahead(stream) as portions, self._database.writing() as tx:
+            with prefetch(stream) as portions, self._database.writing() as tx:
                 tx.delete(sorted({run_uuid, job.key, *(item.uuid for item in old)}))
                 tx.run(
                     run_uuid=run_uuid,
@@ -615,9 +619,9 @@ class Direct:
             store.delete()
             raise
         self._clear(home, generation, [item.artifact_uri for item in old if item.artifact_uri != store.uri])
-        return HeldRun.from_tags(run_uuid, store.uri, dict(job.tags)), accounts.receipt(run_uuid)
+        return ExistingRun.from_tags(run_uuid, store.uri, dict(job.tags)), accounts.receipt(run_uuid)
 
-    def remove(self, runs: list[HeldRun]) -> None:
+    def remove(self, runs: list[ExistingRun]) -> None:
         """Delete runs for good."""
         with self._errors("removing runs"), self._database.writing() as tx:
             tx.delete([item.uuid for item in runs])
@@ -640,7 +644,7 @@ class Direct:
         """Nothing is kept open."""
 
     def _errors(self, doing: str) -> AbstractContextManager[None]:
-        return database_errors(doing, self._connection.shown)
+        return database_errors(doing, self._connection.display_url)
 
     def _artifacts(self, uri: str) -> Artifacts:
         return Artifacts(uri, self._connection.uri)

@@ -16,11 +16,11 @@ from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.mlflow import backend, mapping
-from neptune_assets.targets.mlflow.api import Served
+from neptune_assets.targets.mlflow.api import ApiBackend
 from neptune_assets.targets.mlflow.artifacts import Artifacts
-from neptune_assets.targets.mlflow.backend import HeldRun, HeldRuns, Job
+from neptune_assets.targets.mlflow.backend import ExistingRun, ExistingRuns, Job
 from neptune_assets.targets.mlflow.connection import Client, connection, mlflow_errors
-from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, Direct
+from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, DatabaseBackend
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
@@ -38,7 +38,7 @@ class MlflowTarget:
         self._settings = target
         self._connection = connection(target, lake)
         self._client = Client(self._connection)
-        self._held = HeldRuns(self._ask)
+        self._existing = ExistingRuns(self._ask)
 
     @property
     def name(self) -> str:
@@ -47,20 +47,20 @@ class MlflowTarget:
 
     def check(self) -> None:
         """Raise TargetError with the next action if MLflow cannot be used; creates and migrates a new database."""
-        if isinstance(self._way, Direct):
-            self._way.check()
+        if isinstance(self._backend, DatabaseBackend):
+            self._backend.check()
             return
         self._client.check()
         if self._connection.dialect in DIRECT_DIALECTS and self._settings.direct:
             log.warning(
                 "The schema of MLflow's database %s was not tested with direct loads: the slower client is used.",
-                self._connection.shown,
+                self._connection.display_url,
             )
 
     @property
     def runs_at_once(self) -> int:
         """How many runs are worth loading at once."""
-        return self._way.runs_at_once
+        return self._backend.runs_at_once
 
     def plan(self, run: LakeRun) -> MlflowPlan:
         """Say what loading the run will do. Writes nothing."""
@@ -83,7 +83,7 @@ class MlflowTarget:
         return file is not None and not file.exists()
 
     def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
-        """Say which of a run's values MLflow cannot hold, and what becomes of them."""
+        """Return the values of a run that MLflow cannot hold, and what becomes of them."""
         if not isinstance(plan, MlflowPlan):
             raise TypeError("this plan was made by another target")
         return mapping.unfit(values, plan)
@@ -111,53 +111,53 @@ class MlflowTarget:
             raise TypeError("this plan was made by another target")
         old = self._of_run(run.project_id, run.run_id)
         key = mapping.external_key(run.project_id, run.run_id)
-        with mlflow_errors(f"loading run {run.run_id!r}", self._connection.shown):
-            home = self._way if isinstance(self._way, Direct) else self._client
+        with mlflow_errors(f"loading run {run.run_id!r}", self._connection.display_url):
+            home = self._backend if isinstance(self._backend, DatabaseBackend) else self._client
             experiment_id, location = home.experiment(plan.experiment)
             tags = {**self._parent_tag(run, plan), **self._tags(run, plan)}
-            job = Job(run, plan, tags, experiment_id, location, old, self._held.forks_of(key))
-            loaded, receipt = self._way.replace(job)
-        self._held.put(loaded.key, [loaded])
+            job = Job(run, plan, tags, experiment_id, location, old, self._existing.forks_of(key))
+            loaded, receipt = self._backend.replace(job)
+        self._existing.put(loaded.key, [loaded])
         return receipt
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back metrics, params, tags, times and artifacts and compare them with the lake."""
         plan = self.plan(run)
-        with mlflow_errors(f"reading back run {run.run_id!r}", self._connection.shown):
+        with mlflow_errors(f"reading back run {run.run_id!r}", self._connection.display_url):
             differences = self._differences(run, plan, receipt)
         return Verdict(run.run_id, tuple(differences[: backend.MAX_DIFFERENCES]))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Take the run out of MLflow: for good from a database, into MLflow's trash through a server."""
         old = self._of_run(project_id, run_id)
-        with mlflow_errors(f"removing run {run_id!r}", self._connection.shown):
-            self._way.remove(old)
+        with mlflow_errors(f"removing run {run_id!r}", self._connection.display_url):
+            self._backend.remove(old)
             for item in old:
                 Artifacts(item.artifact_uri, self._connection.uri).delete()
-        self._held.put(mapping.external_key(project_id, run_id), [])
+        self._existing.put(mapping.external_key(project_id, run_id), [])
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
         """Everything of this project that loads left in MLflow."""
-        self._held.ask(project_id, again=True)
-        for key in self._held.all_keys():
-            for item in self._held.of(key):
+        self._existing.ask(project_id, again=True)
+        for key in self._existing.all_keys():
+            for item in self._existing.of(key):
                 if mapping.external_key(project_id, item.run_id) == key:
                     yield TargetRun(project_id, item.run_id, item.uuid, self._digest(item))
 
     def close(self) -> None:
         """Let go of connections."""
-        if "_way" in self.__dict__:
-            self._way.close()
+        if "_backend" in self.__dict__:
+            self._backend.close()
 
     # -- finding
 
     @cached_property
-    def _way(self) -> Direct | Served:
+    def _backend(self) -> DatabaseBackend | ApiBackend:
         """How runs are written and read: straight into the tracking database if that may be, else the client."""
-        served = Served(self._client, self._settings.http_connections)
+        served = ApiBackend(self._client, self._settings.http_connections)
         if self._connection.dialect not in DIRECT_DIALECTS or not self._settings.direct:
             return served
-        direct = Direct(self._connection)
+        direct = DatabaseBackend(self._connection)
         if not direct.usable():
             # MLflow itself creates a new database, and refuses an old one that needs to be upgraded.
             self._client.check()
@@ -170,18 +170,18 @@ class MlflowTarget:
         chosen = self._settings
         return f"{mapping.VERSION}:{chosen.naming}:{chosen.experiment_prefix}:{chosen.step_multiplier or 'auto'}"[:200]
 
-    def _digest(self, run: HeldRun) -> str | None:
+    def _digest(self, run: ExistingRun) -> str | None:
         if run.digest is None or run.mapping == self._fingerprint:
             return run.digest
         return f"{run.digest} mapped as {run.mapping}"
 
-    def _of_run(self, project_id: str, run_id: str) -> list[HeldRun]:
-        self._held.ask(project_id)
-        return self._held.of(mapping.external_key(project_id, run_id))
+    def _of_run(self, project_id: str, run_id: str) -> list[ExistingRun]:
+        self._existing.ask(project_id)
+        return self._existing.of(mapping.external_key(project_id, run_id))
 
-    def _ask(self, project_id: str) -> list[HeldRun]:
-        with mlflow_errors(f"listing the runs of {project_id}", self._connection.shown):
-            return self._way.held(mapping.project_key(project_id))
+    def _ask(self, project_id: str) -> list[ExistingRun]:
+        with mlflow_errors(f"listing the runs of {project_id}", self._connection.display_url):
+            return self._backend.existing_runs(mapping.project_key(project_id))
 
     def _tags(self, run: LakeRun, plan: MlflowPlan) -> dict[str, str]:
         """Return the run's own tags in the order they are written, the digest last."""
@@ -200,7 +200,7 @@ class MlflowTarget:
     def _differences(self, run: LakeRun, plan: MlflowPlan, receipt: Receipt) -> list[str]:
         expected, latest = backend.expected_points(run, plan)
         tags = self._tags(run, plan)
-        held = self._way.content(receipt.target_id, {*expected})
+        held = self._backend.content(receipt.target_id, {*expected})
         if held is None:
             return [f"MLflow run {receipt.target_id} is gone"]
         row = {

@@ -140,7 +140,7 @@ def param_text(kind: str, value: Any) -> str:
 
 
 def is_written(kind: str) -> bool:
-    """True if a param of MLflow is what this type is; False if it becomes text that stands for it."""
+    """True if a param of MLflow is what this type is; False if it is kept as text."""
     return kind in _WRITTEN
 
 
@@ -206,7 +206,7 @@ class MlflowPlan(Plan):
 
 
 def external_key(project_id: str, run_id: str) -> str:
-    """Return what a run is found by: a hash, so that no character of a name ever stands in a filter."""
+    """Return what a run is found by: a hash, so that no character of a name is ever part of a filter."""
     return names.digest(f"{project_id}\0{run_id}", 16)
 
 
@@ -310,7 +310,7 @@ def make_plan(
 
 
 def names_json(plan: MlflowPlan) -> bytes:
-    """Return the whole reversible map of names: every attribute, its type, and where it stands in MLflow."""
+    """Return the whole reversible map of names: every attribute, its type, and its place in MLflow."""
     entries: list[dict[str, str]] = []
     for (path, kind), key in sorted(plan.param_keys.items()):
         entry = {"attribute": path, "type": kind, "param": key}

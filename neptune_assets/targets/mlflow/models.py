@@ -14,7 +14,7 @@ as any other run; the entry's source is that run, and its tags repeat the parame
 | a text that is the id of a run of the project | ``run_link``, and the tags ``neptune.run_id``, ``neptune.run`` |
 
 MLflow numbers versions itself, always one above the highest that ever was. Versions are therefore kept in Neptune's
-order by creating them in it; one that comes late, or that cannot be changed in place, is created anew together with
+order by creating them in it; one that arrives late, or that cannot be changed in place, is created anew together with
 those of ours that follow it, and their numbers grow. Entries are found by a tag of ours; what has no such tag is
 somebody else's and is never changed.
 """
@@ -342,7 +342,7 @@ class ModelLinks:
         self._runs = MlflowTarget(target, lake)
 
     def neptune_run(self, project_id: str, values: Mapping[Attribute, Any]) -> str | None:
-        """Return the id of the run that a version says it comes from."""
+        """Return the id of the run that a version names as its origin."""
         return self._origins.neptune_run(project_id, values)
 
     def mlflow_run(self, project_id: str, neptune_run: str) -> str:
@@ -401,7 +401,7 @@ class ModelsTarget:
     def check(self) -> None:
         """Raise TargetError with the next action if MLflow or its registry cannot be used."""
         self._runs.check()
-        with mlflow_errors("listing registered models", self._connection.shown):
+        with mlflow_errors("listing registered models", self._connection.display_url):
             self._registry.models("")
 
     def is_new(self) -> bool:
@@ -413,7 +413,7 @@ class ModelsTarget:
         return self._runs.plan(filed(run, self.scope))
 
     def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
-        """Say which values MLflow cannot hold, and what becomes of them."""
+        """Return the values that MLflow cannot hold, and what becomes of them."""
         return self._runs.unfit(values, plan)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
@@ -427,21 +427,21 @@ class ModelsTarget:
         """Make MLflow hold exactly this model or version: first its run, then its entry."""
         receipt = self._runs.replace(filed(run, self.scope), plan)
         self._held = None
-        with mlflow_errors(f"registering {run.run_id!r}", self._connection.shown):
+        with mlflow_errors(f"registering {run.run_id!r}", self._connection.display_url):
             note = self._register(run, receipt.target_id)
         return replace(receipt, project_id=run.project_id, notes=(*receipt.notes, note))
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back the run and the entry and compare them with the lake."""
         verdict = self._runs.verify(filed(run, self.scope), receipt)
-        with mlflow_errors(f"reading back {run.run_id!r} from the registry", self._connection.shown):
+        with mlflow_errors(f"reading back {run.run_id!r} from the registry", self._connection.display_url):
             differences = self._differences(run, receipt.target_id)
         return Verdict(run.run_id, (*verdict.differences, *differences))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Take a model or version out of MLflow: the entry, then the run that holds it."""
         key = self._key(project_id, run_id)
-        with mlflow_errors(f"removing {run_id!r}", self._connection.shown):
+        with mlflow_errors(f"removing {run_id!r}", self._connection.display_url):
             if self.scope is Scope.MODELS:
                 model = self._registry.model(key)
                 if model is not None:
@@ -494,7 +494,7 @@ class ModelsTarget:
     def _entries_of(self, project_id: str) -> dict[str, _Held]:
         """Return all entries of this kind by key, asked for once after each change."""
         if self._held is None:
-            with mlflow_errors(f"listing the registry of {project_id}", self._connection.shown):
+            with mlflow_errors(f"listing the registry of {project_id}", self._connection.display_url):
                 self._held = dict(self._listed(project_id))
         return self._held
 

@@ -35,7 +35,7 @@ class TestDirectIntoSqlite(_Mlflow):
         f"{MODULE}.database:Transaction.delete",
         f"{MODULE}.database:Transaction.run",
         f"{MODULE}.artifacts:write_manifest",
-        f"{MODULE}.database:Direct._clear",
+        f"{MODULE}.database:DatabaseBackend._clear",
         f"{MODULE}.database:Transaction.texts",
         f"{MODULE}.database:Transaction.metrics",
     ]
@@ -51,9 +51,9 @@ class TestThroughMlflowsClient(_Mlflow):
     place_class = ClientPlace
     crash_points: ClassVar = [
         f"{MODULE}.artifacts:write_artifacts",
-        f"{MODULE}.api:Served._discard",
-        f"{MODULE}.api:Calls.log_texts",
-        f"{MODULE}.api:Calls.log_metrics",
+        f"{MODULE}.api:ApiBackend._discard",
+        f"{MODULE}.api:ClientApi.log_texts",
+        f"{MODULE}.api:ClientApi.log_metrics",
     ]
 
 
@@ -68,12 +68,12 @@ class TestOverHttp(_Mlflow):
 
     place_class = ServerPlace
     crash_points: ClassVar = [
-        f"{MODULE}.api:Rest.create_run",
+        f"{MODULE}.api:HttpApi.create_run",
         f"{MODULE}.artifacts:write_artifacts",
-        f"{MODULE}.api:Served._discard",
-        f"{MODULE}.api:Rest.log_texts",
-        f"{MODULE}.api:Rest.finish",
-        f"{MODULE}.api:Rest.log_metrics",
+        f"{MODULE}.api:ApiBackend._discard",
+        f"{MODULE}.api:HttpApi.log_texts",
+        f"{MODULE}.api:HttpApi.finish",
+        f"{MODULE}.api:HttpApi.log_metrics",
     ]
 
     @pytest.fixture(autouse=True)
