@@ -102,7 +102,7 @@ def _models() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _load(root: Path, naming: str, target: str, options: dict[str, Any] | None = None) -> None:
-    """Load runs, models and versions of all projects into one target."""
+    """Load runs of all projects, and models and versions of the first, into one target."""
     lake = LakeSettings(root=str(root / "lake"))
     rules = {"rename": [{"prefix": "monitoring/1/", "to": "monitoring/"}], "drop": ["^source_code/"]}
     targets = {target: {"naming": naming, **(options or {})}, "names": rules}
