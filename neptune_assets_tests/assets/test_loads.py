@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.plan import main
-from neptune_assets.targets.wandb.transaction_log import LogWriter
+from neptune_assets.targets.wandb.codec import LogWriter
 from neptune_assets.testing.lakes import make_lake
 from neptune_assets_tests.assets.test_stages import ONE, Migration
 from neptune_assets_tests.support.export_factory import run_v3

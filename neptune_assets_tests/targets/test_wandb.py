@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.wandb import TARGET
+from neptune_assets.targets.wandb.codec import LogWriter
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.settings import WandbSettings
-from neptune_assets.targets.wandb.transaction_log import LogWriter
 from neptune_assets_tests.conformance.targets import Held, Place, TargetContract
 from neptune_assets_tests.support.wandb_files import payloads, pb
 from neptune_assets_tests.support.wandb_held import OWN, held_run
@@ -62,11 +62,11 @@ class TestWandb(TargetContract):
     spec = TARGET
     place_class = StagedPlace
     crash_points: ClassVar[Sequence[str]] = (
-        "neptune_assets.targets.wandb.config:StagedProject.new",
-        "neptune_assets.targets.wandb.transaction_log:LogWriter.append",
+        "neptune_assets.targets.wandb.staged_runs:StagedProject.new",
+        "neptune_assets.targets.wandb.codec:LogWriter.append",
         "neptune_assets.targets.wandb.load:write_marker",
-        "neptune_assets.targets.wandb.config:StagedProject.discard",
-        "neptune_assets.targets.wandb.config:StagedProject.publish",
+        "neptune_assets.targets.wandb.staged_runs:StagedProject.discard",
+        "neptune_assets.targets.wandb.staged_runs:StagedProject.publish",
     )
 
     def held_param(self, kind: str, value: Any) -> Any:

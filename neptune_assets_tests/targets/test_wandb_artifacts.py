@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.wandb.artifacts import artifact_name
-from neptune_assets.targets.wandb.config import read_synced, write_marker
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.settings import WandbSettings
+from neptune_assets.targets.wandb.staged_runs import read_synced, write_marker
 from neptune_assets_tests.support.lake_factory import file, file_set, make_lake, metric
 from neptune_assets_tests.support.wandb_files import read_wandb
 from neptune_assets_tests.support.wandb_stub import WandbStub

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neptune_assets.errors import TargetError
-from neptune_assets.targets.wandb import decoding
-from neptune_assets.targets.wandb.decoding import windows
-from neptune_assets.targets.wandb.transaction_log import LogWriter
+from neptune_assets.targets.wandb import codec
+from neptune_assets.targets.wandb.codec import LogWriter, windows
 from neptune_assets_tests.support.wandb_files import payloads, pb
 
 Row = tuple[list[tuple[str, str]], int]
@@ -111,8 +110,8 @@ def test_it_reads_what_protobuf_reads(tmp_path_factory: Any, plain: Any, odd: An
     write(path, records)
     # However few rows are taken apart side by side, and wherever windows end, the answer is the same.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "_FEW", few.draw(st.sampled_from([1, 2, 48])))
-        patch.setattr(decoding, "WINDOW_BYTES", few.draw(st.sampled_from([1, 500, 4 << 20])))
+        patch.setattr(codec, "_FEW", few.draw(st.sampled_from([1, 2, 48])))
+        patch.setattr(codec, "WINDOW_BYTES", few.draw(st.sampled_from([1, 500, 4 << 20])))
         assert fast(path) == slow(path)
 
 
@@ -138,7 +137,7 @@ def test_bytes_that_are_no_record_are_never_read_as_another_one(tmp_path_factory
             fast(path)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "_FEW", 1)
+        patch.setattr(codec, "_FEW", 1)
         assert fast(path) == expected
 
 
@@ -146,7 +145,7 @@ def test_plain_rows_go_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def add(*_: Any) -> None:
         raise AssertionError("a plain row went through protobuf")
 
-    monkeypatch.setattr(decoding._Parsed, "add", add)
+    monkeypatch.setattr(codec._Parsed, "add", add)
     rows = [[(f"m/{n}", repr(n * row / 7)) for n in range(100)] for row in range(200)]
     records = [history(n, items, n + 1) for n, items in enumerate(rows)]
     write(tmp_path / "x.wandb", [record.SerializeToString() for record in records])

@@ -133,7 +133,7 @@ def test_a_point_of_the_parent_that_is_gone_is_found(tmp_path: Path) -> None:
         for item in (tmp_path / "lake/wandb").glob("*/*/*.wandb")
         if read_wandb(item).config["neptune_assets"]["run_id"] == "early"
     ]
-    from neptune_assets.targets.wandb.config import read_marker
+    from neptune_assets.targets.wandb.staged_runs import read_marker
 
     marker = read_marker(directory)
     assert marker is not None

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.schema import Scope
+from neptune_assets.targets.wandb.artifacts import alias_of, collection_name, registry_name
 from neptune_assets.targets.wandb.load import WandbTarget
-from neptune_assets.targets.wandb.model_entry import alias_of, collection_name, registry_name
 from neptune_assets_tests.conformance.targets import born, dying, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import file, file_set, make_lake
 from neptune_assets_tests.support.model_rows import MODEL, version

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.wandb.config import read_synced, write_marker
+from neptune_assets.targets.wandb.codec import LogWriter
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.settings import WandbSettings
-from neptune_assets.targets.wandb.transaction_log import LogWriter
+from neptune_assets.targets.wandb.staged_runs import read_synced, write_marker
 from neptune_assets_tests.support.lake_factory import START, make_lake, metric, param
 from neptune_assets_tests.support.wandb_files import payloads, pb
 from neptune_assets_tests.support.wandb_staged import stage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.errors import TargetError
-from neptune_assets.targets.wandb.transaction_log import BLOCK, LogWriter, read_log
+from neptune_assets.targets.wandb.codec import BLOCK, LogWriter, read_log
 from neptune_assets_tests.support.wandb_files import payloads
 
 

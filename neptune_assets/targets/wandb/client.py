@@ -1,32 +1,258 @@
-"""The W&B server: uploading a staged run with the real ``wandb sync``, and asking what arrived.
+"""The W&B server: uploading a staged run exactly once with the real ``wandb sync``, and asking what arrived.
 
 ``wandb sync`` ends with exit code 0 even when uploads failed, so that a run only counts as uploaded once the server
 says that it has every history row and the digest, which is in the summary's last record. The key is passed by
-environment only and never stands in a message.
+environment only and is never part of a message.
+
+``wandb sync`` appends: it asks the server how many history rows the run has and sends all of the file behind them. So
+what the server has already is looked up first, and only the rows it lacks are put into the file that is synced. Hashes
+of the rows that were sent are kept beside the staged run; if what W&B holds is not the beginning of the run as it is
+now, uploading is refused, because W&B can neither change nor remove rows.
+
+Fields and mutations of the GraphQL documents are those that wandb's own package sends.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
+import hashlib
 import http.client
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.scratch import ScratchDirectory
-from neptune_assets.targets.wandb.config import Marker
-from neptune_assets.targets.wandb.model_versions import model_versions
+from neptune_assets.targets.wandb.artifacts import DIGEST, PROJECT, STAGE, TYPE, VERSION, alias_of
+from neptune_assets.targets.wandb.codec import LogWriter, protobuf, read_log
 from neptune_assets.targets.wandb.settings import WandbSettings
+from neptune_assets.targets.wandb.staged_runs import Marker, StagedProject, Synced, read_synced, write_marker
+
+_COLLECTION: Final = """query NeptuneAssetsModel($project: String!, $entity: String, $type: String!, $name: String!) {
+  project(name: $project, entityName: $entity) { artifactType(name: $type) { artifactCollection(name: $name) {
+    id description
+  } } }
+}"""
+_VERSIONS: Final = """query NeptuneAssetsVersions(
+  $project: String!, $entity: String, $type: String!, $name: String!, $after: String
+) {
+  project(name: $project, entityName: $entity) { artifactType(name: $type) { artifactCollection(name: $name) {
+    artifacts(first: 50, after: $after) {
+      edges { node {
+        id versionIndex digest state description metadata tags { name }
+        createdBy { ... on Run { name } }
+        artifactMemberships { edges { node {
+          aliases { alias } artifactCollection { __typename name project { name entity { name } } }
+        } } }
+      } }
+      pageInfo { endCursor hasNextPage }
+    }
+  } } }
+}"""
+_UPDATE: Final = """mutation NeptuneAssetsUpdate($input: UpdateArtifactInput!) {
+  updateArtifact(input: $input) { artifact { id } }
+}"""
+_ADD_ALIASES: Final = """mutation NeptuneAssetsAddAliases($input: AddAliasesInput!) {
+  addAliases(input: $input) { success }
+}"""
+_DELETE_ALIASES: Final = """mutation NeptuneAssetsDeleteAliases($input: DeleteAliasesInput!) {
+  deleteAliases(input: $input) { success }
+}"""
+_DELETE: Final = """mutation NeptuneAssetsDelete($input: DeleteArtifactInput!) {
+  deleteArtifact(input: $input) { artifact { id } }
+}"""
+_LINK: Final = """mutation NeptuneAssetsLink($input: LinkArtifactInput!) {
+  linkArtifact(input: $input) { versionIndex }
+}"""
+_DESCRIBE: Final = """mutation NeptuneAssetsDescribe($input: UpdateArtifactSequenceInput!) {
+  updateArtifactSequence(input: $input) { artifactCollection { id } }
+}"""
+_ORGANIZATION: Final = """query NeptuneAssetsOrganization($entity: String!) {
+  entity(name: $entity) { organization { orgEntity { name } } }
+}"""
+
+
+class Queries(Protocol):
+    """Sends GraphQL documents, as :class:`~neptune_assets.targets.wandb.client.WandbClient` does."""
+
+    def query(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Send a document and return its data."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionName:
+    """A collection: of a project, or of a registry, which W&B keeps as a project of the organization."""
+
+    entity: str
+    project: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldVersion:
+    """A version as W&B holds it."""
+
+    id: str
+    index: int
+    digest: str
+    state: str
+    description: str
+    metadata: Mapping[str, Any]
+    tags: frozenset[str]
+    creator: str
+    aliases: Mapping[CollectionName, frozenset[str]]
+    """Aliases by collection: its own, and those it is linked into."""
+
+    @property
+    def committed(self) -> bool:
+        """True if all of its files arrived."""
+        return self.state == "COMMITTED"
+
+    @property
+    def finished(self) -> str | None:
+        """The digest in the lake of what it was loaded from; None if it is not as it must be yet."""
+        digest = self.metadata.get(DIGEST)
+        return digest if self.committed and isinstance(digest, str) else None
+
+    @property
+    def stage(self) -> str | None:
+        """The alias that its stage wants."""
+        return alias_of(self.metadata.get(STAGE))
+
+    def is_of(self, project_id: str, version_id: str | None = None) -> bool:
+        """True if it is a version of ours, of this Neptune project."""
+        ours = self.metadata.get(PROJECT) == project_id and isinstance(self.metadata.get(VERSION), str)
+        return ours and version_id in {None, self.metadata[VERSION]}
+
+
+def model_versions(client: Queries, entity: str, project: str, collection: str) -> list[HeldVersion]:
+    """Return all versions of a collection of models, first to last; none if there is no such collection."""
+    found: list[HeldVersion] = []
+    variables: dict[str, Any] = {"project": project, "entity": entity, "type": TYPE, "name": collection}
+    more = True
+    while more:
+        held = _collection_of(client.query(_VERSIONS, variables)) or {}
+        page = held.get("artifacts") or {"edges": [], "pageInfo": {}}
+        found += [_held(edge["node"]) for edge in page["edges"] if edge["node"]["state"] != "DELETED"]
+        more = bool(page["pageInfo"].get("hasNextPage"))
+        variables = {**variables, "after": page["pageInfo"].get("endCursor")}
+    return sorted(found, key=lambda version: version.index)
+
+
+def describe_collection(client: Queries, place: CollectionName, description: str, *, ask_only: bool = False) -> bool:
+    """Give a collection its description if it has another; return whether it had it, or is not there."""
+    variables = {"project": place.project, "entity": place.entity, "type": TYPE, "name": place.name}
+    held = _collection_of(client.query(_COLLECTION, variables))
+    if held is None or (held.get("description") or "") == description:
+        return True
+    if not ask_only:
+        client.query(_DESCRIBE, {"input": {"artifactSequenceID": held["id"], "description": description}})
+    return False
+
+
+def update(
+    client: Queries,
+    version: HeldVersion,
+    *,
+    description: str,
+    metadata: str,
+    tags: Collection[str],
+    untag: Collection[str],
+) -> None:
+    """Change what W&B lets be changed in a version. Metadata are JSON, and replaced as a whole."""
+    change = {
+        "artifactID": version.id,
+        "description": description,
+        "metadata": metadata,
+        "tagsToAdd": [{"tagName": tag} for tag in sorted(tags)],
+        "tagsToDelete": [{"tagName": tag} for tag in sorted(untag)],
+    }
+    client.query(_UPDATE, {"input": change})
+
+
+def change_aliases(
+    client: Queries, version: HeldVersion, place: CollectionName, aliases: Collection[str], *, add: bool
+) -> None:
+    """Add aliases of a version in a collection, or take them away."""
+    if not aliases:
+        return
+    where = {"artifactCollectionName": place.name, "entityName": place.entity, "projectName": place.project}
+    change = {"artifactID": version.id, "aliases": [{**where, "alias": alias} for alias in sorted(aliases)]}
+    client.query(_ADD_ALIASES if add else _DELETE_ALIASES, {"input": change})
+
+
+def delete(client: Queries, version: HeldVersion) -> None:
+    """Delete a version with its aliases; its number is never given again."""
+    client.query(_DELETE, {"input": {"artifactID": version.id, "deleteAliases": True}})
+
+
+def link(client: Queries, version: HeldVersion, place: CollectionName) -> None:
+    """Link a version into a collection of a registry, which is made if it is not there."""
+    change = {
+        "artifactID": version.id,
+        "artifactPortfolioName": place.name,
+        "entityName": place.entity,
+        "projectName": place.project,
+        "aliases": [],
+    }
+    client.query(_LINK, {"input": change})
+
+
+def organization_of(client: Queries, entity: str) -> str:
+    """Return the entity of the organization that an entity belongs to. Raises TargetError if there is none."""
+    found = (client.query(_ORGANIZATION, {"entity": entity}).get("entity") or {}).get("organization") or {}
+    name = (found.get("orgEntity") or {}).get("name")
+    if not name:
+        raise TargetError(
+            f"The W&B entity {entity!r} belongs to no organization, so there is no registry to link models into.",
+            hint="Set targets.wandb.entity to a team of the organization, or leave out targets.wandb.registry.",
+        )
+    return str(name)
+
+
+def _collection_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    kind = (data.get("project") or {}).get("artifactType") or {}
+    found = kind.get("artifactCollection")
+    return found if isinstance(found, dict) else None
+
+
+def _held(node: Mapping[str, Any]) -> HeldVersion:
+    metadata = json.loads(node.get("metadata") or "{}")
+    aliases: dict[CollectionName, frozenset[str]] = {}
+    for edge in (node.get("artifactMemberships") or {}).get("edges") or ():
+        where = edge["node"]["artifactCollection"]
+        place = CollectionName(where["project"]["entity"]["name"], where["project"]["name"], where["name"])
+        aliases[place] = frozenset(item["alias"] for item in edge["node"]["aliases"] or ())
+    return HeldVersion(
+        id=node["id"],
+        index=int(node["versionIndex"] or 0),
+        digest=node["digest"],
+        state=node["state"],
+        description=node.get("description") or "",
+        metadata=metadata if isinstance(metadata, dict) else {},
+        tags=frozenset(tag["name"] for tag in node.get("tags") or ()),
+        creator=str((node.get("createdBy") or {}).get("name") or ""),
+        aliases=aliases,
+    )
+
 
 PUBLIC: Final = "https://api.wandb.ai"
 CONFIRM_SECONDS: Final = 120.0
@@ -267,3 +493,121 @@ def _run(
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+ROWS: Final = "synced.npy"
+Hashes = npt.NDArray[np.uint64]
+
+
+def row_hashes(log: Path) -> Hashes:
+    """Return a hash for each history row of a ``.wandb`` file."""
+    parse, found = protobuf().Record.FromString, bytearray()
+    for payload in read_log(log):
+        record = parse(payload)
+        if record.WhichOneof("record_type") == "history":
+            body = record.history.SerializeToString(deterministic=True)
+            found += hashlib.blake2b(body, digest_size=8).digest()
+    return np.frombuffer(bytes(found), dtype="<u8")
+
+
+def carry_over(old: Path, new: Path) -> None:
+    """Take what is known of earlier uploads along when a run is staged anew."""
+    synced = read_synced(old)
+    if synced is not None:
+        write_marker(new, synced)
+        if (old / ROWS).is_file():
+            shutil.copyfile(old / ROWS, new / ROWS)
+
+
+@contextmanager
+def upload_lock(project: StagedProject, marker: Marker) -> Iterator[int]:
+    """Hold the right to upload a run; yield the descriptor that stands for it.
+
+    A load that is killed may leave ``wandb sync`` behind. It has inherited the descriptor, so that the next load does
+    not send the same rows beside it. Raises TargetUnavailableError as long as it runs.
+    """
+    path = project.path / f".{marker.wandb_run}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TargetUnavailableError(
+                f"An upload of run {marker.run_id} that an earlier load began still goes on.",
+                hint="Load again once wandb sync has ended.",
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def upload(client: WandbClient, project: StagedProject, directory: Path, marker: Marker) -> None:
+    """Make W&B hold the staged run, and remember it. Raises TargetError if it cannot without doubling rows."""
+    with upload_lock(project, marker) as lock:
+        _upload(client, project, directory, marker, lock)
+
+
+def _upload(client: WandbClient, project: StagedProject, directory: Path, marker: Marker, lock: int) -> None:
+    held = client.held(marker)
+    expected = Synced.of(marker, client.base_url, confirmed=True)
+    log = directory / f"run-{marker.wandb_run}.wandb"
+    hashes = row_hashes(log)
+    if held is None or client.differences(marker):
+        _refuse_other_rows(held or 0, hashes, directory, marker, client)
+        _remember_rows(directory, hashes)
+        write_marker(directory, Synced.of(marker, client.base_url, confirmed=False))
+        if held:
+            rest = _rest(project, directory, log, held)
+            try:
+                client.sync(rest, marker, lock)
+            finally:
+                shutil.rmtree(rest.parent)
+        else:
+            client.sync(directory, marker, lock)
+    else:
+        _remember_rows(directory, hashes)
+    write_marker(directory, expected)
+
+
+def check_rows(client: WandbClient, directory: Path, marker: Marker) -> None:
+    """Raise TargetError if W&B holds rows of the run that an upload could neither change nor remove."""
+    hashes = row_hashes(directory / f"run-{marker.wandb_run}.wandb")
+    _refuse_other_rows(client.held(marker) or 0, hashes, directory, marker, client)
+
+
+def _refuse_other_rows(held: int, hashes: Hashes, directory: Path, marker: Marker, client: WandbClient) -> None:
+    if not held:
+        return
+    synced = read_synced(directory)
+    same_place = synced is not None and synced.place == Synced.of(marker, client.base_url, confirmed=False).place
+    sent = np.load(directory / ROWS, allow_pickle=False) if same_place and (directory / ROWS).is_file() else None
+    if sent is not None and held <= min(len(sent), len(hashes)) and np.array_equal(sent[:held], hashes[:held]):
+        return
+    raise TargetError(
+        f"W&B holds {held} history rows of run {marker.run_id} that are not the first ones of what it is now "
+        f"({len(hashes)} rows), and W&B can neither change nor remove rows.",
+        hint="Set another targets.wandb.project_prefix to upload into a new project.",
+    )
+
+
+def _remember_rows(directory: Path, hashes: Hashes) -> None:
+    content = io.BytesIO()
+    np.save(content, hashes, allow_pickle=False)
+    durable.write(directory / ROWS, content.getvalue())
+
+
+def _rest(project: StagedProject, directory: Path, log: Path, held: int) -> Path:
+    """Return a run directory that lacks the first ``held`` history rows and shares the files of the staged one."""
+    rest = project.new() / directory.name
+    rest.mkdir()
+    (rest / "files").symlink_to(directory / "files", target_is_directory=True)
+    parse, seen = protobuf().Record.FromString, 0
+    with LogWriter(rest / log.name) as writer:
+        for payload in read_log(log):
+            record = parse(payload)
+            if record.WhichOneof("record_type") == "history":
+                seen += 1
+                if seen <= held:
+                    continue
+            writer.append(payload)
+    return rest

@@ -14,10 +14,13 @@ from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.ruled import wanted_name
 from neptune_assets.targets.survey import ValueCounts
-from neptune_assets.targets.wandb.attributes import survey
-from neptune_assets.targets.wandb.client import WandbClient
-from neptune_assets.targets.wandb.config import (
+from neptune_assets.targets.wandb.client import WandbClient, carry_over, upload
+from neptune_assets.targets.wandb.codec import history_fields
+from neptune_assets.targets.wandb.mapping import Layout, ancestors, chain, layout, plan_of, run_key, survey, unfit
+from neptune_assets.targets.wandb.settings import WandbSettings
+from neptune_assets.targets.wandb.staged_runs import (
     Marker,
+    ProjectNames,
     StagedProject,
     Synced,
     choices,
@@ -27,17 +30,8 @@ from neptune_assets.targets.wandb.config import (
     staging_root,
     write_marker,
 )
-from neptune_assets.targets.wandb.content import Content
-from neptune_assets.targets.wandb.fates import unfit
-from neptune_assets.targets.wandb.lineage import ancestors, chain
-from neptune_assets.targets.wandb.mapping import Layout, layout, plan_of
-from neptune_assets.targets.wandb.naming import run_key
-from neptune_assets.targets.wandb.projects import ProjectNames
-from neptune_assets.targets.wandb.records import history_fields
-from neptune_assets.targets.wandb.settings import WandbSettings
-from neptune_assets.targets.wandb.staging import Place, RunStage, start_of
-from neptune_assets.targets.wandb.upload import carry_over, upload
-from neptune_assets.targets.wandb.verify import differences
+from neptune_assets.targets.wandb.staging import Destination, RunStage, start_of
+from neptune_assets.targets.wandb.verify import Content, differences
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
@@ -280,9 +274,9 @@ class WandbTarget:
             if directory.exists():
                 shutil.rmtree(directory)
 
-    def _place(self, run: LakeRun, directory: Path) -> Place:
+    def _place(self, run: LakeRun, directory: Path) -> Destination:
         """Return which W&B run this becomes; ``directory`` is where it will be staged."""
-        return Place(
+        return Destination(
             entity=self._settings.entity or "",
             project=self._names.name(run.project_id),
             run=run_key(run.project_id, run.run_id),
@@ -296,7 +290,7 @@ class WandbTarget:
         """Return the moment, in milliseconds, that a staged run's directory is named after."""
         return start_of(run, {})
 
-    def _version_facts(self, place: Place) -> dict[str, str]:
+    def _version_facts(self, place: Destination) -> dict[str, str]:
         """Return what the marker keeps of a model version; runs are none."""
         return {}
 

@@ -2,20 +2,279 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, AttributeType
-from neptune_assets.targets.protocol import Plan
-from neptune_assets.targets.wandb.attributes import Attribute, Survey, survey
-from neptune_assets.targets.wandb.lineage import Ancestor
-from neptune_assets.targets.wandb.naming import MAX_KEY, Naming, clean_key, digest_of, distinct
-from neptune_assets.targets.wandb.records import MAX_EXACT
-from neptune_assets.targets.wandb.system import MONITORING
-from neptune_assets.targets.wandb.texts import step_text
+import numpy as np
+import pyarrow as pa
 
+from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.targets.protocol import Plan, Unfit
+from neptune_assets.targets.ruled import RuledRun
+from neptune_assets.targets.survey import Kind, ValueCounts
+from neptune_assets.targets.times import iso, whole_milliseconds
+from neptune_assets.targets.wandb.codec import (
+    MAX_EXACT,
+    Bools,
+    Ints,
+    codes,
+    microsteps,
+    number_text,
+    plain,
+    present,
+    step_text,
+    typed_rows,
+)
+
+if TYPE_CHECKING:
+    from neptune_assets.lake.reader import LakeRun
+    from neptune_assets.lake.records import RunRecord
+
+Naming = Literal["default", "neptune-exporter"]
+Key = TypeVar("Key", bound=Hashable)
+
+MAX_NAME: Final = 128
+"""Characters of project names, run names and groups."""
+MAX_KEY: Final = 512
+"""Characters of a key of the history, as a bound of ours: W&B states none."""
+MAX_TAG: Final = 64
+RESERVED_KEYS: Final = frozenset({"", "_step", "_timestamp", "_runtime", "_wandb", "neptune_step", "neptune_assets"})
+
+_NOT_IN_PROJECTS: Final = re.compile(r"[/\\#?%:\x00-\x1f\x7f]")
+_NOT_IN_EXPORTER_PROJECTS: Final = re.compile(r"[^a-zA-Z0-9_-]")
+_NOT_IN_EXPORTER_KEYS: Final = re.compile(r"[^a-zA-Z0-9_]")
+
+
+def digest_of(text: str, length: int = 8) -> str:
+    """Return the first hex digits of a hash of the text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()[:length]
+
+
+def shorten(text: str, limit: int, *, source: str | None = None, always: bool = False) -> str:
+    """Return the text if it is short enough, else its beginning and a digest of ``source`` (the text itself)."""
+    if len(text) <= limit and not always:
+        return text
+    digest = digest_of(text if source is None else source)
+    return f"{text[: limit - len(digest) - 1]}-{digest}"
+
+
+def run_key(project_id: str, run_id: str) -> str:
+    """Return the W&B run id: the same for the same Neptune run, for ever, so that syncing again doubles nothing."""
+    return "np" + digest_of(f"{project_id}\n{run_id}", 20)
+
+
+def project_name(project_id: str, others: Iterable[str], naming: Naming, prefix: str) -> str:
+    """Return the W&B project for a Neptune project. ``others`` are the projects it must not meet."""
+    if naming == "neptune-exporter":
+
+        def clean(key: str) -> str:
+            return _NOT_IN_EXPORTER_PROJECTS.sub("_", f"{prefix}_{key}" if prefix else key)
+    else:
+
+        def clean(key: str) -> str:
+            return _NOT_IN_PROJECTS.sub("-", prefix + key.partition("/")[2])
+
+    name = clean(project_id)
+    meets = any(other != project_id and clean(other).casefold() == name.casefold() for other in others)
+    return shorten(name, MAX_NAME, source=project_id, always=meets)
+
+
+def clean_key(naming: Naming) -> Callable[[str], str]:
+    """Return what makes a key of the history out of an attribute's path, before names that meet are told apart."""
+    if naming == "default":
+        return str
+
+    def clean(path: str) -> str:
+        key = _NOT_IN_EXPORTER_KEYS.sub("_", path)
+        if not key:
+            return "_attribute"
+        return key if key[0].isalpha() or key[0] == "_" else f"_{key}"
+
+    return clean
+
+
+def distinct(
+    wanted: Mapping[Key, tuple[str, str]],
+    limit: int = MAX_KEY,
+    reserved: Collection[str] = RESERVED_KEYS,
+) -> dict[Key, str]:
+    """Give every key a name of its own.
+
+    ``wanted`` maps a key to (name it would like, text that its digest is made of). Names that meet, are reserved or
+    are longer than ``limit`` characters get a digest; the outcome does not depend on the order.
+    """
+    counts = Counter(name for name, _ in wanted.values())
+    plain = {key: name for key, (name, _) in wanted.items() if len(name) <= limit and name not in reserved}
+    names = {key: name for key, name in plain.items() if counts[name] == 1}
+    taken = {*names.values(), *reserved, *counts}
+    for key, (name, source) in sorted(wanted.items(), key=lambda item: item[1]):
+        if key in names:
+            continue
+        for length in (8, 16, 64):
+            digest = digest_of(source, length)
+            made = f"{name[: limit - length - 1]}-{digest}"
+            if made not in taken:
+                break
+        names[key] = made
+        taken.add(made)
+    return names
+
+
+INHERITED: Final = frozenset({AttributeType.FLOAT_SERIES, AttributeType.HISTOGRAM_SERIES})
+"""What a fork takes over: texts and files of its ancestors stay with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """A run that a fork comes from, and the last micro-step it has of it."""
+
+    run: LakeRun
+    until: int
+
+
+def chain(records: Mapping[str, RunRecord], run_id: str) -> list[tuple[str, int]]:
+    """Return (ancestor, last micro-step inherited from it), nearest first.
+
+    The chain ends at a run that is not in the lake or names no fork step, and where it would close into a circle.
+    """
+    found: dict[str, int] = {}
+    until: int | None = None
+    record = records.get(run_id)
+    while record is not None and record.parent is not None and record.fork_step is not None:
+        parent = record.parent
+        if parent not in records or parent == run_id or parent in found:
+            break
+        until = record.fork_step if until is None else min(until, record.fork_step)
+        found[parent] = until
+        record = records[parent]
+    return list(found.items())
+
+
+def ancestors(run: LakeRun) -> tuple[Ancestor, ...]:
+    """Return the ancestors of a run, nearest first, under the same rules as the run itself."""
+    if run.record.parent is None:
+        return ()
+    found = []
+    for run_id, until in chain(run.project.records(), run.run_id):
+        other = run.project.run(run_id)
+        other.check()
+        found.append(Ancestor(RuledRun(other, run.rules) if isinstance(run, RuledRun) else other, until))
+    return tuple(found)
+
+
+class Inheritance:
+    """Chooses the rows of ancestors: those up to the fork step and before the first one nearer to the run."""
+
+    def __init__(self, lineage: Sequence[Ancestor]) -> None:
+        self._lineage = lineage
+        self._firsts: dict[tuple[str, str], int] = {}
+
+    def own(self, kind: AttributeType, rows: pa.RecordBatch) -> None:
+        """Take notice of the run's own rows; all of them, before :meth:`rows` is asked."""
+        if self._lineage and kind in INHERITED:
+            _lower(self._firsts, str(kind), rows)
+
+    def rows(self) -> Iterator[tuple[AttributeType, pa.RecordBatch]]:
+        """Yield (type, rows) of what is inherited."""
+        for ancestor in self._lineage:
+            nearer = dict(self._firsts)
+            for kind, rows in typed_rows(ancestor.run, INHERITED):
+                kept = rows.filter(pa.array(self._wanted(nearer, str(kind), rows, ancestor.until)))
+                if kept.num_rows:
+                    _lower(self._firsts, str(kind), kept)
+                    yield kind, kept
+
+    def _wanted(self, nearer: dict[tuple[str, str], int], kind: str, rows: pa.RecordBatch, until: int) -> Bools:
+        numbers, names = codes(rows.column("attribute_path"))
+        ends: Ints = np.array([min(until, nearer.get((name, kind), until + 1) - 1) for name in names], dtype=np.int64)
+        wanted: Bools = present(rows.column("step")) & (microsteps(rows.column("step")) <= ends[numbers])
+        return wanted
+
+
+def _lower(firsts: dict[tuple[str, str], int], kind: str, rows: pa.RecordBatch) -> None:
+    """Lower the first micro-step of each series to that of these rows, sorted by series and step."""
+    there = present(rows.column("step"))
+    numbers, names = codes(rows.column("attribute_path"))
+    numbers, steps = numbers[there], microsteps(rows.column("step"))[there]
+    for number in np.unique(numbers).tolist():
+        first = int(steps[numbers == number].min())
+        firsts[names[number], kind] = min(first, firsts.get((names[number], kind), first))
+
+
+Attribute = tuple[str, str]
+"""Path and type."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """What reading the names, types and steps of a run found, without its values."""
+
+    rows: Counter[Attribute] = field(default_factory=Counter)
+    places: int = 0
+    lowest: int = 0
+    highest: int = 0
+    stepless: Counter[str] = field(default_factory=Counter)
+
+    def of(self, types: Iterable[AttributeType]) -> list[Attribute]:
+        """Return the attributes of these types, sorted."""
+        wanted = {str(item) for item in types}
+        return sorted(key for key in self.rows if key[1] in wanted)
+
+    def by_type(self) -> dict[str, int]:
+        """Return the rows of each attribute type."""
+        counts: Counter[str] = Counter()
+        for (_, kind), rows in self.rows.items():
+            counts[kind] += rows
+        return dict(counts)
+
+
+def survey(run: LakeRun, until: int | None = None) -> Survey:
+    """Read names, types and steps of a run; memory grows with its attributes, not with its points.
+
+    ``until`` is for ancestors: only what a fork inherits up to this micro-step is looked at.
+    """
+    found = Survey()
+    lowest: list[int] = []
+    highest: list[int] = []
+    series = {str(item) for item in SERIES_TYPES}
+    types = None if until is None else INHERITED
+    for batch in run.batches(types=types, columns=["attribute_path", "attribute_type", "step"]):
+        if until is not None:
+            place = batch.column("step")
+            batch = batch.filter(pa.array(present(place) & (microsteps(place) <= until)))
+        paths, path_names = codes(batch.column("attribute_path"))
+        kinds, kind_names = codes(batch.column("attribute_type"))
+        pair, counts = np.unique(paths * len(kind_names) + kinds, return_counts=True)
+        for code, count in zip(pair.tolist(), counts.tolist(), strict=True):
+            path, kind = divmod(code, len(kind_names))
+            found.rows[path_names[path], kind_names[kind]] += count
+        stepped = np.isin(kinds, [number for number, name in enumerate(kind_names) if name in series])
+        if not stepped.any():
+            continue
+        valid = present(batch.column("step"))
+        for number, name in enumerate(kind_names):
+            missing = int(np.count_nonzero(stepped & ~valid & (kinds == number)))
+            if missing:
+                found.stepless[name] += missing
+        steps = microsteps(batch.column("step"))[stepped & valid]
+        if steps.size:
+            lowest.append(int(steps.min()))
+            highest.append(int(steps.max()))
+            while found.places < 6 and (steps % 10 ** (6 - found.places)).any():
+                found.places += 1
+    if lowest:
+        found.lowest, found.highest = min(lowest), max(highest)
+    return found
+
+
+MONITORING: Final = "monitoring/"
+"""Where neptune-client puts what it measures of the machine; neptune-scale measures nothing."""
+EXACT: Final = "neptune_assets/series.parquet"
+"""Run file with metrics, histograms and file series as they were, where W&B cannot hold them exactly."""
 AXIS: Final = "neptune_step"
 """Key of the exact step where W&B's own whole steps cannot hold it."""
 LINE_BYTES: Final = 9 << 20
@@ -178,10 +437,10 @@ def plan_of(run_id: str, placed: Layout) -> Plan:
         rows = sum(found.rows[item] for item in placed.system)
         notes.append(
             f"{rows} points of {len(placed.system)} series below {MONITORING} go to the system metrics, by their time; "
-            "their steps are kept in neptune_assets/series.parquet."
+            f"their steps are kept in {EXACT}."
         )
     for kind, rows in sorted(found.stepless.items()):
-        notes.append(f"{rows} rows of {kind} have no step; they are kept in neptune_assets/series.parquet.")
+        notes.append(f"{rows} rows of {kind} have no step; they are kept in {EXACT}.")
     return Plan(
         run_id=run_id,
         names=placed.names(),
@@ -189,3 +448,85 @@ def plan_of(run_id: str, placed: Layout) -> Plan:
         notes=tuple(notes),
         collisions=placed.collisions,
     )
+
+
+class Parameters:
+    """Parameters of a run as W&B takes them: filled by :meth:`add`, batch by batch."""
+
+    def __init__(self, placed: Layout, watched: str | None = None) -> None:
+        """``watched`` is the path of a parameter whose value is kept apart, as ``sys/`` attributes are."""
+        self._placed, self._watched = placed, watched
+        self.config: dict[str, Any] = {}
+        self.system: dict[str, Any] = {}
+        """Values of ``sys/`` attributes, by path; times in milliseconds since 1970."""
+        self.watched: dict[str, Any] = {}
+        self.written: Counter[str] = Counter()
+        self.mapped: Counter[str] = Counter()
+        self.null: Counter[str] = Counter()
+        self.beyond = 0
+        """Whole numbers above 2**53, which browsers round."""
+
+    def add(self, kind: AttributeType, rows: pa.RecordBatch) -> None:
+        """Put the rows of one attribute type into the nested config."""
+        name = str(kind)
+        paths, values = plain(rows.column("attribute_path")), whole_milliseconds(plain(rows.column(VALUE_COLUMN[kind])))
+        for path, value in zip(paths.to_pylist(), values.to_pylist(), strict=True):
+            if value is None:
+                self.null[name] += 1
+                continue
+            kept, exact = json_value(name, value)
+            (self.written if exact else self.mapped)[name] += 1
+            if name == "int" and abs(value) > MAX_EXACT:
+                self.beyond += 1
+            if path.startswith("sys/"):
+                self.system[path] = value
+            if path == self._watched:
+                self.watched[path] = value if exact else kept
+            *branches, leaf = self._placed.config[path, name]
+            place = self.config
+            for branch in branches:
+                place = place.setdefault(branch, {})
+            place[leaf] = kept
+
+
+def json_value(kind: str, value: Any) -> tuple[Any, bool]:
+    """Return a parameter as JSON holds it, and whether it is still of its own type; a time is in milliseconds."""
+    if kind == "float":
+        text = number_text(value)
+        return (value, True) if text[-1].isdigit() else (text, False)
+    if kind == "datetime":
+        return iso(value), False
+    if kind == "string_set":
+        return list(value), True
+    return value, True
+
+
+def unfit(values: ValueCounts) -> list[Unfit]:
+    """Return what W&B cannot hold of a run whose values were counted."""
+    found = [
+        Unfit(kind, Kind.NO_STEP.value, rows, f"not in the history; kept in {EXACT}")
+        for kind, rows in values.each(Kind.NO_STEP)
+    ]
+    found += [
+        Unfit(kind, Kind.NO_TIME.value, rows, f"takes the time of its step; {EXACT} says that there was none")
+        for kind, rows in values.each(Kind.NO_TIME)
+    ]
+    found += [
+        Unfit(kind, Kind.MANY_BINS.value, rows, f"re-binned for the page; exact in {EXACT}")
+        for kind, rows in values.each(Kind.MANY_BINS)
+    ]
+    found += [
+        Unfit(kind, Kind.BEYOND_DOUBLE.value, rows, "exact in the config, rounded by browsers")
+        for kind, rows in values.each(Kind.BEYOND_DOUBLE)
+        if kind == AttributeType.INT
+    ]
+    found += [
+        Unfit(kind, Kind.NULL.value, rows, "dropped: it has no value")
+        for kind, rows in values.each(Kind.NULL)
+        if AttributeType(kind) in PARAMETER_TYPES
+    ]
+    found += [
+        Unfit(kind, Kind.NO_FILE.value, rows, "dropped: its file is not in the lake")
+        for kind, rows in values.each(Kind.NO_FILE)
+    ]
+    return found

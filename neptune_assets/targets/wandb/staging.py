@@ -9,24 +9,231 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from neptune_assets.errors import TargetError
-from neptune_assets.schema import AttributeType
+from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.times import parsed
-from neptune_assets.targets.wandb import artifacts, model_entry, records
-from neptune_assets.targets.wandb.account import EXACT, Account
-from neptune_assets.targets.wandb.exact import EXACT_TYPES, write_exact
-from neptune_assets.targets.wandb.gathering import Gathering
-from neptune_assets.targets.wandb.history import HistoryEncoder
-from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout
-from neptune_assets.targets.wandb.naming import MAX_NAME, MAX_TAG, run_key, shorten
-from neptune_assets.targets.wandb.parameters import Parameters
-from neptune_assets.targets.wandb.system import SystemEncoder
-from neptune_assets.targets.wandb.texts import seconds_text, step_text
-from neptune_assets.targets.wandb.transaction_log import LogWriter
+from neptune_assets.targets.wandb import artifacts, codec
+from neptune_assets.targets.wandb.codec import (
+    Ints,
+    LogWriter,
+    codes,
+    microsteps,
+    milliseconds,
+    plain,
+    present,
+    seconds_text,
+    step_text,
+    typed_rows,
+)
+from neptune_assets.targets.wandb.files import Account, FileStage, RunFiles, TextTables, histogram
+from neptune_assets.targets.wandb.history import (
+    POINTS,
+    SYSTEM,
+    EventSpool,
+    HistoryEncoder,
+    LastValues,
+    SystemEncoder,
+    placeable,
+)
+from neptune_assets.targets.wandb.mapping import (
+    AXIS,
+    EXACT,
+    LINE_BYTES,
+    MAX_NAME,
+    MAX_TAG,
+    Inheritance,
+    Layout,
+    Parameters,
+    run_key,
+    shorten,
+)
+from neptune_assets.targets.wandb.spool import STRETCH_ROWS, Bounds, SortedSpool
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
+
+EXACT_TYPES: Final = frozenset({AttributeType.FLOAT_SERIES, AttributeType.HISTOGRAM_SERIES, AttributeType.FILE_SERIES})
+_COLUMNS: Final = (
+    "attribute_path",
+    "attribute_type",
+    "step",
+    "timestamp",
+    "float_value",
+    "histogram_value",
+    "file_value",
+)
+
+
+def write_exact(run: LakeRun, path: Path) -> None:
+    """Keep metrics, histograms and file series once more, with every step, time and value as they were."""
+    schema = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
+    encoding = {
+        "step": "DELTA_BINARY_PACKED",
+        "timestamp": "DELTA_BINARY_PACKED",
+        "float_value": "BYTE_STREAM_SPLIT",
+    }
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["attribute_path", "attribute_type"],
+        column_encoding=encoding,
+        store_decimal_as_integer=True,
+    ) as writer:
+        for batch in run.batches(types=EXACT_TYPES, columns=_COLUMNS):
+            writer.write_batch(batch.cast(schema))
+
+
+class Gathering:
+    """What a run consists of, on its way into one directory. One object, one run."""
+
+    def __init__(self, run: LakeRun, placed: Layout, directory: Path, lake: LakeSettings, watched: str | None) -> None:
+        """``watched`` is a parameter whose value is kept apart."""
+        self._run, self._placed = run, placed
+        self.files = FileStage(directory / "files")
+        self.account = Account(rows_in=placed.survey.by_type())
+        self._numbers = {key: number for number, key in enumerate(placed.keys)}
+        self._system = {key: number for number, key in enumerate(placed.system)}
+        rows, spooled = min(lake.rows_in_memory, STRETCH_ROWS), lake.sort_memory_mb << 18
+        self.points = SortedSpool(POINTS, "step", Bounds(rows, spooled, lake.scratch))
+        self.system = SortedSpool(SYSTEM, "time", Bounds(rows, spooled, lake.scratch))
+        self._timeless = 0
+        self.last = LastValues()
+        self.events = EventSpool(placed, self.last, Bounds(rows, spooled, lake.scratch))
+        self._texts = TextTables(placed, directory, self.files, self.events, self.account)
+        self._files = RunFiles(run, placed, self.files, self.events, self.account)
+        self._changed: Counter[str] = Counter()
+        self._malformed = 0
+        self.parameters = Parameters(placed, watched)
+        self.inherited = 0
+        """Rows of ancestors that stand in front of the run's own."""
+
+    def gather(self) -> None:
+        """Read the run, once."""
+        inherited = Inheritance(self._placed.lineage)
+        for kind, rows in typed_rows(self._run, tuple(AttributeType)):
+            inherited.own(kind, rows)
+            if kind in PARAMETER_TYPES:
+                self.parameters.add(kind, rows)
+            elif kind is AttributeType.FLOAT_SERIES:
+                self._points(rows)
+            elif kind is AttributeType.HISTOGRAM_SERIES:
+                self._histograms(rows)
+            elif kind is AttributeType.STRING_SERIES:
+                self._texts.add(rows)
+            else:
+                self._files.add(str(kind), rows)
+        self._texts.end()
+        for kind, rows in inherited.rows():
+            self.inherited += rows.num_rows
+            if kind is AttributeType.FLOAT_SERIES:
+                self._points(rows, own=False)
+            else:
+                self._histograms(rows, own=False)
+        self.account.mapped[str(AttributeType.FLOAT_SERIES)] += self._placed.survey.stepless[
+            str(AttributeType.FLOAT_SERIES)
+        ]
+        for reason, count in sorted(self._changed.items()):
+            self.account.notes.append(f"{count} histograms {reason}; {EXACT} has them as they were.")
+        if self._malformed:
+            self.account.notes.append(f"{self._malformed} histograms have no bins that fit together; {EXACT} has them.")
+        if self.system.rows:
+            self.account.notes.append(
+                f"{self.system.rows} points stand in the system metrics by their time; {EXACT} has their steps."
+            )
+        if self._timeless:
+            self.account.notes.append(
+                f"{self._timeless} points of system metrics have no time from 1970 on; {EXACT} has them."
+            )
+        self.events.flush()
+
+    def close(self) -> None:
+        """Remove temporary files."""
+        self.points.close()
+        self.system.close()
+        self.events.spool.close()
+
+    def _points(self, rows: pa.RecordBatch, *, own: bool = True) -> None:
+        kind = str(AttributeType.FLOAT_SERIES)
+        local, names = codes(rows.column("attribute_path"))
+        if self._system:
+            monitored = np.array([(name, kind) in self._system for name in names], dtype=bool)[local]
+            if own:
+                self._system_points(rows.filter(pa.array(monitored)))
+            rows = rows.filter(pa.array(~monitored))
+            local, names = codes(rows.column("attribute_path"))
+        numbers = np.array([self._numbers[name, kind] for name in names], dtype=np.int64)
+        stepped = present(rows.column("step"))
+        made = pa.RecordBatch.from_arrays(
+            [
+                pa.array(microsteps(rows.column("step"))),
+                pa.array(numbers[local] if own else numbers[local] + len(self._numbers)),
+                pa.array(milliseconds(rows.column("timestamp"))),
+                plain(rows.column("float_value")).fill_null(float("nan")),
+            ],
+            schema=POINTS,
+        )
+        if not stepped.all():
+            made = made.filter(pa.array(stepped))
+        self._remember_last(made)
+        self.points.add(made)
+        if own:
+            self.account.written[kind] += made.num_rows
+
+    def _system_points(self, rows: pa.RecordBatch) -> None:
+        """Take points of system metrics; those of ancestors stay with them, as they tell of another machine's work."""
+        kind = str(AttributeType.FLOAT_SERIES)
+        local, names = codes(rows.column("attribute_path"))
+        numbers = np.array([self._system[name, kind] for name in names], dtype=np.int64)
+        times = milliseconds(rows.column("timestamp"))
+        values = plain(rows.column("float_value")).fill_null(float("nan"))
+        there = placeable(times)
+        made = pa.RecordBatch.from_arrays([pa.array(times), pa.array(numbers[local]), values], schema=SYSTEM)
+        self.system.add(made.filter(pa.array(there)))
+        self._timeless += len(there) - int(np.count_nonzero(there))
+        # Those without a step are counted among all that have none.
+        self.account.mapped[kind] += int(np.count_nonzero(present(rows.column("step"))))
+
+    def _remember_last(self, batch: pa.RecordBatch) -> None:
+        """Keep the value at the highest step of every key for the summary; rows come sorted by key and step."""
+        if batch.num_rows == 0:
+            return
+        keys: Ints = batch.column("key").to_numpy()
+        ends = np.append(np.flatnonzero(np.diff(keys)), len(keys) - 1)
+        steps, values = batch.column("step").to_numpy()[ends], batch.column("value").to_numpy()[ends]
+        for key, step, value in zip(keys[ends].tolist(), steps.tolist(), values.tolist(), strict=True):
+            self.last.see(key % len(self._numbers), step, codec.number_text(value))
+
+    def _histograms(self, rows: pa.RecordBatch, *, own: bool = True) -> None:
+        kind = str(AttributeType.HISTOGRAM_SERIES)
+        for path, step, stepped, time, value in zip(
+            plain(rows.column("attribute_path")).to_pylist(),
+            microsteps(rows.column("step")).tolist(),
+            present(rows.column("step")).tolist(),
+            milliseconds(rows.column("timestamp")).tolist(),
+            rows.column("histogram_value").to_pylist(),
+            strict=True,
+        ):
+            made = histogram(value)
+            if not own:
+                if made is not None:
+                    self.events.add(path, kind, step, time, made.json, counted=False)
+                continue
+            if not stepped or made is None:
+                self._malformed += stepped
+                self.account.mapped[kind] += 1
+                continue
+            (self.account.written if made.exact else self.account.mapped)[kind] += 1
+            if not made.exact:
+                self._changed[made.reason] += 1
+            self.events.add(path, kind, step, time, made.json, counted=made.exact)
+
 
 OURS: Final = "neptune_assets"
 """Directory of our own files below the run's, and key of our own entry in config and summary."""
@@ -36,7 +243,7 @@ INDEX: Final = f"{OURS}/index.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """Which W&B run this is."""
 
     entity: str
@@ -47,7 +254,7 @@ class Place:
     job_type: str = ""
     artifacts_from: Path | None = None
     """Where the staged run will lie, if its file sets and artifacts are to be artifacts; None for run files."""
-    entry: model_entry.ModelEntry | None = None
+    entry: artifacts.ModelEntry | None = None
     """The model version that all files of the run are to be, instead of artifacts of their own."""
     group: str | None = None
     """The run's group, if it is not ``sys/name``."""
@@ -58,7 +265,7 @@ class Place:
 class RunStage:
     """Builds one run in a directory of its own. One object, one run."""
 
-    def __init__(self, run: LakeRun, placed: Layout, place: Place, directory: Path, lake: LakeSettings) -> None:
+    def __init__(self, run: LakeRun, placed: Layout, place: Destination, directory: Path, lake: LakeSettings) -> None:
         self._run, self._placed, self._place, self._directory = run, placed, place, directory
         self._gathering = Gathering(run, placed, directory, lake, place.job_type_attribute)
 
@@ -104,10 +311,10 @@ class RunStage:
         account.notes.extend(tag_notes)
         config = {**values.config, OURS: self._origin()}
         with LogWriter(self._directory / f"run-{place.run}.wandb") as log:
-            self._append(log, records.header(wandb.__version__))
+            self._append(log, codec.header(wandb.__version__))
             self._append(
                 log,
-                records.run(
+                codec.run(
                     run_id=place.run,
                     entity=place.entity,
                     project=place.project,
@@ -121,7 +328,7 @@ class RunStage:
                 ),
             )
             if placed.stepping.axis:
-                for record in records.step_axis(AXIS, sorted(self._series_keys())):
+                for record in codec.step_axis(AXIS, sorted(self._series_keys())):
                     self._append(log, record)
             encoder = HistoryEncoder(list(placed.keys.values()), placed.stepping, start, log.records + 1)
             for row in encoder.records(self._gathering.points.sorted(), self._gathering.events.spool.sorted(1_024)):
@@ -135,13 +342,13 @@ class RunStage:
             self._other_times(result.other_time)
             for paths, media in ((self._own_files(), False), (sorted(set(self._gathering.files.media_paths)), True)):
                 for begin in range(0, len(paths), 1_000):
-                    self._append(log, records.files(paths[begin : begin + 1_000], media=media))
+                    self._append(log, codec.files(paths[begin : begin + 1_000], media=media))
             self._write_artifacts(log)
-            self._append(log, records.summary(self._last_line(result.last_step, result.last_time, start)))
+            self._append(log, codec.summary(self._last_line(result.last_step, result.last_time, start)))
             seconds = 0 if result.last_time is None or start is None else (result.last_time - start) // 1000
             # W&B keeps it in 32 bits; a clock with a wrong unit goes beyond.
             seconds = min(max(seconds, 0), 2**31 - 1)
-            self._append(log, records.finish(1 if facts.get("sys/failed") is True else 0, seconds))
+            self._append(log, codec.finish(1 if facts.get("sys/failed") is True else 0, seconds))
 
     def _append(self, log: LogWriter, record: Any) -> None:
         record.num = log.records + 1
@@ -206,7 +413,7 @@ class RunStage:
             }
             paths = [path for path in paths if path not in apart]
         if self._place.entry is not None:
-            (self._directory / "files" / model_entry.IDENTITY).write_bytes(self._place.entry.identity)
+            (self._directory / "files" / artifacts.IDENTITY).write_bytes(self._place.entry.identity)
         if any(self._gathering.account.mapped[str(kind)] for kind in EXACT_TYPES):
             write_exact(self._run, self._directory / "files" / EXACT)
             paths.append(EXACT)
@@ -235,11 +442,11 @@ class RunStage:
             return
         (self._directory / artifacts.STAGING).mkdir()
         if place.entry is not None:
-            version = model_entry.artifact_of(place.entry, self._gathering.files.staged, self._directory / "files")
+            version = artifacts.artifact_of(place.entry, self._gathering.files.staged, self._directory / "files")
             self._gathering.account.version = {"collection": version.name, "digest": version.digest}
             self._append(
                 log,
-                model_entry.version_record(
+                artifacts.version_record(
                     place.entry, version, entity=place.entity, project=place.project, directory=place.artifacts_from
                 ),
             )
@@ -268,7 +475,7 @@ class RunStage:
         if time is not None:
             lines["_timestamp"] = seconds_text(time)
             lines["_runtime"] = seconds_text(max(time - (time if start is None else start), 0))
-        lines[OURS] = records.json_text({"digest": self._run.record.digest})
+        lines[OURS] = codec.json_text({"digest": self._run.record.digest})
         return lines
 
 

@@ -2,33 +2,312 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from neptune_assets.errors import TargetError
 from neptune_assets.schema import PARAMETER_TYPES, AttributeType
-from neptune_assets.targets.wandb import artifacts, model_entry
-from neptune_assets.targets.wandb.account import EXACT
-from neptune_assets.targets.wandb.columns import codes, microsteps, milliseconds, plain, present
-from neptune_assets.targets.wandb.content import Content, ContentReader, text_number
-from neptune_assets.targets.wandb.lineage import Inheritance
-from neptune_assets.targets.wandb.mapping import Layout
-from neptune_assets.targets.wandb.media import StagedFile, sha256_of
-from neptune_assets.targets.wandb.parameters import Parameters
-from neptune_assets.targets.wandb.records import json_text
-from neptune_assets.targets.wandb.rows import typed_rows
-from neptune_assets.targets.wandb.series import histogram, text_row, texts
+from neptune_assets.targets.wandb import artifacts
+from neptune_assets.targets.wandb.artifacts import Artifact, is_version
+from neptune_assets.targets.wandb.artifacts import read as read_artifact
+from neptune_assets.targets.wandb.codec import (
+    Bools,
+    HistoryItems,
+    Ints,
+    Window,
+    codes,
+    json_text,
+    microsteps,
+    milliseconds,
+    plain,
+    present,
+    typed_rows,
+    windows,
+)
+from neptune_assets.targets.wandb.files import StagedFile, histogram, sha256_of, text_row, texts
+from neptune_assets.targets.wandb.history import placeable, record_points
+from neptune_assets.targets.wandb.mapping import AXIS, EXACT, Inheritance, Layout, Parameters
 from neptune_assets.targets.wandb.staging import INDEX, OURS
-from neptune_assets.targets.wandb.sums import SeriesSums
-from neptune_assets.targets.wandb.system import placeable
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
+
+Floats = npt.NDArray[np.float64]
+_SUMS: Final = (
+    ("points", "count"),
+    ("first micro-step", "first"),
+    ("last micro-step", "last"),
+    ("minimum", "low"),
+    ("maximum", "high"),
+    ("checksum", "checksum"),
+)
+
+
+class SeriesSums:
+    """Counts, ends, extremes and a checksum for each of many series; memory grows with series, not with points.
+
+    The checksum is over (step, bits of the value) and does not depend on the order of points.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self.count: Ints = np.zeros(0, dtype=np.int64)
+        self.first: Ints = np.zeros(0, dtype=np.int64)
+        self.last: Ints = np.zeros(0, dtype=np.int64)
+        self.low: Floats = np.zeros(0)
+        self.high: Floats = np.zeros(0)
+        self.checksum: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+
+    @property
+    def names(self) -> list[str]:
+        """The series, in the order in which they were met."""
+        return list(self._numbers)
+
+    def add(self, codes: Ints, names: Sequence[str], steps: Ints, values: Floats) -> None:
+        """Take points in: ``names[codes[n]]`` has ``values[n]`` at micro-step ``steps[n]``; no name stands twice."""
+        if len(codes) == 0:
+            return
+        mixed = _mixed(steps, values)
+        if not (codes[1:] >= codes[:-1]).all():
+            small = codes.astype(np.uint16) if len(names) < 1 << 16 else codes  # sixteen bits are sorted by counting
+            order = np.argsort(small, kind="stable")
+            codes, steps, values, mixed = codes[order], steps[order], values[order], mixed[order]
+        starts = np.concatenate(([0], np.flatnonzero(np.diff(codes)) + 1))
+        at = self._places([names[code] for code in codes[starts].tolist()])
+        self.count[at] += np.diff(np.append(starts, len(codes)))
+        self.first[at] = np.minimum(self.first[at], np.minimum.reduceat(steps, starts))
+        self.last[at] = np.maximum(self.last[at], np.maximum.reduceat(steps, starts))
+        self.low[at] = np.fmin(self.low[at], np.fmin.reduceat(values, starts))
+        self.high[at] = np.fmax(self.high[at], np.fmax.reduceat(values, starts))
+        self.checksum[at] += np.add.reduceat(mixed, starts)
+
+    def differences(self, other: SeriesSums) -> Iterator[tuple[str, str]]:
+        """Yield (series, what is different) for all series of this or the other, ours being what the lake has."""
+        for name in sorted({*self._numbers} - {*other._numbers}):
+            yield name, f"points: {self.count[self._numbers[name]]} in the lake, 0 in the run"
+        for name in sorted({*other._numbers} - {*self._numbers}):
+            yield name, f"points: 0 in the lake, {other.count[other._numbers[name]]} in the run"
+        both = sorted({*self._numbers} & {*other._numbers})
+        mine = np.array([self._numbers[name] for name in both], dtype=np.int64)
+        theirs = np.array([other._numbers[name] for name in both], dtype=np.int64)
+        said: dict[int, str] = {}
+        for word, column in _SUMS:
+            a, b = getattr(self, column)[mine], getattr(other, column)[theirs]
+            for place in np.flatnonzero((a != b) & ~((a != a) & (b != b))).tolist():
+                said.setdefault(place, f"{word}: {a[place]} in the lake, {b[place]} in the run")
+        yield from ((both[place], said[place]) for place in sorted(said))
+
+    def _places(self, names: Sequence[str]) -> Ints:
+        """Return the place of each series, new ones appended."""
+        at = np.array([self._numbers.setdefault(name, len(self._numbers)) for name in names], dtype=np.int64)
+        new = len(self._numbers) - len(self.count)
+        if new:
+            limits = np.iinfo(np.int64)
+            self.count = np.append(self.count, np.zeros(new, dtype=np.int64))
+            self.first = np.append(self.first, np.full(new, limits.max, dtype=np.int64))
+            self.last = np.append(self.last, np.full(new, limits.min, dtype=np.int64))
+            self.low, self.high = np.append(self.low, np.full(new, np.nan)), np.append(self.high, np.full(new, np.nan))
+            self.checksum = np.append(self.checksum, np.zeros(new, dtype=np.uint64))
+        return at
+
+
+def _mixed(steps: Ints, values: Floats) -> npt.NDArray[np.uint64]:
+    """Return a well-mixed 64-bit number for each (step, value); every NaN counts as the same."""
+    bits = np.where(np.isnan(values), np.nan, values).view(np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = steps.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ bits
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        result: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return result
+
+
+_STEP: Final = "_step"
+_OURS: Final = frozenset({_STEP, "_timestamp", "_runtime", AXIS})
+_MOST_MARKS: Final = 1 << 24
+_MOST_SAID: Final = 20
+
+
+@dataclass(slots=True)
+class Content:
+    """What a staged run holds, as read back."""
+
+    points: SeriesSums = field(default_factory=SeriesSums)
+    objects: SeriesSums = field(default_factory=SeriesSums)
+    """Histograms: count and a checksum over (step, JSON)."""
+    system: SeriesSums = field(default_factory=SeriesSums)
+    """System metrics, with times where other series have steps."""
+    system_rows: int = 0
+    tables: defaultdict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    media: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    """By name; files are below the run's ``files`` directory, or absolute."""
+    version: Any = None
+    """The request that logs a model version, if there is one."""
+    config: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, str] = field(default_factory=dict)
+    run: str = ""
+    project: str = ""
+    rows: int = 0
+    last_step: int = -1
+    end: int | None = None
+    """Place of the record that ends the run; None if there is none."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """True if the run ends."""
+        return self.end is not None
+
+
+class ContentReader:
+    """Reads a ``.wandb`` file; memory grows with keys, not with points."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._unit, self._axis = layout.stepping.unit, layout.stepping.axis
+        self._content = Content()
+        self._directory = Path()
+
+    def read(self, path: Path) -> Content:
+        """Return what the file holds. Raises TargetError if it is damaged."""
+        content, end = self._content, 0
+        self._directory = path.parent
+        for window in windows(path):
+            try:
+                self._history(window.history)
+            except (pa.ArrowInvalid, ValueError, KeyError) as error:
+                raise TargetError(
+                    f"{path.name} holds what was not staged: {error}.", hint="Load the run again; it is staged anew."
+                ) from error
+            self._others(window)
+            end = window.end
+        if content.end is not None and content.end != end - 1:
+            content.problems.append("there are records after the last one")
+        return content
+
+    def _others(self, window: Window) -> None:
+        content, stats = self._content, []
+        for place, record in window.others:
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                content.run, content.project = record.run.run_id, record.run.project
+                content.config.update((item.key, item.value_json) for item in record.run.config.update)
+            elif kind == "summary":
+                content.summary.update((item.nested_key[0], item.value_json) for item in record.summary.update)
+            elif kind == "files":
+                content.files.extend(item.path for item in record.files.files)
+            elif kind == "request" and is_version(record):
+                content.version = record
+            elif kind == "request":
+                artifact = read_artifact(record, self._directory)
+                content.artifacts[artifact.name] = artifact
+            elif kind == "stats":
+                stats.append(record_points(record))
+            elif kind == "exit":
+                content.end = place
+        if stats:
+            content.system_rows += len(stats)
+            _add_system(content.system, stats)
+
+    def _history(self, items: HistoryItems) -> None:
+        if not items.row_count:
+            return
+        self._no_key_twice(items)
+        steps = self._steps(items)
+        codes = {name: code for code, name in enumerate(items.names)}
+        own = np.zeros(len(items.names), dtype=bool)
+        own[[codes[name] for name in _OURS if name in codes]] = True
+        wanted = ~own[items.codes]
+        objects = wanted & _begins_with(items.values, ord("{"))
+        for place in np.flatnonzero(objects).tolist():
+            key = items.names[items.codes[place]]
+            self._object(key, int(steps[items.rows[place]]), items.values[place].as_py())
+        wanted &= ~objects
+        values = items.values.filter(pa.array(wanted)).cast(pa.float64()).to_numpy()
+        self._content.points.add(items.codes[wanted], items.names, steps[items.rows[wanted]], values)
+        self._content.rows += items.row_count
+
+    def _steps(self, items: HistoryItems) -> Ints:
+        """Return the micro-step of each row, after looking whether rows are in order."""
+        content = self._content
+        texts = self._one_a_row(items, _STEP)
+        counts = texts.cast(pa.int64()).to_numpy()
+        before = np.concatenate(([content.last_step], counts[:-1]))
+        for row in np.flatnonzero(counts <= before)[:_MOST_SAID].tolist():
+            content.problems.append(f"history row {content.rows + row} goes back to _step {counts[row]}")
+        for row in np.flatnonzero(counts != items.step_numbers)[:_MOST_SAID].tolist():
+            content.problems.append(
+                f"history row {content.rows + row} has _step {counts[row]} and calls itself {items.step_numbers[row]}"
+            )
+        content.last_step = int(counts[-1])
+        if not self._axis:
+            return np.asarray(counts * self._unit, dtype=np.int64)
+        return microsteps(self._one_a_row(items, AXIS).cast(pa.decimal128(18, 6)))
+
+    def _one_a_row(self, items: HistoryItems, name: str) -> Any:
+        """Return the values of a key that every row has."""
+        chosen = items.codes == items.names.index(name) if name in items.names else np.zeros(0, dtype=bool)
+        if int(chosen.sum()) != items.row_count:
+            raise ValueError(f"a history row without {name}")
+        return items.values.filter(pa.array(chosen))
+
+    def _no_key_twice(self, items: HistoryItems) -> None:
+        marks, width = items.rows * len(items.names) + items.codes, len(items.names)
+        if items.row_count * width <= _MOST_MARKS:
+            twice = bool((np.bincount(marks) > 1).any())
+        else:
+            twice = len(np.unique(marks)) != len(marks)
+        if twice:
+            found, counts = np.unique(marks, return_counts=True)
+            row = int(found[np.flatnonzero(counts > 1)[0]]) // width
+            self._content.problems.append(f"history row {self._content.rows + row} has a key twice")
+
+    def _object(self, key: str, step: int, text: str) -> None:
+        value = json.loads(text)
+        if value["_type"] == "histogram":
+            self._content.objects.add(np.array([0]), [key], np.array([step]), np.array([text_number(text)]))
+        elif value["_type"] == "table-file":
+            self._content.tables[key].append(value)
+            self._content.media.append(value)
+        else:
+            self._content.media.append(value)
+
+
+def _add_system(sums: SeriesSums, rows: list[tuple[int, list[str], list[float]]]) -> None:
+    numbers: dict[str, int] = {}
+    codes = [numbers.setdefault(key, len(numbers)) for _, keys, _ in rows for key in keys]
+    times = np.repeat([time for time, _, _ in rows], [len(keys) for _, keys, _ in rows])
+    values = np.array([value for _, _, found in rows for value in found], dtype=np.float64)
+    sums.add(np.array(codes, dtype=np.int64), list(numbers), times.astype(np.int64), values)
+
+
+def _begins_with(texts: Any, byte: int) -> Bools:
+    """Return which of the texts of an array begin with this byte."""
+    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = texts.buffers()[2]
+    if data is None or data.size == 0:
+        return np.zeros(len(texts), dtype=bool)
+    letters = np.frombuffer(data, dtype=np.uint8)
+    result: Bools = (letters[np.minimum(offsets[:-1], len(letters) - 1)] == byte) & (np.diff(offsets) > 0)
+    return result
+
+
+def text_number(text: str) -> float:
+    """Return a number that stands for a text in checksums."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=6).digest()
+    return float(int.from_bytes(digest, "big"))
+
 
 Version = Callable[[list[StagedFile]], Any]
 """Makes the request that logs staged files as a model version."""
@@ -230,15 +509,15 @@ def _files(run: LakeRun, content: Content, directory: Path, version: Version | N
         files = [StagedFile(**file) for file in index["files"]]
         yield from artifacts.differences(content.artifacts, files, content.run, root)
     if content.version is not None:
-        in_artifacts |= set(model_entry.local_files(content.version, directory))
+        in_artifacts |= set(artifacts.local_files(content.version, directory))
     if (content.version is None) != (version is None):
         yield "a model version is logged where there is none, or the other way round"
     elif content.version is not None and version is not None:
         expected = version([StagedFile(**file) for file in index["files"]])
         expected.num = content.version.num
-        if model_entry.compared(expected) != model_entry.compared(content.version):
+        if artifacts.compared(expected) != artifacts.compared(content.version):
             yield "the model version is not logged as it is in the lake"
-    announced = {*content.files, *in_artifacts} - {model_entry.IDENTITY}
+    announced = {*content.files, *in_artifacts} - {artifacts.IDENTITY}
     for facts in content.media:
         if staged.get(facts["path"]) != facts["sha256"]:
             yield f"{facts['path']}: the history names a file that is not there"
