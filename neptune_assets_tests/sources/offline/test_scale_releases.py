@@ -1,4 +1,4 @@
-"""Recordings of every format that a release of neptune-scale wrote are read alike (cases/scale-releases/record.py)."""
+"""Recordings of every format that a release of neptune-scale wrote are read alike (cases/scale_recordings.py)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Records one run with whatever neptune-scale release runs this script: `python record.py DIRECTORY [killed]`.
+"""Records one run with whatever neptune-scale release runs this script: `python scale_recordings.py DIRECTORY [killed]`.
 
-Each folder beside this file was made by it, in an environment of that release alone (Python 3.10, Linux):
+Each folder of `scale-releases/` was made by it, in an environment of that release alone (Python 3.10, Linux):
 `pip install neptune-scale==0.11.0 'setuptools<80'`, and so on. With `killed` the run is never closed.
 """
 
