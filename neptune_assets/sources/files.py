@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache, lru_cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import BinaryIO, Final
 
 from neptune_assets.errors import UnsafePathError
@@ -271,6 +271,23 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def composed(name: str) -> str:
     """A name in Unicode normal form C: Macs and some shares store names in another form than they were given."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def spelled(folder: Path, parts: Sequence[str]) -> Iterator[str]:
+    """The path below a folder, with names as they are on the disk where only their Unicode normal form differs."""
+    place = str(folder)
+    for part in parts:
+        following = os.path.join(place, part)  # noqa: PTH118
+        if not part.isascii() and part not in {".", ".."} and not os.path.lexists(following):
+            try:
+                names = [name for name in os.listdir(place) if composed(name) == composed(part)]  # noqa: PTH208
+            except OSError:
+                return
+            if len(names) != 1:
+                return
+            following = os.path.join(place, names[0])  # noqa: PTH118
+        place = following
+    yield place
 
 
 @cache

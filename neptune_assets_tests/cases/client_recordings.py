@@ -2,16 +2,20 @@
 
     <venv>/bin/python client_recordings.py SCENARIO    in an empty directory; leaves `.neptune` there
 
-Only what every release from 0.9 to 1.14 has is used. `neptune-client/<release>.tar.gz` has a directory per scenario.
+Only what every release from 0.9 to 1.14 has is used. `neptune-client/<release>.tar.gz` has a directory per scenario;
+`README.md` says where the others are. Scenarios that need a server are run by `served_recordings.py`.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import unicodedata
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -174,7 +178,78 @@ def _session() -> None:
     run.stop()
 
 
+def forms(mode: str = "offline", **options: Any) -> None:
+    """Files and attributes whose names are in Unicode form D, as a Mac's shell completes them."""
+    odd = unicodedata.normalize("NFD", "größe")
+    Path("öut").mkdir()
+    Path("öut", f"{odd}.txt").write_text("from disk", encoding="utf-8")
+    run = start(mode, name="forms", **options)
+    run[f"p/{odd}"] = odd
+    append(run[odd], 0.5, step=1)
+    run[f"f/{odd}"].upload(f"öut/{odd}.txt")
+    run["set"].upload_files("öut")
+    run["stars"].upload_files("öut/*.txt")
+    run.stop()
+
+
+def live() -> None:
+    """As :func:`forms`, and a plain run, logged to a server; argument: project."""
+    forms("async", project=sys.argv[2])
+    run = start("async", name="plain", project=sys.argv[2])
+    append(run["loss"], 0.25, step=1)
+    run["model/weights"].upload(str(next(Path("öut").iterdir())))
+    run.stop()
+
+
+def full() -> None:
+    """A run whose disk is full after 2,000 bytes of its log: no file can grow beyond, as a quota refuses it."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    run = start(name="full")
+    run.wait(disk_only=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+    for step in range(100):
+        append(run["loss"], 1 / (1 + step), step=step)
+    run.stop()
+
+
+def overlap() -> None:
+    """A session of a run of a server that is gone once it began; the second one logs three steps again.
+
+    Arguments: project, and the run's id if it is the second. Says `ready` and waits for a line before it logs; is
+    killed as soon as all is on the disk.
+    """
+    project, *known = sys.argv[2:]
+    try:
+        run = start("async", project=project, **({"with_id": known[0]} if known else {}))
+    except TypeError:
+        run = start("async", project=project, run=known[0])
+    run.sync()
+    print("ready", run["sys/id"].fetch(), flush=True)
+    sys.stdin.readline()
+    for step in range(6, 9) if known else range(10):
+        append(run["loss"], (2000.0 if known else 1000.0) + step, step=step, timestamp=1.7e9 + 3600 * len(known) + step)
+        append(run["same"], float(step), step=step, timestamp=1.7e9 + 3600 * len(known) + step)
+    run["params/from"] = 1 + len(known)
+    run.wait(disk_only=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def new_project() -> None:
+    """Logs into a project that the server does not have, and synchronizes an offline run into another one."""
+    Path("note.txt").write_text("a note")
+    for mode, options in (("async", {"project": "team/new"}), ("offline", {})):
+        run = start(mode, name=mode, **options)
+        run["x"] = 1
+        run["sys/tags"].add(["a", "b"])
+        for step in range(3):
+            append(run["m"], step / 2, step=step)
+        append(run["log"], "a line")
+        run["note"].upload("note.txt")
+        run.stop()
+    subprocess.run([Path(sys.executable).with_name("neptune"), "sync", "-p", "team/synced"], check=True)
+
+
 if __name__ == "__main__":
-    {item.__name__: item for item in (readers, writers, files, names, milliseconds, leftovers, sessions, _session)}[
-        sys.argv[1]
-    ]()
+    scenarios = (readers, writers, files, names, milliseconds, leftovers, sessions, _session)
+    scenarios += (forms, live, full, overlap, new_project)
+    {item.__name__: item for item in scenarios}[sys.argv[1]]()

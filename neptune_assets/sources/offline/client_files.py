@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
-from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, composed, forbidden_root, has_magic
+from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, composed, forbidden_root, has_magic, spelled
 from neptune_assets.sources.offline.client_layout import moment_of
 from neptune_assets.sources.offline.client_operations import SetChange
 from neptune_assets.sources.offline.recorded_files import file_limits
@@ -121,12 +121,12 @@ class FileFinder:
             yield str(beside / parts[-1])
         for folder in [*([] if ran_in is None else [ran_in]), *self.directories]:
             if kind == "relative":
-                yield from _spelled(folder, parts)
+                yield from spelled(folder, parts)
                 continue
             for start in range(1, len(parts)):
                 # One name alone is too little to tell a file by, unless its folder's name agrees too.
                 if start < len(parts) - 1 or parts[start - 1] == folder.name:
-                    yield from _spelled(folder, parts[start:])
+                    yield from spelled(folder, parts[start:])
             if parts[-1] == folder.name:
                 yield str(folder)
 
@@ -400,23 +400,6 @@ def _parts(recorded: str) -> tuple[str, tuple[str, ...]]:
     if windows.is_absolute():
         return "windows", windows.parts[1:]
     return "relative", (windows if "\\" in recorded and "/" not in recorded else PurePosixPath(recorded)).parts
-
-
-def _spelled(folder: Path, parts: Sequence[str]) -> Iterator[str]:
-    """The path below a folder, with names as they are on the disk where only their Unicode normal form differs."""
-    place = str(folder)
-    for part in parts:
-        following = os.path.join(place, part)  # noqa: PTH118
-        if not part.isascii() and part not in {".", ".."} and not os.path.lexists(following):
-            try:
-                names = [name for name in os.listdir(place) if composed(name) == composed(part)]  # noqa: PTH208
-            except OSError:
-                return
-            if len(names) != 1:
-                return
-            following = os.path.join(place, names[0])  # noqa: PTH118
-        place = following
-    yield place
 
 
 def _agreement(recorded: Sequence[str], candidate: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
-from neptune_assets.sources.files import AllowedRoots, Limits
+from neptune_assets.sources.files import AllowedRoots, Limits, spelled
 from neptune_assets.sources.offline.settings import OfflineSource
 
 FILES_FROM: Final = "source.offline.files_from"
@@ -103,9 +103,12 @@ class RecordedFile:
 
 
 def candidates(recorded: str, folders: Iterable[Path]) -> list[Path]:
-    """The path as recorded, then a file of the same name in each folder. Names from Windows are understood."""
+    """The path as recorded, then a file of the same name in each folder, in whichever Unicode form it has there.
+
+    Names from Windows are understood.
+    """
     name = base_name(recorded)
-    return [Path(recorded), *(folder / name for folder in folders if name)]
+    return [Path(recorded), *(Path(place) for folder in folders if name for place in spelled(folder, [name]))]
 
 
 def base_name(path: str) -> str:

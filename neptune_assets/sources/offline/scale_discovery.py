@@ -110,6 +110,12 @@ def _recognise(path: Path, settings: OfflineSource) -> ScaleRecording | Refusal 
                 f"{path} names no run: the data may be in its -wal file, which is damaged or was left where the folder "
                 "was copied from. Keep all of its files, and look for another copy.",
             )
+        if facts.size == 0:
+            return Refusal(
+                path,
+                f"{path} is empty: the disk was full when it was recorded or copied, or the job was killed at once. "
+                "Look for another copy; if there is none, move its folder away.",
+            )
         return Refusal(path, f"{path} names no run: neptune-scale stopped before it recorded anything.", notice=True)
     if identity.version not in FORMATS:
         return Refusal(

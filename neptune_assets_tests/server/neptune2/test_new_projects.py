@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from neptune_assets_tests.support.server import Served, server_in_thread
 
 SYNC = "from neptune.cli.commands import sync; sync()"
 FORKED = Path(__file__).parent / "forked_workers"
+NEW_PROJECT = Path(__file__).parents[2] / "cases" / "own" / "new-project"
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LOG = """
 import neptune
 run = neptune.init_run(project="team/new", capture_stdout=False, capture_stderr=False,
@@ -99,3 +103,36 @@ def test_records_that_forked_workers_repeated_count_once(
         assert series(http, run, "val/acc", "getFloatSeriesValues") == [(0, 0.5), (1, 0.6), (2, 0.7)]
         values = http.attributes(run)
         assert (values["params/lr"][1]["value"], values["result"][1]["value"]) == (0.1, "ok")
+
+
+@pytest.mark.parametrize("release", ["0.16.19", "1.0.0", "1.8.6"])
+def test_older_clients_make_the_project_they_log_and_synchronize_into(tmp_path: Path, release: str) -> None:
+    """Their own requests, as served_recordings.py kept them; a run's uuid is that of the run made last."""
+    with server_in_thread(tmp_path / "store") as served, served.client() as client:
+        made: list[str] = []
+        uuids: dict[str, str] = {}
+        for line in (NEW_PROJECT / f"{release}.jsonl").read_text().splitlines():
+            request = json.loads(line)
+            for uuid in UUID.findall(request["path"]):
+                request["path"] = request["path"].replace(uuid, uuids.setdefault(uuid, made[-1] if made else uuid))
+            if "/signal" in request["path"]:  # a websocket, which this server does not have
+                continue
+            headers = {"Content-Type": request["type"]} if request["type"] else {}
+            content = request["body"].encode()
+            answer = client.request(request["method"], request["path"], content=content, headers=headers)
+            assert answer.status_code == 200, (request["path"], answer.text)
+            if request["path"].endswith("/experiments") and request["method"] == "POST":
+                made.append(answer.json()["id"])
+            elif "/operations" in request["path"]:
+                assert answer.json() == []
+        assert len(made) == 2
+        listed = client.get("/api/backend/v1/projects").json()["entries"]
+        assert [entry["name"] for entry in listed] == ["new", "synced"]
+        http = Http(client)
+        for run, name in (("team/new/NEW-1", "async"), ("team/synced/SYNCED-1", "offline")):
+            values = http.attributes(run)
+            assert (values["x"][1]["value"], values["sys/name"][1]["value"]) == (1, name)
+            assert sorted(values["sys/tags"][1]["values"]) == ["a", "b"]
+            assert values["note"][1]["size"] == len("a note")
+            assert series(http, run, "m", "getFloatSeriesValues") == [(0, 0.0), (1, 0.5), (2, 1.0)]
+            assert series(http, run, "log", "getStringSeriesValues") == [(0, "a line")]
