@@ -44,6 +44,8 @@ class _Hashed:
     size: int
     sha256: str
     extension: str
+    place: str | None = None
+    """Where it lies below the directory of files, if its source knows; it may be named otherwise than rows say."""
 
 
 class FileStore:
@@ -144,7 +146,7 @@ class FileStore:
         return [
             replace(
                 base,
-                path=f"{reference}/{item.name}" if many else reference,
+                path=item.place or (f"{reference}/{item.name}" if many else reference),
                 size=item.size,
                 sha256=item.sha256,
                 member=item.name if many else None,
@@ -183,7 +185,14 @@ class FileStore:
         self.count += 1
         name = source.relative_path
         extension = extension_of(name.rsplit("/", 1)[-1]) or _guess(head)
-        return _Hashed(name, None if temporary is None else str(temporary), size, digest.hexdigest(), extension)
+        return _Hashed(
+            name,
+            None if temporary is None else str(temporary),
+            size,
+            digest.hexdigest(),
+            extension,
+            getattr(source, "place", None),
+        )
 
     def _place(self, item: _Hashed, path: str) -> None:
         """Move a temporary file to its place below the files directory, unless its content is there already.

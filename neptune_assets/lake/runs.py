@@ -20,6 +20,7 @@ from neptune_assets.lake.records import FileRecord, PartRecord, RunRecord
 from neptune_assets.lake.rows import Attributes, pack, pieces, unpack
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA, AttributeType
+from neptune_assets.sources.files import composed
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject
@@ -311,7 +312,7 @@ class LakeRun:
 
     def _checked(self, stream: BinaryIO, path: str) -> BinaryIO:
         """Have a file compared with its record while it is read."""
-        record = self._file_by_path().get(path)
+        record = self._record_of(path)
         if record is None:
             return stream
 
@@ -323,10 +324,13 @@ class LakeRun:
 
         return cast(BinaryIO, CheckedFile(stream, record.size, record.sha256, damaged))
 
-    def _file_by_path(self) -> dict[str, FileRecord]:
+    def _record_of(self, path: str) -> FileRecord | None:
+        """The record of a file; of one that is read in place also by the name that its row gives it."""
         if self._files is None:
-            self._files = {item.path: item for item in self.record.files}
-        return self._files
+            own = {item.path: item for item in self.record.files}
+            # A row may name it in another form of Unicode than the disk, or with Windows's separators.
+            self._files = own if self.record.in_place is None else {_form(name): own[name] for name in own} | own
+        return self._files.get(path) or (None if self.record.in_place is None else self._files.get(_form(path)))
 
     def _batches_in_place(
         self, kinds: list[str] | None, wanted: list[str], batch_rows: int
@@ -341,7 +345,9 @@ class LakeRun:
         if not root:
             raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=AGAIN)
         storage = storage_in_place(root, self.project.lake.settings)
-        candidates = [f"{storage.root}/{item}" for item in dict.fromkeys((path, normal))]
+        record = self._record_of(path)
+        names = dict.fromkeys((path, normal) if record is None else (path, normal, record.path))
+        candidates = [f"{storage.root}/{item}" for item in names]
         return self._open(storage, storage.root, candidates, path)
 
     def _open(self, storage: Storage, root: str, candidates: Sequence[str], path: str) -> BinaryIO:
@@ -359,6 +365,11 @@ class LakeRun:
             f"File {path!r} of run {self.run_id!r} is not in {storage.url(root)}.",
             hint="Materialize the project's lake asset with full_refresh to fetch it again.",
         )
+
+
+def _form(path: str) -> str:
+    """A path of an export as it is compared: forward slashes, and letters in Unicode form C."""
+    return composed(path).replace("\\", "/")
 
 
 def _of_kinds(batch: pa.RecordBatch, kinds: list[str]) -> pa.RecordBatch:

@@ -85,6 +85,13 @@ def forbidden_root(real: str) -> str | None:
     return next((name for name, place in _forbidden() if _within(real, place)), None)
 
 
+def special_kind(mode: int) -> str | None:
+    """What a file is that is neither regular nor a directory ("a named pipe"), by the mode of its status, or None."""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
     """Open a regular file for reading, links followed; never blocks.
 
@@ -243,7 +250,7 @@ class FileSearch:
             return True
         if entry.is_symlink():
             return not entry.is_dir()
-        kind = _KINDS.get(stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode), "something else")
+        kind = special_kind(entry.stat(follow_symlinks=False).st_mode)
         self.problem(f"{entry.path!r} is {kind}, not a regular file; it is left out.")
         return False
 

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -8,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.errors import SourceError
+from neptune_assets.errors import FileGoneError, SourceError
 from neptune_assets_tests.sources.export_support import PROJECT, messages, read, rows, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
@@ -16,6 +21,7 @@ from neptune_assets_tests.support.export_factory import (
     ExportFactory,
     as_table,
     exported_name,
+    file_row,
     parameter,
     point,
     run_v3,
@@ -322,3 +328,74 @@ def test_long_strings_do_not_make_huge_batches(factory):
     sizes = [chunk.batch.nbytes for chunk in list(export.read(PROJECT, ["r"]))[:-1]]
     assert sum(sizes) > 80_000_000
     assert max(sizes) < 40_000_000
+
+
+@contextmanager
+def special(path: Path, kind: str) -> Iterator[str]:
+    """Put a pipe, a socket or a device in a path's place; yields what messages call it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "socket":
+        place = Path.cwd()
+        with socket.socket(socket.AF_UNIX) as listening:
+            # Addresses of sockets are short.
+            os.chdir(path.parent)
+            try:
+                listening.bind(path.name)
+            finally:
+                os.chdir(place)
+            yield "a socket"
+    elif kind == "pipe":
+        os.mkfifo(path)
+        yield "a named pipe"
+    else:
+        try:
+            os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+        except PermissionError:
+            pytest.skip("making a device needs rights that this user has not")
+        yield "a device"
+
+
+KINDS = ["pipe", "socket", "device"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_files_in_an_export_are_named_as_what_they_are(factory, kind):
+    factory.run(PROJECT, "r", *([group] for group in run_v3("r")))
+    other = factory.data / exported_name("ws/other")
+    stray = factory.project(PROJECT) / "notes"
+    report = factory.directory / "neptune_exporter_errors.jsonl"
+    with special(other, kind) as named, special(stray, kind), special(report, kind):
+        export = source(factory)
+        assert export.projects() == [PROJECT]
+        whole, of_project = messages(export.problems()), messages(export.problems(PROJECT))
+        assert f"{other} is {named}" in whole
+        for path in (other, stray, report):
+            (found,) = [issue for issue in export.problems(PROJECT) if f"{path} is {named}" in issue.message]
+            assert not found.notice, of_project
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_special_file_in_the_place_of_a_part_leaves_its_run_partial(factory, kind):
+    factory.run(PROJECT, "r", *([group] for group in run_v3("r")))
+    part = factory.part(PROJECT, "r", 1)
+    part.unlink()
+    with special(part, kind) as named:
+        export = source(factory)
+        (info,) = [info for info in export.runs(PROJECT) if info.run_id == "r"]
+        table, end = read(export, info.run_id)
+    assert table.num_rows
+    assert f"{part.name} cannot be read: it is {named}, not a regular file" in messages(end.errors)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_special_file_in_the_place_of_files_is_named(factory, kind):
+    factory.run(PROJECT, "r", *([group] for group in run_v3("r")))
+    factory.run(PROJECT, "f", [run_v3("f")[0], [file_row("model", "f/model")]])
+    with special(factory.files / exported_name(PROJECT), kind) as named:
+        export = source(factory)
+        assert f"is {named}, not a directory" in messages(export.problems(PROJECT))
+        with pytest.raises(FileGoneError):
+            export.files(PROJECT, "f", "f/model")

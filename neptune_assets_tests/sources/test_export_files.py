@@ -3,14 +3,27 @@ from __future__ import annotations
 import io
 import json
 import socket
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from neptune_assets.checks import check_files
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnsafePathError
+from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.writer import LakeWriter
+from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.sources.export_support import PROJECT, messages, read, source
-from neptune_assets_tests.support.export_factory import ExportFactory, exported_name, file_row, run_v2, run_v3
+from neptune_assets_tests.support.export_factory import (
+    ExportFactory,
+    exported_name,
+    file_row,
+    run_v2,
+    run_v3,
+    system_rows_v3,
+)
 
 
 @pytest.fixture
@@ -221,3 +234,34 @@ def test_an_export_on_s3_reads_as_on_disk(factory, bucket, monkeypatch):
         source(factory, **{**remote, "data": "s3://exports/nothing"}).projects()
     with pytest.raises(SourceError):
         source(factory, **{**remote, "data": "s3://no-such-bucket/data"}).projects()
+
+
+@pytest.mark.parametrize("mode", ["copy", "in_place"])
+@pytest.mark.parametrize("named", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_names_in_any_form_of_unicode_are_in_the_lake(factory, tmp_path, stored, named, mode):
+    project, one, members = "ws/größe", "r/podgląd/błąd ö", {"Å ü.txt": b"in a set", "unter/é": b"deeper"}
+    name = unicodedata.normalize(named, one)
+    folder = unicodedata.normalize(named, "r/sätze")
+    rows = [file_row("a", name), file_row("b", folder, "file_set"), file_row("c", name.replace("/", "\\"), "file")]
+    factory.run(project, "r", [system_rows_v3("r"), rows])
+    factory.file(project, one, b"alone")
+    for inside, content in members.items():
+        factory.file(project, f"r/sätze/{inside}", content)
+    for path in sorted((tmp_path / "exports").rglob("*"), key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(unicodedata.normalize(stored, path.name)))
+    lake = LakeSettings(root=str(tmp_path / "lake"))
+    report = LakeWriter(lake, source(factory, mode=mode)).write_project(project)
+    assert not report.partial
+    held = Lake(lake).project(project)
+    assert check_files(held, dg.AssetKey("x")).passed
+    run = held.run("r")
+    assert (run.record.in_place is None) == (mode == "copy")
+    assert run.content_digest() == run.record.digest
+    for row in (row for batch in run.batches() for row in batch.to_pylist() if row["attribute_type"] == "file"):
+        assert run.open_file(row["file_value"]["path"]).read() == b"alone"
+    found = {record.member: run.open_file(record.path).read() for record in run.record.files if record.member}
+    assert {unicodedata.normalize("NFC", inside): content for inside, content in found.items()} == {
+        unicodedata.normalize("NFC", inside): content for inside, content in members.items()
+    }
+    assert [run.file_damage(record) for record in run.record.files] == [None] * 4

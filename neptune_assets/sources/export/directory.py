@@ -72,8 +72,9 @@ def list_runs(root: Root, directory: str, scope: Scope) -> Listing:
         name = parse_part(entry.name)
         if entry.name.startswith(".") or (entry.is_directory and entry.name in _REGISTRY):
             continue
-        if entry.leads_out:
-            problems.append(Issue(f"{entry.path} is a symbolic link that leads out of the export; it is not read."))
+        # What stands in the place of a part is that part, which cannot be read: it is missed in its run.
+        if entry.unread is not None and (entry.leads_out or name is None):
+            problems.append(Issue(entry.unread))
         elif name is None or entry.is_directory:
             # Files of other kinds are not the exporter's; a directory or a Parquet file may hold a run.
             notice = not entry.is_directory and ".parquet" not in entry.name.lower()

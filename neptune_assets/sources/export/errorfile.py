@@ -74,7 +74,10 @@ def read_error_report(root: Root, named: Root | None = None) -> ErrorReport:
     above = root.base.rsplit("/", 1)[0]
     for directory in dict.fromkeys((root.base, above, above.rsplit("/", 1)[0])):
         path = f"{directory}/{FILE_NAME}"
-        if directory and root.filesystem.isfile(path):
+        entry = root.describe(path) if directory else None
+        if entry is not None and entry.unread is not None:
+            report.unreadable.append(Issue(entry.unread))
+        elif entry is not None and not entry.is_directory:
             _read(root, path, report)
     if named is not None and named.address(named.base) not in map(root.address, report.places):
         if not named.filesystem.isfile(named.base):
@@ -104,7 +107,7 @@ def _read(root: Root, path: str, report: ErrorReport) -> None:
                     _optional(fields.get("attribute_type")),
                     _text(fields.get("exception") or "unknown error"),
                 )
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 report.unreadable.append(
                     Issue(f"Line {number} of {path} is no error report of the exporter; what failed there is unknown.")
                 )

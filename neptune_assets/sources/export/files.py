@@ -12,10 +12,12 @@ from neptune_assets.sources.export.roots import Entry, Root
 class ExportFile:
     """One file in the export. Implements :class:`neptune_assets.sources.protocol.SourceFile`."""
 
-    def __init__(self, root: Root, entry: Entry, relative_path: str) -> None:
+    def __init__(self, root: Root, entry: Entry, relative_path: str, place: str) -> None:
         self._root = root
         self._entry = entry
         self._relative_path = relative_path
+        self.place = place
+        """Path below the project's directory of files as it is on disk: Macs store other letters than rows name."""
 
     @property
     def relative_path(self) -> str:
@@ -51,7 +53,8 @@ def resolve_files(root: Root, directory: str, reference: str) -> Sequence[Export
             f"{reference} is not below {root.url}/{directory}.",
             hint="Restore the file, or export the run again; the run stays partial until then.",
         )
+    place = entry.path.removeprefix(f"{root.base}/{directory}/")
     if not entry.is_directory:
-        return [ExportFile(root, entry, entry.name)]
+        return [ExportFile(root, entry, entry.name, place)]
     members = sorted(root.walk(entry.path), key=lambda member: member[0])
-    return [ExportFile(root, member, inside) for inside, member in members]
+    return [ExportFile(root, member, inside, f"{place}/{inside}") for inside, member in members]

@@ -325,6 +325,8 @@ def _footer(stream: Any) -> pq.FileMetaData:
 def open_part(root: Root, entry: Entry) -> Iterator[Part]:
     """Open one part for reading. Raises PartError if it is gone, damaged, or no part of this format."""
     with _naming(entry.name):
+        if entry.special is not None:
+            raise OSError(f"it is {entry.special}, not a regular file")
         if entry.size == 0:
             raise EOFError("it is empty")
         stream = _stream(root, entry)

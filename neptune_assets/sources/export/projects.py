@@ -85,9 +85,8 @@ class Projects:
         scopes, candidates = tuple(scopes), tuple(candidates)
         problems: list[tuple[str | None, Issue]] = []
         for entry in self._root.entries() or []:
-            if entry.leads_out:
-                message = f"{entry.path} is a symbolic link that leads out of the export; it is not read."
-                problems.append((None, Issue(message)))
+            if entry.unread is not None:
+                problems.append((None, Issue(entry.unread)))
             elif not entry.is_directory and ".parquet" in entry.name.lower():
                 message = (
                     f"{entry.path} is in no project's directory; it is not read. Move it into that of its project."

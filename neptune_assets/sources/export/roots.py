@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from neptune_assets.errors import FileGoneError, SettingsError, SourceError, UnsafePathError
 from neptune_assets.settings import StorageSettings
-from neptune_assets.sources.files import open_regular
+from neptune_assets.sources.files import open_regular, special_kind
 
 _DRIVE: Final = re.compile(r"[A-Za-z]:/")
 _STAMPS: Final = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
@@ -38,6 +38,20 @@ class Entry:
     is_directory: bool
     leads_out: bool = False
     """True for a symbolic link whose target is outside the root or gone; such an entry is never opened."""
+    special: str | None = None
+    """What it is if it is neither a regular file nor a directory: "a named pipe", "a socket", "a device"."""
+
+    @property
+    def unread(self) -> str | None:
+        """Why an entry is never read, whatever its name: a sentence, or None."""
+        if self.leads_out:
+            return f"{self.path} is a symbolic link that leads out of the export; it is not read."
+        if self.special is not None:
+            return (
+                f"{self.path} is {self.special}, not a regular file or a directory; it is not read. Put back what the "
+                "exporter wrote there, or remove it."
+            )
+        return None
 
 
 class Root:
@@ -240,4 +254,6 @@ class Root:
 def _local_entry(path: str, *, leads_out: bool) -> Entry:
     state = os.lstat(path) if leads_out else os.stat(path)  # noqa: PTH116 - Path.stat costs more, once a file
     is_directory = not leads_out and Path(path).is_dir()
-    return Entry(os.path.basename(path), path, state.st_size, f"mtime={state.st_mtime_ns}", is_directory, leads_out)  # noqa: PTH119
+    special = None if leads_out else special_kind(state.st_mode)
+    stamp = f"mtime={state.st_mtime_ns}"
+    return Entry(os.path.basename(path), path, state.st_size, stamp, is_directory, leads_out, special)  # noqa: PTH119

@@ -135,8 +135,11 @@ class Export:
             root = self._files_root(scopes[0])
             if root is not None:
                 place = self._files_directory(project_id, scopes[0], root)
-                if owners and (root.describe(root.locate(place)) is None or _only_parts(root, place)):
+                there = root.describe(root.locate(place))
+                if owners and (there is None or there.special is not None or _only_parts(root, place)):
                     what = f"it holds no directory {place} with files" if root.exists() else "it does not exist"
+                    if there is not None and there.special is not None:
+                        what = f"{place} in it is {there.special}, not a directory"
                     issues.append(
                         Issue(
                             f"None of the {len(owners):,} files of {project_id} is below source.export.{root.setting} "
@@ -304,8 +307,11 @@ class Export:
         """Name of a project's directory under the files root: the exporter's, or that of its data if renamed alike."""
         name = safe_name(project_id)
         renamed = self._find(project_id, scope).directory
-        if renamed not in {"", name} and root.describe(root.locate(name)) is None:
-            return renamed
+        if root.describe(root.locate(name)) is None:
+            if renamed not in {"", name}:
+                return renamed
+            found = None if name.isascii() else root.same_name(name)
+            return name if found is None else found.name
         return name
 
     def _root_of(self, scope: Scope) -> Root:
