@@ -19,7 +19,7 @@ DEMO_PROJECTS := demo/vision demo/tabular
 DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check format bench record-demo clean
+.PHONY: help install demo dev test proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check docs format bench record-demo clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ check: install ## Check formatting, lint, types and docs
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/pytest neptune_assets_tests/test_docs.py
+
+docs: install ## Write the pages and the chart that are made from settings and measurements
+	@$(BIN)/python docs/generate.py
 
 format: install ## Format the code
 	@$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """Settings that any stage may need: base of all models, storage, filters, the lake, its summaries, rules for names.
 
-Every field is documented once, here or with its source or target; the README's table is checked against these models.
+Every field is documented once, here or with its source or target; docs/settings.md is made from these models.
 Secrets are never values: a setting ending in ``_env`` names the environment variable that holds one.
 What a source or target needs is in its own folder; :mod:`neptune_assets.migration_settings` puts all of it together.
 """

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
-import types
-import typing
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from neptune_assets.migration_settings import Settings
@@ -20,43 +17,26 @@ from neptune_assets.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = sorted([README, ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "demo").rglob("*.md")])
-MADE_BY_USE = ("data/", "dagster_home/storage", "dagster_home/history", "neptune_assets/defs/<", "demo/__pycache__")
+SETTINGS, ASSETS, CONTRIBUTING = ROOT / "docs/settings.md", ROOT / "docs/assets.md", ROOT / "CONTRIBUTING.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "demo").rglob("*.md")])
+MADE_BY_USE = (
+    "data/",
+    "dagster_home/storage",
+    "dagster_home/history",
+    "neptune_assets/defs/<",
+    "neptune_assets/sources/<",
+    "neptune_assets/targets/<",
+    "demo/__pycache__",
+)
+
+_spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+assert _spec is not None
+assert _spec.loader is not None
+generate = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(generate)
+
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
-SETTING_ROW = re.compile(r"^\| `(?P<name>[a-z0-9_.]+)` \| ?(?P<default>.*?) ?\| (?P<meaning>.*) \|$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-
-
-def _settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name}", field
-        inner = _model(field.annotation)
-        if inner is not None:
-            yield from _settings(inner, f"{prefix}{name}.")
-
-
-def _model(annotation: Any) -> type[BaseModel] | None:
-    options = typing.get_args(annotation) if typing.get_origin(annotation) in {typing.Union, types.UnionType} else ()
-    for option in options or (annotation,):
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
-
-
-def _documented() -> dict[str, tuple[str, str]]:
-    section = TEXT[README].partition("\n## Settings\n")[2].partition("\n## ")[0]
-    return {match["name"]: (match["default"], match["meaning"]) for match in SETTING_ROW.finditer(section)}
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "" if _model(field.annotation) else "required"
-    value = field.default
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, list):
-        return f"`{', '.join(map(str, value))}`"
-    return "" if field.default_factory is not None or value in {None, ""} else f"`{value}`"
 
 
 @cache
@@ -111,7 +91,7 @@ def test_the_server_page_has_a_row_for_every_option_of_serve() -> None:
     expected = [
         (
             f"`--{name.replace('_', '-')}`",
-            "required" if field.is_required() else _default(field),
+            "required" if field.is_required() else generate.default(field),
             str(field.description),
         )
         for name, field in fields
@@ -119,47 +99,41 @@ def test_the_server_page_has_a_row_for_every_option_of_serve() -> None:
     assert [row for row in rows if len(row) == 3] == expected
 
 
-def test_the_readme_has_a_row_for_every_setting() -> None:
-    missing = [name for name, _ in _settings() if name not in _documented()]
-    assert not missing, f"README.md, Settings: no row for {', '.join(missing)}"
+def test_the_settings_page_is_made_from_the_models() -> None:
+    assert TEXT[SETTINGS] == generate.page(), "docs/settings.md is out of date: run `make docs`"
 
 
-def test_every_row_of_the_readme_is_a_setting() -> None:
-    known = {name for name, _ in _settings()}
-    assert _documented()
-    assert not (wrong := sorted(set(_documented()) - known)), f"README.md, Settings: there is no {', '.join(wrong)}"
-
-
-@pytest.mark.parametrize(("name", "field"), list(_settings()), ids=[name for name, _ in _settings()])
-def test_a_setting_is_described_as_it_is(name: str, field: FieldInfo) -> None:
+@pytest.mark.parametrize(("name", "field"), list(generate.fields(Settings)), ids=lambda item: str(item)[:40])
+def test_every_setting_is_described(name: str, field: FieldInfo) -> None:
     assert field.description, f"{name} has no description"
-    row = _documented().get(name)
-    assert row is not None, f"README.md, Settings: no row for {name}"
-    assert row == (_default(field), field.description), f"README.md, Settings: the row of {name} is out of date"
 
 
-def test_the_readme_names_every_asset() -> None:
+def test_the_chart_is_of_what_the_pages_say() -> None:
+    assert all(ratio > 1 for ratio in generate.ratios().values())
+
+
+def test_the_page_of_assets_names_every_asset() -> None:
     names = {f"<name>/{key.partition('/')[2]}" for key in _asset_keys()}
     assert len(names) > 5
-    missing = sorted(name for name in names if f"`{name}`" not in TEXT[README])
-    assert not missing, f"README.md, Assets: not named: {', '.join(missing)}"
+    missing = sorted(name for name in names if f"`{name}`" not in TEXT[ASSETS])
+    assert not missing, f"docs/assets.md, Assets: not named: {', '.join(missing)}"
 
 
-def test_every_asset_the_readme_names_is_there() -> None:
+def test_every_asset_the_page_of_assets_names_is_there() -> None:
     known = {key.partition("/")[2] for key in _asset_keys()}
-    named = set(re.findall(r"`<name>/([a-z_/]+)`", TEXT[README]))
+    named = set(re.findall(r"`<name>/([a-z_/]+)`", TEXT[ASSETS]))
     assert named
-    assert not (wrong := sorted(named - known)), f"README.md: there is no asset <name>/{', <name>/'.join(wrong)}"
+    assert not (wrong := sorted(named - known)), f"docs/assets.md: there is no asset <name>/{', <name>/'.join(wrong)}"
 
 
-def test_the_readme_names_every_check() -> None:
+def test_the_page_of_assets_names_every_check() -> None:
     keys = _definitions().resolve_asset_graph().asset_check_keys
-    missing = sorted({key.name for key in keys if f"`{key.name}`" not in TEXT[README]})
+    missing = sorted({key.name for key in keys if f"`{key.name}`" not in TEXT[ASSETS]})
     assert keys
-    assert not missing, f"README.md, Assets: checks not named: {', '.join(missing)}"
+    assert not missing, f"docs/assets.md, Assets: checks not named: {', '.join(missing)}"
 
 
-def test_the_readme_names_every_schedule_and_sensor() -> None:
+def test_the_page_of_assets_names_every_schedule_and_sensor() -> None:
     repository = _definitions().get_repository_def()
     names = [item.name for item in [*repository.schedule_defs, *repository.sensor_defs]]
     migrations = {key.partition("/")[0] for key in _asset_keys()}
@@ -167,15 +141,17 @@ def test_the_readme_names_every_schedule_and_sensor() -> None:
     for name in names:
         migration = next(migration for migration in migrations if name.startswith(f"{migration}_"))
         general = f"<name>{name.removeprefix(migration)}"
-        if f"`{general}`" not in TEXT[README]:
+        if f"`{general}`" not in TEXT[ASSETS]:
             missing.append(general)
     assert names
-    assert not missing, f"README.md: not named: {', '.join(missing)}"
+    assert not missing, f"docs/assets.md: not named: {', '.join(missing)}"
 
 
-def test_the_readme_names_every_make_target() -> None:
-    missing = sorted(target for target in _make_targets() if not re.search(rf"\bmake {target}\b(?!-)", TEXT[README]))
-    assert not missing, f"README.md: not named: make {', make '.join(missing)}"
+def test_contributing_names_every_make_target() -> None:
+    missing = sorted(
+        target for target in _make_targets() if not re.search(rf"\bmake {target}\b(?!-)", TEXT[CONTRIBUTING])
+    )
+    assert not missing, f"CONTRIBUTING.md: not named: make {', make '.join(missing)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -235,3 +211,7 @@ def test_the_changelog_is_written_in_whole_sentences() -> None:
     assert entries
     wrong = [entry for entry in entries if not re.search(r"[.!?:][)*`\"]*$", entry)]
     assert not wrong, f"CHANGELOG.md: no whole sentence: {wrong}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXT[README].encode("utf-8")) <= 10_000
