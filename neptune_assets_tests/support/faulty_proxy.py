@@ -6,7 +6,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -66,6 +66,8 @@ class FaultyProxy:
         self.without = {name.lower() for name in without}
         """Headers of requests that are left out, as if the server did not know them."""
         self.faults: list[Fault] = []
+        self.rewrite: Callable[[str, bytes], bytes] | None = None
+        """Changes the body of an answer, given the path that was asked for."""
         self.seen = Seen()
         self.lock = threading.Lock()
         self.busy = 0
@@ -135,6 +137,8 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             if fault is not None and fault.kind == "lose":
                 self.hang_up()
                 return
+            if proxy.rewrite is not None and status == 200:
+                data = proxy.rewrite(self.path, data)
             if fault is not None and fault.kind == "short":
                 data = data[: len(data) // 2]
             if fault is not None and fault.kind == "long":
