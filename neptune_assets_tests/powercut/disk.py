@@ -8,13 +8,16 @@ systems of use do so: a file that is renamed has its old name or its new one (or
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from neptune_assets_tests.powercut.recording import Entry, Label, Recording, Sync, Truncate, Write
 
@@ -79,6 +82,15 @@ def states(
                 yield State(tree, labels, cut, kind)
         if cut < len(recording.operations):
             disk.take(cut)
+
+
+@contextmanager
+def fast_place() -> Iterator[Path]:
+    """A directory in memory where there is room, else on the disk: what states and victims write lasts no longer."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
+    with TemporaryDirectory(prefix="neptune_assets-", dir=memory if roomy else None) as path:
+        yield Path(path)
 
 
 def put(tree: Tree, base: Path, root: Path) -> None:

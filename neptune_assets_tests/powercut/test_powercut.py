@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from neptune_assets_tests.powercut.disk import State, put, states
+from neptune_assets_tests.powercut.disk import State, fast_place, put, states
 from neptune_assets_tests.powercut.recording import Recording, Sync, need_strace, record
 from neptune_assets_tests.powercut.scenarios import SCENARIOS, Scenario
 
@@ -44,11 +41,8 @@ def replay(name: str, base: Path) -> Replay:
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
     need_strace()
-    # States are put where writing costs least: what the recorded process asked of the disk is seen by strace anyway.
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
-    with tempfile.TemporaryDirectory(prefix="powercut-", dir=memory if roomy else None) as path:
-        yield Path(path)
+    with fast_place() as path:
+        yield path
 
 
 def place(base: Path, name: str) -> Path:

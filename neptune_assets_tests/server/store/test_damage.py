@@ -163,6 +163,7 @@ def test_what_was_damaged_is_never_read_as_good(root: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(2, 7))
 def test_what_was_damaged_is_never_read_as_good_however_often(root: Path, tmp_path: Path, seed: int) -> None:
     assert accepted(root, tmp_path, seed, 500) == []
