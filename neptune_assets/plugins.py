@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
@@ -78,6 +78,8 @@ class SourceSpec(Spec):
     """Make it from its settings; imports its library only here."""
     model_registry: Callable[[Any], bool] | None = None
     """Whether a place of these settings can hold models and model versions; None if none can."""
+    settings_at: Callable[[Path], Mapping[str, Any] | None] | None = None
+    """Settings that read what a local path holds, None if that is nothing of this kind. Looks at names only."""
     in_place: Callable[[Any], StorageSettings] | None = None
     """How to reach runs that stay where they are; None if every run is copied into the lake.
 

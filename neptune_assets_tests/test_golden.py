@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import sqlite3
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from neptune_assets_tests.support.home import bring_home
 from neptune_assets_tests.support.wandb_files import read_wandb
 
 RECORDINGS = Path(__file__).parents[1] / "demo" / "recordings"
 GOLDEN = Path(__file__).parent / "golden" / "demo.json"
+SAVED = 1_795_229_826
+"""Epoch seconds at which all files of the recordings were saved last."""
 PROJECTS = ("demo/tabular", "demo/vision")
 VARYING = {"generation", "committed_at", "written_at", "sum", "seconds", "sha256", "bytes", "bytes_written", "token"}
 """Fields of manifests and receipts that hold a time, a random token, or sizes that follow from versions of packages."""
@@ -142,13 +149,31 @@ def _wandb(root: Path) -> dict[str, Any]:
     return {"runs": staged, "files": _files(root, "wandb")}
 
 
+@contextmanager
+def _recordings() -> Iterator[Path]:
+    """The recordings at one path and of one time: what tracks a file says both, and so do digests."""
+    place = Path(tempfile.gettempdir()) / "neptune_assets_golden"
+    with FileLock(f"{place}.lock"):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(RECORDINGS, place)
+        for path in place.rglob("*"):
+            os.utime(path, (SAVED, SAVED))
+        yield place
+        shutil.rmtree(place)
+
+
 def facts(folder: Path) -> dict[str, Any]:
     """Take the recordings through every asset, and say what is stored where."""
+    with _recordings() as recordings:
+        return _facts(folder, recordings)
+
+
+def _facts(folder: Path, recordings: Path) -> dict[str, Any]:
     found = {}
     for project in PROJECTS:
         place = folder / project.replace("/", "-")
         place.mkdir()
-        source = {"paths": [str(RECORDINGS)], "project": PROJECTS[0], "search_files_in": [str(RECORDINGS / "client")]}
+        source = {"paths": [str(recordings)], "project": PROJECTS[0], "search_files_in": [str(recordings / "client")]}
         root = bring_home(place, source, project).root
         found[project] = {
             "manifest": _manifest(root),

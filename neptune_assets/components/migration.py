@@ -9,16 +9,55 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import dagster as dg
 from dagster.components.utils.defs_state import DefsStateConfig, DefsStateConfigArgs
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from neptune_assets.build import build_defs, discover_projects
 from neptune_assets.errors import SettingsError
 from neptune_assets.migration_settings import Settings
 from neptune_assets.partitions import project_keys
+from neptune_assets.sources.registry import source_at
 
 
+class MigrationParams(BaseModel):
+    """Options of ``dg scaffold defs neptune_assets.NeptuneMigration NAME``."""
+
+    source: str | None = Field(default=None, description="Kind of source; found out from the path if left out.")
+    path: str | None = Field(default=None, description="Export, recordings or store to read; a URL for remote exports.")
+    lake: str = Field(default="data/lake", description="Directory or URL of the lake.")
+    target: list[str] = Field(default_factory=list, description="Targets to load into, with their defaults.")
+
+
+class MigrationScaffolder(dg.Scaffolder[MigrationParams]):
+    """Writes a ``defs.yaml`` that runs as it is."""
+
+    @classmethod
+    def get_scaffold_params(cls) -> type[MigrationParams]:
+        """Return the options of the command."""
+        return MigrationParams
+
+    def scaffold(self, request: dg.ScaffoldRequest[MigrationParams]) -> None:
+        """Write the file. Raises click.UsageError if the path holds nothing that the source could read."""
+        if request.scaffold_format != "yaml":
+            raise click.UsageError("A migration is written in YAML: leave out --format.")
+        params, root = request.params, request.project_root or Path.cwd()
+        try:
+            source = source_at(params.source, params.path, root)
+            attributes = {
+                "source": source,
+                "lake": {"root": params.lake},
+                **({"targets": {name: {} for name in params.target}} if params.target else {}),
+            }
+            Settings.model_validate(attributes)
+        except (SettingsError, ValidationError) as error:
+            request.target_path.rmdir()
+            raise click.UsageError(str(error)) from error
+        dg.scaffold_component(request, attributes)
+
+
+@dg.scaffold_with(MigrationScaffolder)
 class NeptuneMigration(dg.StateBackedComponent):
     """Bring the runs of one Neptune export, recording or server home: source, lake, summary and targets as assets."""
 

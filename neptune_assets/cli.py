@@ -1,0 +1,5 @@
+"""The command ``neptune-assets``."""
+
+
+def main() -> None:
+    """Run it."""
