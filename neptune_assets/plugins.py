@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
@@ -62,12 +62,7 @@ class Spec:
 
     def check_installed(self) -> None:
         """Raise SettingsError, with the command that helps, if a distribution that it requires is not installed."""
-        missing = [name for name in self.requires if not _installed(name)]
-        if missing:
-            raise SettingsError(
-                f"{self.title} ({self.name}) needs {', '.join(missing)}, which is not installed.",
-                hint=f'Run: pip install "{self.install or " ".join(missing)}"',
-            )
+        check_installed(f"{self.title} ({self.name})", self.requires, self.install)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +169,16 @@ def _load(name: str, candidates: list[EntryPoint], kind: type[S]) -> S:
             f"{what} is not a {kind.__name__} of that name, but {spec!r}.", hint=f"Correct the entry point of {owners}."
         )
     return spec
+
+
+def check_installed(what: str, requires: Sequence[str], install: str) -> None:
+    """Raise SettingsError, with the command that helps, if a distribution is not installed that ``what`` requires."""
+    missing = [name for name in requires if not _installed(name)]
+    if missing:
+        raise SettingsError(
+            f"{what} needs {', '.join(missing)}, which is not installed.",
+            hint=f'Run: pip install "{install or " ".join(missing)}"',
+        )
 
 
 def _installed(name: str) -> bool:

@@ -1,21 +1,21 @@
 """Read a lake again and compare every byte with what was recorded when it was written.
 
-``python -m neptune_assets.verify data/lake`` or ``... verify demo``: a lake's directory or URL, or the name of a
-migration's folder below ``defs/``. Exit status, as of ``restic check``: 0 all is as recorded; 1 something is damaged,
+Exit status, as of ``restic check``: 0 all is as recorded; 1 something is damaged,
 or an error; 2 wrong usage; 10 there is no lake or no such project; 11 the project is being written by somebody else
 (with --repair or --upgrade); 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
+from neptune_assets.cli import INTERRUPTED, WRONG, run
 from neptune_assets.derived import report_derived
 from neptune_assets.errors import (
     LakeBusyError,
@@ -30,94 +30,94 @@ from neptune_assets.lake.verification import Damage, Subset, Verification, Verif
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.migration_settings import Settings
 from neptune_assets.plan import migration_settings
-from neptune_assets.progress import duration
+from neptune_assets.progress import ShellProgress, duration
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings, SummarySettings
 from neptune_assets.sources.registry import open_source
-
-DAMAGED: Final = 1
-NO_LAKE: Final = 10
-LOCKED: Final = 11
-INTERRUPTED: Final = 130
 
 _SHOWN: Final = 50
 _READ_ANEW: Final = frozenset({"manifest", "part", "file", "stray"})
 _GIB: Final = 1 << 30
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Verify a lake, print what was found, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m neptune_assets.verify",
-        description=__doc__.split("\n\n")[0],
-        epilog=__doc__.split("\n\n")[1].replace("``", ""),
-    )
-    parser.add_argument("lake", help="directory or URL of a lake, or folder below defs/ that holds a migration")
-    parser.add_argument("--project", action="append", help="workspace/project; may be repeated; all if left out")
-    parser.add_argument(
-        "--read-data-subset",
-        metavar="PART",
-        help="read 1/30 (a fixed thirtieth), 5%% or 10G (those read longest ago); all if left out",
-    )
-    parser.add_argument("--rows", action="store_true", help="also decode all rows and compare their content digests")
-    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    parser.add_argument(
-        "--repair", action="store_true", help="read what is damaged anew from the migration's source, then verify it"
-    )
-    parser.add_argument(
-        "--upgrade", action="store_true", help="first add hashes to runs that were written before there were any"
-    )
-    parser.add_argument(
-        "--root", type=Path, default=Path.cwd(), help="directory that holds pyproject.toml; this one if left out"
-    )
-    options = parser.parse_args(arguments)
+@click.command(epilog=__doc__.split("\n\n")[1].replace("``", ""))
+@click.argument("lake")
+@click.option("--project", multiple=True, help="workspace/project; may be repeated; all if left out")
+@click.option(
+    "--read-data-subset",
+    metavar="PART",
+    help="read 1/30 (a fixed thirtieth), 5% or 10G (those read longest ago); all if left out",
+)
+@click.option("--rows", is_flag=True, help="also decode all rows and compare their content digests")
+@click.option("--json", "as_json", is_flag=True, help="print the report as one JSON object")
+@click.option("--repair", is_flag=True, help="read what is damaged anew from the migration's source, then verify it")
+@click.option("--upgrade", is_flag=True, help="first add hashes to runs that were written before there were any")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="directory that holds pyproject.toml; this one if left out",
+)
+def verify(
+    lake: str,
+    project: tuple[str, ...],
+    read_data_subset: str | None,
+    rows: bool,
+    as_json: bool,
+    repair: bool,
+    upgrade: bool,
+    root: Path,
+) -> int:
+    """Read a lake again and compare every byte with what was recorded when it was written.
+
+    LAKE is a lake's directory or URL, or the name of a migration's folder below defs/.
+    """
+    progress = ShellProgress(sys.stderr, "verified")
     try:
-        return _verify(options)
-    except LakeBusyError as error:
-        print(error, file=sys.stderr)
-        return LOCKED
-    except UnknownProjectError as error:
-        print(error, file=sys.stderr)
-        return NO_LAKE
-    except (NeptuneAssetsError, OSError) as error:
-        print(error, file=sys.stderr)
-        return DAMAGED
+        subset = None if read_data_subset is None else Subset.parse(read_data_subset)
+        settings = _settings(lake, root)
+        if repair and isinstance(settings, LakeSettings):
+            raise SettingsError(
+                "A lake alone cannot be repaired: its runs are read anew from their source.",
+                hint="Give the migration, the name of its folder below defs/, instead of the lake's directory.",
+            )
+        lake_settings = settings if isinstance(settings, LakeSettings) else settings.lake
+        opened = Lake(lake_settings)
+        projects, damaged = _projects(opened, project or None)
+        if not projects and not damaged:
+            raise UnknownProjectError(
+                f"There is no lake with such a project at {opened.storage.url(opened.storage.root)}.",
+                hint="Check the path, or materialize the lake first.",
+            )
+        notes = []
+        if upgrade:
+            for project_id, scope in projects:
+                count, _ = upgrade_project(opened, project_id, scope)
+                notes.append(f"{project_id} ({scope}): {count:,} runs gained hashes.")
+        report = Verification(opened, rows=rows, progress=_shown(progress)).run(projects, subset)
+        progress.close()
+        summary = settings.summary if isinstance(settings, Settings) else SummarySettings()
+        report_derived(report, lake_settings, summary, sorted({project_id for project_id, _ in projects}))
+        report.damaged[:0] = damaged
+        report.notes[:0] = notes
+        left = report.damaged
+        if repair and report.damaged and isinstance(settings, Settings):
+            left = _repair(settings, report)
+        _print(opened, report, left, repaired=repair, as_json=as_json)
     except KeyboardInterrupt:
         print("Interrupted. Call it again with --read-data-subset to go on with what was not read.", file=sys.stderr)
         return INTERRUPTED
+    return WRONG if left else 0
 
 
-def _verify(options: argparse.Namespace) -> int:
-    subset = None if options.read_data_subset is None else Subset.parse(options.read_data_subset)
-    settings = _settings(options.lake, options.root)
-    if options.repair and isinstance(settings, LakeSettings):
-        raise SettingsError(
-            "A lake alone cannot be repaired: its runs are read anew from their source.",
-            hint="Give the migration, the name of its folder below defs/, instead of the lake's directory.",
-        )
-    lake_settings = settings if isinstance(settings, LakeSettings) else settings.lake
-    lake = Lake(lake_settings)
-    projects, damaged = _projects(lake, options.project)
-    if not projects and not damaged:
-        raise UnknownProjectError(
-            f"There is no lake with such a project at {lake.storage.url(lake.storage.root)}.",
-            hint="Check the path, or materialize the lake first.",
-        )
-    notes = []
-    if options.upgrade:
-        for project_id, scope in projects:
-            count, _ = upgrade_project(lake, project_id, scope)
-            notes.append(f"{project_id} ({scope}): {count:,} runs gained hashes.")
-    report = Verification(lake, rows=options.rows, progress=_Progress(sys.stderr)).run(projects, subset)
-    summary = settings.summary if isinstance(settings, Settings) else SummarySettings()
-    report_derived(report, lake_settings, summary, sorted({project_id for project_id, _ in projects}))
-    report.damaged[:0] = damaged
-    report.notes[:0] = notes
-    left = report.damaged
-    if options.repair and report.damaged and isinstance(settings, Settings):
-        left = _repair(settings, report)
-    _print(lake, report, left, repaired=options.repair, as_json=options.json)
-    return DAMAGED if left else 0
+def _shown(progress: ShellProgress) -> Callable[[VerifyReport], None]:
+    def show(report: VerifyReport) -> None:
+        if report.seconds and report.bytes:
+            more = f"{report.bytes / _GIB:,.2f} GiB, {report.bytes / report.seconds / 1e6:,.0f} MB/s, "
+            share = report.bytes / max(1, report.bytes_total)
+            progress.update(report.runs, report.runs_total, report.rows, share, more)
+
+    return show
 
 
 def _settings(lake: str, root: Path) -> LakeSettings | Settings:
@@ -241,27 +241,9 @@ def _as_json(lake: Lake, report: VerifyReport, left: Sequence[Damage], *, repair
     }
 
 
-class _Progress:
-    """Writes how far it is: a line that is written over on a terminal, else one each ten seconds."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._terminal = stream.isatty()
-        self._last = time.monotonic()
-
-    def __call__(self, report: VerifyReport) -> None:
-        moment = time.monotonic()
-        if moment - self._last < (0.5 if self._terminal else 10.0) or not report.seconds or not report.bytes:
-            return
-        self._last = moment
-        rate = report.bytes / report.seconds
-        left = max(0, report.bytes_total - report.bytes) / rate
-        self._stream.write(
-            f"{report.bytes / max(1, report.bytes_total):6.1%}  {report.runs:,}/{report.runs_total:,} runs  "
-            f"{report.bytes / _GIB:,.2f} GiB  {rate / 1e6:,.0f} MB/s  {duration(left)} left"
-            + ("\x1b[K\r" if self._terminal else "\n")
-        )
-        self._stream.flush()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify a lake, print what was found, and return the exit status."""
+    return run(verify, arguments, "python -m neptune_assets.verify")
 
 
 if __name__ == "__main__":

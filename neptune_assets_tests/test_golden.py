@@ -152,7 +152,7 @@ def _wandb(root: Path) -> dict[str, Any]:
 @contextmanager
 def _recordings() -> Iterator[Path]:
     """The recordings at one path and of one time: what tracks a file says both, and so do digests."""
-    place = Path(tempfile.gettempdir()) / "neptune_assets_golden"
+    place = Path("/tmp/neptune_assets_golden")
     with FileLock(f"{place}.lock"):
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(RECORDINGS, place)

@@ -15,7 +15,7 @@ from dagster.components.utils.defs_state import DefsStateConfig, DefsStateConfig
 from pydantic import BaseModel, Field, ValidationError
 
 from neptune_assets.build import build_defs, discover_projects
-from neptune_assets.errors import SettingsError
+from neptune_assets.errors import NeptuneAssetsError, SettingsError
 from neptune_assets.migration_settings import Settings
 from neptune_assets.partitions import project_keys
 from neptune_assets.sources.registry import source_at
@@ -51,7 +51,7 @@ class MigrationScaffolder(dg.Scaffolder[MigrationParams]):
                 **({"targets": {name: {} for name in params.target}} if params.target else {}),
             }
             Settings.model_validate(attributes)
-        except (SettingsError, ValidationError) as error:
+        except (NeptuneAssetsError, ValidationError) as error:
             request.target_path.rmdir()
             raise click.UsageError(str(error)) from error
         dg.scaffold_component(request, attributes)

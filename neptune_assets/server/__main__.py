@@ -2,75 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from neptune_assets.errors import NeptuneAssetsError, SettingsError
+from neptune_assets.cli import run
+from neptune_assets.errors import SettingsError
+from neptune_assets.plugins import check_installed
 from neptune_assets.server.settings import ServerSettings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except NeptuneAssetsError as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m neptune_assets.server", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="serve | token | certificate")
-
-    serve = commands.add_parser("serve", help="serve Neptune's protocols over a store and a lake")
-    serve.add_argument("--lake", help="Root of the lake to serve beside the store, a directory or URL.")
-    for name, field in ServerSettings.model_fields.items():
-        if name != "lake":
-            _add_setting(serve, name, field)
-    serve.set_defaults(command=_serve)
-
-    token = commands.add_parser("token", help="print what NEPTUNE_API_TOKEN must be set to")
-    token.add_argument("--store", type=Path, required=True, help="directory of the server's store")
-    token.add_argument("--url", default="http://127.0.0.1:8020", help="how clients reach the server")
-    token.add_argument("--api-key-env", help="environment variable with the API key, if the server has one")
-    token.set_defaults(command=_token)
-
-    certificate = commands.add_parser("certificate", help="make a self-signed certificate for https")
-    certificate.add_argument("--certfile", type=Path, required=True, help="where to write the certificate")
-    certificate.add_argument("--keyfile", type=Path, required=True, help="where to write its private key")
-    certificate.add_argument("--name", action="append", help="host name or address it is for; may be repeated")
-    certificate.add_argument("--days", type=int, default=825, help="how long it is good for")
-    certificate.set_defaults(command=_certificate)
-    return parser
-
-
-def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _option(name: str, field: FieldInfo) -> click.Option:
     """One option for each setting; what is not given keeps its default, and pydantic checks the value."""
     option = f"--{name.replace('_', '-')}"
     text = f"{field.description}" + (
         f" (default: {field.default})" if field.default not in {None, PydanticUndefined} else ""
     )
-    text = text.replace("%", "%%")
     if isinstance(field.default, bool):
-        parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-    else:
-        parser.add_argument(option, required=field.is_required(), default=argparse.SUPPRESS, help=text)
+        return click.Option([f"{option}/--no-{name.replace('_', '-')}"], default=None, help=text)
+    return click.Option([option], required=field.is_required(), help=text)
 
 
-def _settings(options: argparse.Namespace) -> ServerSettings:
-    given = {name: value for name, value in vars(options).items() if name in ServerSettings.model_fields}
-    given["lake"] = None if options.lake is None else {"root": options.lake}
+def _settings(options: Mapping[str, Any]) -> ServerSettings:
+    given = {name: value for name, value in options.items() if value is not None}
+    if "lake" in given:
+        given["lake"] = {"root": given["lake"]}
     try:
         return ServerSettings.model_validate(given)
     except ValidationError as error:
@@ -78,7 +44,10 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         raise SettingsError(wrong, hint="See `serve --help`.") from error
 
 
-def _serve(options: argparse.Namespace) -> int:
+@click.command()
+def serve(**options: Any) -> int:
+    """Serve Neptune's protocols over a store and a lake."""
+    _check_installed()
     import uvicorn
 
     from neptune_assets.server.app import build_app
@@ -96,6 +65,44 @@ def _serve(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: None)
     server.run()
     return 0 if server.started else 1
+
+
+serve.params.extend(_option(name, field) for name, field in ServerSettings.model_fields.items())
+
+
+@click.command()
+@click.option("--store", type=click.Path(path_type=Path), required=True, help="directory of the server's store")
+@click.option("--url", default="http://127.0.0.1:8020", help="how clients reach the server")
+@click.option("--api-key-env", help="environment variable with the API key, if the server has one")
+def token(store: Path, url: str, api_key_env: str | None) -> int:
+    """Print what NEPTUNE_API_TOKEN must be set to."""
+    _check_installed()
+    from neptune_assets.server.tokens import api_token, load_secrets
+
+    known = load_secrets(store, api_key_env)
+    print(api_token(known.api_key, url.rstrip("/")))
+    return 0
+
+
+@click.command()
+@click.option("--certfile", type=click.Path(path_type=Path), required=True, help="where to write the certificate")
+@click.option("--keyfile", type=click.Path(path_type=Path), required=True, help="where to write its private key")
+@click.option("--name", multiple=True, help="host name or address it is for; may be repeated")
+@click.option("--days", type=int, default=825, help="how long it is good for")
+def certificate(certfile: Path, keyfile: Path, name: tuple[str, ...], days: int) -> int:
+    """Make a self-signed certificate for https."""
+    _check_installed()
+    from neptune_assets.server.certificate import self_signed
+
+    names = [*name] or ["localhost", "127.0.0.1", "::1"]
+    self_signed(certfile, keyfile, names, days)
+    print(f"Wrote {certfile} and {keyfile}, for {', '.join(names)}.")
+    return 0
+
+
+def _check_installed() -> None:
+    needed = ("starlette", "uvicorn", "lark", "pyjwt", "cryptography", "neptune-api")
+    check_installed("The server", needed, "neptune-assets[server]")
 
 
 def _check_reach(settings: ServerSettings) -> None:
@@ -121,21 +128,18 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def _token(options: argparse.Namespace) -> int:
-    from neptune_assets.server.tokens import api_token, load_secrets
-
-    known = load_secrets(options.store, options.api_key_env)
-    print(api_token(known.api_key, options.url.rstrip("/")))
-    return 0
+@click.group(help=__doc__)
+def commands() -> None:
+    """Commands of the server."""
 
 
-def _certificate(options: argparse.Namespace) -> int:
-    from neptune_assets.server.certificate import self_signed
+for _command in (serve, token, certificate):
+    commands.add_command(_command)
 
-    names = options.name or ["localhost", "127.0.0.1", "::1"]
-    self_signed(options.certfile, options.keyfile, names, options.days)
-    print(f"Wrote {options.certfile} and {options.keyfile}, for {', '.join(names)}.")
-    return 0
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    return run(commands, arguments, "python -m neptune_assets.server")
 
 
 if __name__ == "__main__":

@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neptune_assets.errors import SettingsError
+from neptune_assets.errors import SettingsError, UnknownProjectError
 from neptune_assets.migration_settings import Settings
 from neptune_assets.plugins import SourceSpec, source_plugins
 from neptune_assets.sources.protocol import Source
 
 
-def source_at(kind: str | None, path: str | None, root: Path) -> dict[str, dict[str, Any]]:
+def source_at(kind: str | None, path: str | None, root: Path) -> dict[str, Mapping[str, Any]]:
     """Return the setting ``source`` for what a path holds; local paths below ``root`` become relative to it.
 
-    Without a kind, local paths are looked at: the first kind that knows what is there. Raises SettingsError if none
-    does, or not the kind that is given.
+    Without a kind, local paths are looked at. Raises SettingsError if it is not one kind that can read it.
     """
+    if path is not None and "://" not in path:
+        found = sources_at(kind, path, root)
+        if len(found) > 1:
+            raise SettingsError(
+                f"{path} can be read as {' and as '.join(name for name, _ in found)}.",
+                hint="Say which: give the source.",
+            )
+        return dict(found)
     specs = source_plugins().specs
-    if kind is not None and kind not in specs:
-        raise SettingsError(f"{kind!r} is not a valid source.", hint=f"Choose one of {', '.join(specs)}.")
-    chosen = {kind: specs[kind]} if kind is not None else specs
-    if path is None or "://" in path:
-        if kind is None:
-            raise SettingsError("It is not known what to read.", hint=f"Give a source: one of {', '.join(specs)}.")
-        return {kind: {} if path is None else {_place(specs[kind]): path}}
+    if kind not in specs:
+        raise SettingsError(f"It is not known how to read {path}.", hint=f"Give a source: one of {', '.join(specs)}.")
+    return {kind: {} if path is None else {_place(specs[kind]): path}}
+
+
+def sources_at(kind: str | None, path: str, root: Path | None = None) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (kind, settings) of all sources that can read a local path, or of this kind only.
+
+    Paths below ``root``, if it is given, become relative to it. Raises UnknownProjectError if there are none.
+    """
     place = Path(path).expanduser().resolve()
-    for name, spec in chosen.items():
-        found = None if spec.settings_at is None else spec.settings_at(place)
-        if found is not None:
-            return {name: {key: _relative(value, root.resolve()) for key, value in found.items()}}
-    raise SettingsError(
-        f"{path} does not hold {' or '.join(_article(spec.title) for spec in chosen.values() if spec.settings_at)}.",
-        hint="Give the directory that the exporter, a Neptune client or the server wrote.",
-    )
+    known = {name: spec for name, spec in source_plugins().specs.items() if spec.settings_at is not None}
+    if kind is not None and kind not in known:
+        raise SettingsError(f"{kind!r} is not a source that reads a path.", hint=f"Give one of {', '.join(known)}.")
+    looked = {name: look(place) for name, spec in known.items() if (look := spec.settings_at) and kind in {None, name}}
+    found = [
+        (name, settings if root is None else _relative(settings, root.resolve()))
+        for name, settings in looked.items()
+        if settings is not None
+    ]
+    if not found:
+        titles = " or ".join(known[name].title[0].lower() + known[name].title[1:] for name in looked)
+        raise UnknownProjectError(
+            f"{path} is not {titles}.",
+            hint="Give the directory that the exporter, a Neptune client or the server wrote.",
+        )
+    return found
 
 
 def _place(spec: SourceSpec) -> str:
@@ -45,15 +64,13 @@ def _place(spec: SourceSpec) -> str:
 
 
 def _relative(value: Any, root: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _relative(item, root) for key, item in value.items()}
     if isinstance(value, list):
         return [_relative(item, root) for item in value]
     if isinstance(value, str) and Path(value).is_relative_to(root):
         return str(Path(value).relative_to(root))
     return value
-
-
-def _article(title: str) -> str:
-    return title[:1].lower() + title[1:]
 
 
 def open_source(settings: Settings) -> Source:

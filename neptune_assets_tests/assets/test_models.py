@@ -11,7 +11,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.plan import print_plans
+from neptune_assets.plan import plans_of, print_pages
 from neptune_assets_tests.assets.test_stages import ONE, TWO, Migration
 from neptune_assets_tests.support.export_factory import parameter, run_v2, system_rows_v2
 from neptune_assets_tests.support.mlflow_server import migrated_database
@@ -156,7 +156,7 @@ def test_a_dry_run_from_a_shell_plans_the_registry_too(
     migration: Migration, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert migration.materialize("lake/runs", "lake/models", "lake/model_versions").success
-    assert print_plans(migration.settings, targets=["mlflow_models"]) == 0
+    assert print_pages(plans_of(migration.settings, targets=["mlflow_models"])) == 0
     said = capsys.readouterr().out
     assert "into mlflow_models" in said
     assert "into mlflow_model_versions" in said
