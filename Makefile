@@ -56,7 +56,7 @@ conformance-exporter: install ## Try neptune-exporter's own code on our lake: ma
 	@PEER_PYTHON="$(PEER_PYTHON)" PEER_SRC="$(PEER_SRC)" $(BIN)/pytest -m peer neptune_assets_tests/conformance
 
 serve: install ## Serve Neptune's protocols over the lake: make serve LAKE=... STORE=... PORT=...
-	@$(BIN)/python -m neptune_assets.server serve --lake "$(LAKE)" --store "$(STORE)" --port "$(PORT)"
+	@$(BIN)/neptune-assets serve --lake "$(LAKE)" --store "$(STORE)" --port "$(PORT)"
 
 conformance-neptune3: install ## Run the 3.x clients' own test suites against our server: see docs/server.md
 	@$(BIN)/pytest -m official neptune_assets_tests/conformance/test_official_neptune3.py

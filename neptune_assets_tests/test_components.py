@@ -83,3 +83,25 @@ def test_templates_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     defs = load(project(tmp_path, mine=GOOD.replace("root: lake", "root: '{{ env.MY_LAKE }}'")), monkeypatch)
     metadata = defs.resolve_asset_graph().get(dg.AssetKey(["mine", "lake", "runs"])).metadata
     assert str(tmp_path / "elsewhere/lake") in str(metadata["dagster/uri"])
+
+
+def test_owners_tags_and_other_fields_are_set_as_for_any_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = """
+post_processing:
+  assets:
+    - target: "key:mine/lake/*"
+      attributes:
+        owners: ["team:ml"]
+        tags: {tier: archive}
+        description: Ours.
+"""
+    written = GOOD.replace("neptune_assets.components.NeptuneMigration", "neptune_assets.NeptuneMigration") + more
+    graph = load(project(tmp_path, mine=written), monkeypatch).resolve_asset_graph()
+    runs = graph.get(dg.AssetKey(["mine", "lake", "runs"]))
+    assert runs.owners == ["team:ml"]
+    assert runs.tags["tier"] == "archive"
+    assert runs.description == "Ours."
+    assert {key.name for key in graph.asset_check_keys if key.asset_key == runs.key} >= {"complete", "schema"}
+    assert graph.get(dg.AssetKey(["mine", "source", "inventory"])).owners == []

@@ -48,7 +48,7 @@ def test_a_store_has_one_server_and_survives_it(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert second.returncode == 1
+        assert second.returncode == 11
         assert "is served by process" in second.stderr
         assert "Traceback" not in second.stderr
         with Served(server.url, server.token, server.store).client() as http:
