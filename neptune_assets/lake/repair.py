@@ -146,19 +146,34 @@ def restore_nan(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
 def impossible_datetimes(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return attribute_path and value, in epoch milliseconds, of the datetimes that no row of the lake can hold."""
     values = batch["datetime_value"].view(pa.int64())
-    beyond = pc.fill_null(_beyond(values), False)
+    beyond = _impossible(batch)
     paths = batch["attribute_path"].filter(beyond)
     return pa.RecordBatch.from_arrays([paths, values.filter(beyond)], names=["attribute_path", "value"])
 
 
+def stray_datetimes(batch: pa.RecordBatch) -> int:
+    """Return how many rows of other types hold a datetime that no row of the lake can hold."""
+    beyond = pc.fill_null(_beyond(batch["datetime_value"].view(pa.int64())), False)
+    return int(pc.sum(pc.and_not(beyond, _impossible(batch))).as_py() or 0)
+
+
 def drop_impossible_times(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Take the times of points away that no row of the lake can hold, and drop such datetimes."""
+    """Take the times of points away that no row of the lake can hold, and drop such datetimes.
+
+    What a row of another type has in ``datetime_value`` is not its value: the row stays, without it.
+    """
     times = batch["timestamp"].view(pa.int64())
     beyond = pc.fill_null(_beyond(times), False)
     if pc.any(beyond).as_py():
         batch = _with(batch, "timestamp", pc.if_else(beyond, pa.scalar(None, pa.int64()), times).view(TIME_TYPE))
-    beyond = pc.fill_null(_beyond(batch["datetime_value"].view(pa.int64())), False)
-    return batch.filter(pc.invert(beyond)) if pc.any(beyond).as_py() else batch
+    beyond = _impossible(batch)
+    batch = batch.filter(pc.invert(beyond)) if pc.any(beyond).as_py() else batch
+    values = batch["datetime_value"].view(pa.int64())
+    beyond = pc.fill_null(_beyond(values), False)
+    if pc.any(beyond).as_py():
+        kept = pc.if_else(beyond, pa.scalar(None, pa.int64()), values).view(TIME_TYPE)
+        batch = _with(batch, "datetime_value", kept)
+    return batch
 
 
 def shift_timestamps(batch: pa.RecordBatch, milliseconds: int) -> pa.RecordBatch:
@@ -200,6 +215,11 @@ def repair_batch(batch: pa.RecordBatch, repairs: Mapping[str, int]) -> pa.Record
 
 def _beyond(milliseconds: pa.Array) -> pa.Array:
     return pc.or_(pc.less(milliseconds, MIN_TIME), pc.greater(milliseconds, MAX_TIME))
+
+
+def _impossible(batch: pa.RecordBatch) -> pa.Array:
+    beyond = pc.fill_null(_beyond(batch["datetime_value"].view(pa.int64())), False)
+    return pc.and_(beyond, _is_one_of(batch["attribute_type"], {AttributeType.DATETIME}))
 
 
 def _with(batch: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:

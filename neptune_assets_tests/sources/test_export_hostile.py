@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.writer import LakeWriter
+from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.sources.export_support import PROJECT, messages, read, rows, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
@@ -104,6 +107,22 @@ def test_a_datetime_that_cannot_be_held_is_an_issue_of_its_run(factory, name, mi
     table, end = read(export, "odd")
     assert times_of(table, name, "datetime_value") == ([milliseconds] if kept else [])
     assert [issue.attribute_path for issue in end.errors] == ([] if kept else [name])
+
+
+@pytest.mark.parametrize("mode", ["copy", "in_place"])
+@pytest.mark.parametrize("milliseconds", [2**62, -(2**63)])
+def test_a_datetime_that_cannot_be_held_costs_no_row_of_another_type(factory, tmp_path, mode, milliseconds):
+    content = [*system_rows_v3("odd"), parameter("my/time", "datetime", CREATED), parameter("lr", "float", 0.5)]
+    table = at(as_table(content, PROJECT, "odd"), "my/time", "datetime_value", milliseconds)
+    factory.run(PROJECT, "odd", at(table, "lr", "datetime_value", milliseconds))
+    lake = LakeSettings(root=str(tmp_path / "lake"))
+    report = LakeWriter(lake, source(factory, mode=mode)).write_project(PROJECT)
+    assert (report.partial, report.failed) == (["odd"], {})
+    run = Lake(lake).project(PROJECT).run("odd")
+    assert str(milliseconds) in "".join(issue.message for issue in run.record.errors)
+    held = [row for batch in run.batches() for row in batch.to_pylist()]
+    assert [row["float_value"] for row in held if row["attribute_path"] == "lr"] == [0.5]
+    assert len(held) == len(content) - 1
 
 
 def test_one_row_that_the_schema_cannot_hold_costs_only_itself(factory):

@@ -168,6 +168,7 @@ class RunReading:
                 )
             )
             self._found.count(repair.IMPOSSIBLE_TIMES, 1)
+        self._found.count(repair.IMPOSSIBLE_TIMES, repair.stray_datetimes(batch))
         times = batch["timestamp"].drop_null().view(pa.int64()).to_numpy()
         odd = self._found.odd_times
         if len(times) and not (times.min() >= YEAR_1 and times.max() < YEAR_10000):
