@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnknownProjectError
@@ -25,6 +24,7 @@ from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, Sou
 from neptune_assets.sources.server.files import StoredFile, WrittenFile, file_name
 from neptune_assets.sources.server.reading import FILE, RunReading, artifact_files_of, members_of
 from neptune_assets.sources.server.settings import ServerSource
+from neptune_assets.sources.times import moment_of
 
 
 class Server:
@@ -153,12 +153,8 @@ def _info(run: Run) -> RunInfo:
     return RunInfo(
         run.run_id,
         fingerprint=f"{run.uuid}:{run.revision}",
-        created_at=_moment(run.created_at),
-        modified_at=_moment(run.modified_at),
+        created_at=moment_of(run.created_at),
+        modified_at=moment_of(run.modified_at),
         archived=bool(run.archived),
         trashed=bool(run.trashed),
     )
-
-
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -189,3 +189,28 @@ def test_missing_things_are_named(store: Store, tmp_path: Path) -> None:
         Server(ServerSource(store=str(tmp_path / "nowhere")), Filters()).projects()
     with pytest.raises(FileGoneError, match="neptune sync"):
         source(store).files(PROJECT, "first", "file:never/sent.bin")
+
+
+@pytest.mark.parametrize("milliseconds", [-(2**63), -70_000_000_000_000, 254_349_073_000_000, 2**63 - 1])
+def test_times_that_no_calendar_has_cost_neither_project_nor_run(store, tmp_path, milliseconds):
+    project = store.project(PROJECT)
+    with project.write() as writing:
+        run = writing.create_run(NewRun("odd", created_at=milliseconds, modified_at=milliseconds))
+        operations = writing.operations(run)
+        operations.assign("when", AttributeType.DATETIME, encode(AttributeType.DATETIME, milliseconds))
+        operations.assign("lr", AttributeType.FLOAT, encode(AttributeType.FLOAT, 0.5))
+        series = operations.attribute("m", AttributeType.FLOAT_SERIES)
+        assert series is not None
+        operations.append_floats(series, [0, 1_000_000], [milliseconds, 1_700_000_000_000], [1.5, 2.5])
+    listed = {info.run_id: info for info in source(store).runs(PROJECT)}
+    assert set(listed) == {"first", "second", "odd"}
+    assert listed["odd"].created_at is None
+    settings = LakeSettings(root=str(tmp_path / "lake"))
+    report = LakeWriter(settings, source(store)).write_project(PROJECT)
+    assert not report.failed
+    held = Lake(settings).project(PROJECT).run("odd")
+    rows = [row for batch in held.batches(["float", "float_series"], ["float_value"]) for row in batch.to_pylist()]
+    assert [row["float_value"] for row in rows] == [0.5, 1.5, 2.5]
+    said = "".join(issue.message for issue in (*held.record.errors, *held.record.notes))
+    times = [row for batch in held.batches(["datetime"], ["attribute_path"]) for row in batch.to_pylist()]
+    assert {"attribute_path": "when"} in times or (str(milliseconds) in said and "when" in said)
