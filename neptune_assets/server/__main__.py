@@ -68,6 +68,8 @@ def serve(**options: Any) -> int:
 
 
 serve.params.extend(_option(name, field) for name, field in ServerSettings.model_fields.items())
+# The name that `--gc-grace-days` had until 0.1.
+serve.params.append(click.Option(["--unused-days"], hidden=True))
 
 
 @click.command()

@@ -1,11 +1,9 @@
-"""The ASGI application: routes of both generations, health, access log, garbage collection, and its service."""
+"""The ASGI application: routes of both generations, health, access log, and a service closed with it."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sqlite3
 import sys
 import threading
 import time
@@ -13,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TextIO
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -21,13 +19,11 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.server.endpoints import BodyRoom, Call, Endpoint
+from neptune_assets.server.garbage_collection import GarbageCollector
 from neptune_assets.server.neptune2.routes import routes as neptune2_routes
 from neptune_assets.server.neptune3.routes import routes as neptune3_routes
 from neptune_assets.server.service import Service
-from neptune_assets.server.store.files import Unused, remove_unused
-from neptune_assets.server.store.projects import Store, now_ms
 
 
 class AccessLog:
@@ -88,69 +84,18 @@ def _appended(file: Path) -> TextIO:
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
-_log = logging.getLogger(__name__)
-_SECONDS: Final = 3_600.0
-_DAY_MS: Final = 86_400_000
-
-
-class Cleaning:
-    """A thread of its own; :meth:`stop` waits for a look that is going on."""
-
-    def __init__(self, store: Store, unused_days: int, seconds: float = _SECONDS) -> None:
-        self._store = store
-        self._kept_ms = unused_days * _DAY_MS
-        self._seconds = seconds
-        self._found: dict[str, Unused] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cleaning", daemon=True)
-
-    def start(self) -> None:
-        """Begin; the first look is at once."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def look(self) -> int:
-        """Look at all projects, remove what was unused at the last look already, and return the bytes removed."""
-        total = 0
-        for name in self._store.projects():
-            if self._stopped.is_set():
-                break
-            try:
-                project = self._store.project(name)
-                before = self._found.get(name, Unused())
-                self._found[name], removed = remove_unused(project, before, now_ms() - self._kept_ms)
-            except (NeptuneAssetsError, OSError, sqlite3.Error):
-                # A project that is being deleted, or a full disk: the others are looked at, and this one next time.
-                _log.exception("Unused bytes of project %s could not be removed.", name)
-                continue
-            if removed:
-                _log.info("Removed %s bytes of project %s that nothing names any more.", f"{removed:,}", name)
-            total += removed
-        return total
-
-    def _run(self) -> None:
-        self.look()
-        while not self._stopped.wait(self._seconds):
-            self.look()
-
-
 def build_app(service: Service) -> Starlette:
     """Return the application of an open service, which it closes when it stops."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = service.settings.threads
-        cleaning = Cleaning(service.store, service.settings.unused_days)
-        cleaning.start()
+        collector = GarbageCollector(service.store, service.settings.gc_grace_days)
+        collector.start()
         try:
             yield
         finally:
-            cleaning.stop()
+            collector.stop()
             service.close()
 
     routes = [

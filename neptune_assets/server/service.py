@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.errors import SettingsError, UnknownProjectError
 from neptune_assets.lake.reader import Lake
-from neptune_assets.server.adoption import adopt, last_number_of
 from neptune_assets.server.catalog.catalog import Catalog
+from neptune_assets.server.run_import import import_run, last_number_of
 from neptune_assets.server.series import SeriesReader
 from neptune_assets.server.settings import ServerSettings
 from neptune_assets.server.store.projects import ProjectStore, Store
@@ -88,7 +88,7 @@ class Service:
         lake = self.lake_project(project.project_id)
         if lake is None or run_id not in lake.records():
             return None
-        return adopt(writing, project, lake.run(run_id))
+        return import_run(writing, project, lake.run(run_id))
 
 
 def is_project_name(project_id: str) -> bool:

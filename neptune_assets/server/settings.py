@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from neptune_assets.settings import EnvironmentName, LakeSettings, Model
 
@@ -44,9 +45,7 @@ class ServerSettings(Model):
         default="resumable",
         description="How: neptune-scale holds one chunk in memory for resumable, the whole file for multipart.",
     )
-    unused_days: int = Field(
-        default=30, ge=8, description="Days from their upload that bytes are kept which no attribute names (any more)."
-    )
+    gc_grace_days: int = Field(default=30, ge=8, description="Days to keep uploaded files that no attribute refers to.")
     url_seconds: int = Field(default=3600, ge=10, description="How long signed URLs of files are good for.")
     token_seconds: int = Field(default=3600, ge=60, description="How long access tokens are good for.")
     connections: int = Field(
@@ -60,3 +59,13 @@ class ServerSettings(Model):
     memory_mb: int = Field(default=512, ge=64, description="DuckDB's memory limit for reading, in MiB.")
     scratch: Path | None = Field(default=None, description="Directory for DuckDB's files; the system's if left out.")
     access_log: Path | None = Field(default=None, description="File for the access log; standard output if left out.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Accept ``unused_days``, which was renamed after 0.1."""
+        if isinstance(values, dict) and "unused_days" in values:
+            warnings.warn("unused_days is now gc_grace_days; use that name.", DeprecationWarning, stacklevel=2)
+            values = {**values, "gc_grace_days": values["unused_days"]}
+            del values["unused_days"]
+        return values

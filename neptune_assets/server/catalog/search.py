@@ -127,7 +127,7 @@ def definitions(
 ) -> list[tuple[str, AttributeType]]:
     """Return distinct (path, type), sorted, of these projects, or of some of their runs only.
 
-    ``after`` is the last pair of the page before. Raises QueryError for what is no regular expression.
+    ``after`` is the last pair of the page before. Raises QueryError for an invalid regular expression.
     """
     condition, values = wanted.sql()
     if runs is None:
@@ -362,7 +362,7 @@ def values(
 ) -> tuple[list[Value], Place | None]:
     """Return values ordered by run (as given), path and type, and where the page ended if more may follow.
 
-    ``complete=False`` leaves out what would have to be read from points. Raises QueryError for what is no regular
+    ``complete=False`` leaves out what would have to be read from points. Raises QueryError for an invalid regular
     expression.
     """
     condition, parameters = wanted.sql()

@@ -13,7 +13,7 @@ from neptune_assets.schema import AttributeType
 
 if TYPE_CHECKING:
     from neptune_assets.server.catalog.tables import Run
-    from neptune_assets.server.service import Service
+    from neptune_assets.server.series import SeriesReader
 
 ArtifactFile = Mapping[str, Any]
 """One file as it is sent: filePath, fileHash, type, size (or None) and metadata (list of key and value)."""
@@ -63,8 +63,8 @@ _MAX_BYTES: Final = 256 << 20
 class LakeArtifacts:
     """Reads lists of files; remembers which hash stands for which one, since clients ask for the list by it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, series: SeriesReader) -> None:
+        self._series = series
         self._hashes: dict[tuple[int, Any, str], str] = {}
         self._places: dict[tuple[str, str], tuple[Run, str]] = {}
         self._guard = threading.Lock()
@@ -102,13 +102,13 @@ class LakeArtifacts:
         if run.origin != "lake":
             return None
         try:
-            return read_files_list(self._service.series.lake_run(run), path)
+            return read_files_list(self._series.lake_run(run), path)
         except NeptuneAssetsError:
             return None
 
 
 def read_files_list(run: Any, path: str) -> list[dict[str, Any]] | None:
-    """Return the files of an artifact of a lake's run; None if what the lake has is no list of files.
+    """Return the files of an artifact of a lake's run; None if what the lake has is not a list of files.
 
     Raises LakeError if it cannot be read.
     """

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.server.adoption import adopt, lake_uuid
 from neptune_assets.server.catalog.tables import ProjectRuns, Run
 from neptune_assets.server.neptune2.responses import NotFoundError
+from neptune_assets.server.run_import import import_run, lake_uuid
 from neptune_assets.server.store.runs import NewRun, encode
 from neptune_assets.server.store.runs import Run as StoredRun
 
@@ -214,7 +214,7 @@ class Containers:
         if lake is None:
             return None
         run = lake.project(container.project_id, Scope(container.scope)).run(container.run.run_id)
-        return adopt(writing, project, run, "2")
+        return import_run(writing, project, run, "2")
 
     def _by_project(self, identifier: str) -> Container | None:
         try:

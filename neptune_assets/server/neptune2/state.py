@@ -24,7 +24,7 @@ class State:
     def __init__(self, service: Service) -> None:
         self.containers = Containers(service)
         self.creation = Creation(service, self.containers)
-        self.artifacts = LakeArtifacts(service)
+        self.artifacts = LakeArtifacts(service.series)
         self.series = SeriesPages(service)
         self.sessions = Sessions()
         self.tables = Tables(service, self.artifacts, self.series)

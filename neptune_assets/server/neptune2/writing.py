@@ -185,12 +185,12 @@ def _float(where: str, value: Any) -> float:
     try:
         return float(value)
     except (OverflowError, ValueError, TypeError):
-        raise BadRequestError(f"{where} holds a value that is no number.") from None
+        raise BadRequestError(f"{where} has a value that is not a valid number.") from None
 
 
 def _point(where: str, kind: AttributeType, entry: Any) -> Point:
     if not isinstance(entry, dict):
-        raise BadRequestError(f"{where} holds a point that is no object.")
+        raise BadRequestError(f"{where} has a point that is not a JSON object.")
     value, step, time = entry.get("value"), entry.get("step"), entry.get("timestampMilliseconds")
     if kind is AttributeType.FLOAT_SERIES:
         value = _value(where, AttributeType.FLOAT, value)
@@ -203,7 +203,7 @@ def _point(where: str, kind: AttributeType, entry: Any) -> Point:
 
 def _step(where: str, step: Any) -> int:
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not abs(step) < MAX_STEP:
-        raise BadRequestError(f"{where} holds a step that is no number below 10^12.")
+        raise BadRequestError(f"{where} has an invalid step (must be a number below 10^12).")
     return int(step) * MICROSTEPS if float(step).is_integer() else round(step * MICROSTEPS)
 
 
@@ -217,7 +217,7 @@ def _list(where: str, body: Mapping[str, Any], field: str) -> list[Any]:
 def _strings(where: str, body: Mapping[str, Any], field: str) -> list[str]:
     values = _list(where, body, field)
     if not all(isinstance(value, str) for value in values):
-        raise BadRequestError(f"{where} holds something in {field} that is no text.")
+        raise BadRequestError(f"In {where}, field {field} must hold strings only.")
     return values
 
 

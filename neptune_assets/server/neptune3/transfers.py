@@ -125,7 +125,7 @@ async def _chunk(service: Service, request: Request, grant: Grant) -> Response:
             if match[1] is not None:
                 first, last = int(match[1]), int(match[2])
                 if not first <= last < total:
-                    raise ApiError(400, "BAD_REQUEST", "Content-Range is no range.")
+                    raise ApiError(400, "BAD_REQUEST", "Invalid Content-Range header.")
                 if first > upload.size:
                     return await _so_far(upload)
                 upload.start_at(first)

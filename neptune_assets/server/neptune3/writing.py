@@ -22,8 +22,8 @@ from starlette.routing import BaseRoute
 
 from neptune_assets.errors import SettingsError, UnknownProjectError
 from neptune_assets.schema import MAX_STEP, MICROSTEPS, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.server.adoption import adopted_file
 from neptune_assets.server.endpoints import PROTOBUF, ApiError, Call, Endpoint
+from neptune_assets.server.run_import import imported_file
 from neptune_assets.server.service import Service
 from neptune_assets.server.store.projects import ProjectStore
 from neptune_assets.server.store.runs import (
@@ -220,7 +220,7 @@ def _lake_atoms(writing: Writing, project: ProjectStore, run: LakeRun) -> list[A
             if inheritable(path):
                 value = row[VALUE_COLUMN[kind]]
                 if kind is AttributeType.FILE:
-                    value = adopted_file(writing, project, run, value)
+                    value = imported_file(writing, project, run, value)
                 atoms.setdefault(path, (path, kind.value, encode(kind, value)))
     return list(atoms.values())
 
@@ -572,4 +572,4 @@ def _parsed(kind: type[Message], body: bytes) -> Any:
     try:
         return kind.FromString(body)
     except DecodeError as error:
-        raise ApiError(400, "BAD_REQUEST", f"The body is no {kind.DESCRIPTOR.name}: {error}") from None
+        raise ApiError(400, "BAD_REQUEST", f"The body is not a valid {kind.DESCRIPTOR.name}: {error}") from None

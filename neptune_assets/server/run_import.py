@@ -67,7 +67,7 @@ def lake_uuid(project_id: str, scope: str, run_id: str) -> str:
     return str(uuid5(NAMESPACE_URL, f"neptune:{scope}/{project_id}/{run_id}"))
 
 
-def adopt(writing: Writing, project: ProjectStore, run: LakeRun, generation: str = "3") -> Run:
+def import_run(writing: Writing, project: ProjectStore, run: LakeRun, generation: str = "3") -> Run:
     """Copy a run, model or version of the lake into the store. Raises LakeError if the lake cannot be read whole."""
     system = _system(run)
     scope = run.project.scope.value
@@ -155,7 +155,7 @@ def _copy(
         _copy_artifact(operations, writing, project, run, path, place, values[0])
         return
     if kind in FILE_TYPES:
-        stored = [adopted_file(writing, project, run, value) for value in values]
+        stored = [imported_file(writing, project, run, value) for value in values]
         if kind is not AttributeType.FILE_SERIES:
             operations.assign(place, kind, encode(kind, stored[0]))
             return
@@ -179,7 +179,9 @@ def _copy(
         )
 
 
-def adopted_file(writing: Writing, project: ProjectStore, run: LakeRun, value: dict[str, Any] | None) -> dict[str, Any]:
+def imported_file(
+    writing: Writing, project: ProjectStore, run: LakeRun, value: dict[str, Any] | None
+) -> dict[str, Any]:
     """Copy the bytes of a file under its path in the lake; a file that the lake lacks stays missing."""
     from mimetypes import guess_type
 
@@ -229,7 +231,7 @@ def _copy_artifact(
     """Keep an artifact by its hash; one whose list of files the lake lacks becomes the file that is there instead."""
     files = read_files_list(run, path)
     if files is None:
-        stored = adopted_file(writing, project, run, value)
+        stored = imported_file(writing, project, run, value)
         operations.assign(place, AttributeType.FILE, encode(AttributeType.FILE, stored))
         return
     digest = artifact_hash(files, with_metadata=False)

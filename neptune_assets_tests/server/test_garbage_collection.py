@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.server.app import Cleaning
-from neptune_assets.server.store.files import Unused, remove_unused
+from neptune_assets.server.garbage_collection import GarbageCollector, Unreferenced, remove_unreferenced
 from neptune_assets.server.store.projects import ProjectStore, Store, now_ms
 from neptune_assets.server.store.runs import NewRun, to_json
 from neptune_assets.server.store.writing import Attribute
@@ -83,22 +82,22 @@ def test_replaced_bytes_go_after_their_rows_and_nothing_else_does(store: Store) 
         assert files is not None
         writing.connection.execute("INSERT INTO file_set_files VALUES (?, 'x', ?, 15, 0, NULL)", (files.id, member))
     age(project, 40)
-    cleaning = Cleaning(store, unused_days=30)
-    assert cleaning.look() == 0
+    collector = GarbageCollector(store, grace_days=30)
+    assert collector.look() == 0
     assert there(project) == {old, new, twin, series, member}
-    assert cleaning.look() == 0, "rows go first"
+    assert collector.look() == 0, "rows go first"
     assert keys(project) == {"b", "same bytes", "point"}
-    assert [cleaning.look(), cleaning.look()] == [0, 1]
+    assert [collector.look(), collector.look()] == [0, 1]
     assert there(project) == {new, twin, series, member}
-    assert cleaning.look() == 0
+    assert collector.look() == 0
 
 
 def test_what_came_in_lately_stays_though_nothing_names_it(store: Store) -> None:
     project = store.project(PROJECT)
     digests = {upload(project, "a", b"1"), upload(project, "b", b"2")}
     age(project, 29)
-    cleaning = Cleaning(store, unused_days=30)
-    assert [cleaning.look() for _ in range(4)] == [0] * 4
+    collector = GarbageCollector(store, grace_days=30)
+    assert [collector.look() for _ in range(4)] == [0] * 4
     assert there(project) == digests
     assert keys(project) == {"a", "b"}
 
@@ -108,17 +107,17 @@ def test_bytes_that_are_named_again_between_two_looks_stay(store: Store) -> None
     digest, other = upload(project, "a", b"1"), upload(project, "b", b"2")
     age(project, 40)
     limit = now_ms() - 30 * DAY * 1_000
-    first, _ = remove_unused(project, Unused(), limit)
+    first, _ = remove_unreferenced(project, Unreferenced(), limit)
     assert first.keys == {"a", "b"}
     assign(project, "file", "a")
-    second, _ = remove_unused(project, first, limit)
+    second, _ = remove_unreferenced(project, first, limit)
     assert keys(project) == {"a"}
     assert second.objects == set()
-    third, _ = remove_unused(project, second, limit)
+    third, _ = remove_unreferenced(project, second, limit)
     # The same bytes come in under another key just before they would go.
     assert third.objects == {other}
     assert upload(project, "c", b"2") == other
-    assert remove_unused(project, third, limit)[1] == 0
+    assert remove_unreferenced(project, third, limit)[1] == 0
     assert there(project) == {digest, other}
 
 
@@ -128,8 +127,8 @@ def test_after_a_crash_between_rows_and_bytes_the_bytes_are_found(store: Store) 
     with project.write() as writing:
         writing.connection.execute("DELETE FROM files")
     age(project, 40)
-    cleaning = Cleaning(store, unused_days=30)
-    assert [cleaning.look(), cleaning.look()] == [0, 4]
+    collector = GarbageCollector(store, grace_days=30)
+    assert [collector.look(), collector.look()] == [0, 4]
     assert there(project) == set()
 
 
@@ -144,7 +143,7 @@ def test_uploads_that_nobody_goes_on_with_expire_and_those_that_grow_do_not(stor
     age(project, 8)
     with project.objects.resume(grown) as chunk:
         chunk.write(b"2")
-    Cleaning(store, unused_days=30).look()
+    GarbageCollector(store, grace_days=30).look()
     with pytest.raises(FileNotFoundError):
         project.objects.upload_of(begun)
     assert project.objects.upload_of(grown) == (None, "b")
@@ -154,10 +153,10 @@ def test_a_server_looks_by_itself(store: Store) -> None:
     project = store.project(PROJECT)
     upload(project, "a", b"1")
     age(project, 40)
-    cleaning = Cleaning(store, unused_days=30, seconds=0.01)
-    cleaning.start()
+    collector = GarbageCollector(store, grace_days=30, seconds=0.01)
+    collector.start()
     deadline = time.monotonic() + 60
     while there(project) and time.monotonic() < deadline:
         time.sleep(0.01)
-    cleaning.stop()
+    collector.stop()
     assert there(project) == set()
