@@ -6,10 +6,7 @@ What is left is read without anything of the package: raw objects, JSON and pyar
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,17 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
-import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.errors import LakeBusyError, SettingsError
 from neptune_assets.lake.lock import project_lock
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.settings import LakeSettings, StorageSettings
+from neptune_assets.settings import LakeSettings
+from neptune_assets_tests.support.bucket_lake import Bucket, digests, records, rows, versions
 from neptune_assets_tests.support.faulty_proxy import Fault, FaultyProxy
-from neptune_assets_tests.support.lake_factory import file, make_source, metric, texts
+from neptune_assets_tests.support.lake_factory import make_source
 from neptune_assets_tests.support.s3 import s3_server
 
 P = "ws/proj"
@@ -38,32 +34,6 @@ CHANGES = ("put", "note", "create", "put_file", "move", "link", "delete", "delet
 
 Point = Callable[[int, str, str], bool]
 """Says of a change to the storage (its number, method and path) whether the process stops before it."""
-
-
-class Bucket:
-    """One bucket: the objects in it, and settings to write a lake there."""
-
-    def __init__(self, endpoint: str, name: str) -> None:
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id="testing",
-            aws_secret_access_key="testing",
-            region_name="us-east-1",
-        )
-        self._client.create_bucket(Bucket=name)
-        self.name = name
-
-    def settings(self, endpoint: str, **options: Any) -> LakeSettings:
-        storage = StorageSettings(
-            options={"endpoint_url": endpoint}, secrets_env={"key": "LAKE_KEY", "secret": "LAKE_SECRET"}
-        )
-        return LakeSettings(root=f"s3://{self.name}/lake", storage=storage, **options)
-
-    def objects(self) -> dict[str, bytes]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return {key: self._client.get_object(Bucket=self.name, Key=key)["Body"].read() for key in keys}
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +50,6 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     monkeypatch.setattr("neptune_assets.lake.parts.ROW_GROUP_ROWS", 10)
     monkeypatch.setattr("neptune_assets.lake.parts.MIB", 4 << 10)
     return Bucket(endpoint, f"two-{hashlib.sha256(request.node.name.encode()).hexdigest()[:20]}")
-
-
-def rows(version: int, lines: int) -> list[dict[str, Any]]:
-    noise = [hashlib.sha256(f"{version} {line}".encode()).hexdigest() * 4 for line in range(lines)]
-    return [*metric("m", [float(version)] * 5), *texts("log", noise), file("f", f"content {version}".encode(), "f.txt")]
 
 
 def write(settings: LakeSettings, version: int) -> None:
@@ -138,60 +103,16 @@ def ended(child: int) -> int:
     return -os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
 
 
-def records(objects: dict[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Return the runs that the manifest names, as its format says: the last checkpoint and the deltas after it."""
-    files = {int(m[1]): raw for key, raw in objects.items() if (m := re.search(r"\.manifest/(\d{10})\.jsonl$", key))}
-    found: dict[str, dict[str, Any]] = {}
-    for number in sorted(files):
-        header, *lines = [json.loads(line) for line in files[number].splitlines()]
-        if header["kind"] == "checkpoint":
-            found = {}
-        found.update((line["run_id"], line) for line in lines if "run_id" in line)
-    return found
-
-
-def version_of(objects: dict[str, bytes], record: dict[str, Any]) -> int:
-    """Return which version of a run can be read, after a look at every part, row and file that its record names."""
-    points: list[float] = []
-    total = 0
-    group = record["generation"].partition(".")[0]
-    for part in record["parts"]:
-        place = re.compile(rf".*/data/[^/]+/(\.staging/{group}/)?{re.escape(part['name'])}")
-        places = sorted(filter(place.fullmatch, objects), key=lambda key: "/.staging/" not in key)
-        assert places, f"part {part['name']} of run {record['run_id']} is lost"
-        parquet = pq.ParquetFile(io.BytesIO(objects[places[0]]))
-        assert parquet.schema_arrow.metadata[b"neptune_assets.generation"].decode() == record["generation"]
-        table = parquet.read()
-        assert set(table["run_id"].to_pylist()) == {record["run_id"]}
-        points += [value for value in table["float_value"].to_pylist() if value is not None]
-        total += table.num_rows
-    assert total == sum(record["rows"].values())
-    (version,) = set(points)
-    assert len(points) == 5
-    (item,) = record["files"]
-    (key,) = [key for key in objects if "/files/" in key and key.endswith(f"/{item['path']}")]
-    assert objects[key] == f"content {version:.0f}".encode()
-    return int(version)
-
-
-def digests(objects: dict[str, bytes]) -> dict[str, str]:
-    return {run_id: record["digest"] for run_id, record in records(objects).items()}
-
-
-def versions(objects: dict[str, bytes]) -> dict[str, int]:
-    return {run_id: version_of(objects, record) for run_id, record in records(objects).items()}
-
-
 def before_commit(_: int, name: str, path: str) -> bool:
     return name == "create" and path.endswith(".jsonl")
 
 
 def after_commit(_: int, name: str, path: str) -> bool:
-    return name in {"move", "link", "delete"} and ("_part_" in path)
+    return name in {"move", "link"} and "_part_" in path
 
 
 def amid_moves(_: int, name: str, path: str) -> bool:
-    return name == "move" and path.endswith("_part_0.parquet")
+    return name in {"move", "link"} and path.endswith("_part_0.parquet")
 
 
 @pytest.fixture(scope="module")
