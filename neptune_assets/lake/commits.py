@@ -16,6 +16,7 @@ from neptune_assets.lake.digest import RunDigest
 from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.in_place import storage_in_place
 from neptune_assets.lake.integrity import hash_stream
+from neptune_assets.lake.layout import part_name, stored_contents, unique_file_path
 from neptune_assets.lake.parts import PartWriter, open_parquet
 from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.repair import CONFLICTING_ROWS, DUPLICATE_ROWS
@@ -52,6 +53,7 @@ class RunBuilder:
         storage: Storage,
         staging: Staging,
         files: FileStore,
+        old: RunRecord | None,
         *,
         settings: LakeSettings,
         source_kind: str,
@@ -65,6 +67,9 @@ class RunBuilder:
         self._scratch = settings.scratch
         self._source_kind = source_kind
         self.generation = staging.new_generation()
+        self._stored: dict[str, str] = {}
+        if old is not None and old.in_place is None:
+            self._stored = stored_contents(item.path for item in old.files)
         self._records: list[FileRecord] = []
         self._by_row: dict[tuple[str, int | None], tuple[FileRecord, ...]] = {}
         self._errors: list[IssueRecord] = []
@@ -113,6 +118,7 @@ class RunBuilder:
                 self.generation,
                 attributes,
                 self._settings.part_mb,
+                lambda number: part_name(self._info.run_id, number, self._named),
                 self._staging.part_written,
             )
             try:
@@ -126,6 +132,17 @@ class RunBuilder:
                 for part in parts:
                     self._storage.put_file(f"{local}/{part.name}", f"{directory}/{part.name}")
         return parts
+
+    @property
+    def _named(self) -> str | None:
+        """The generation where names have to hold it: requests to object stores may be carried out late."""
+        return None if self._storage.local else self.generation
+
+    def _file_place(self, path: str) -> str:
+        """Return where content is stored: where the run has it already, or under a name that never was in use."""
+        if self._named is None:
+            return path
+        return self._stored.get(path) or unique_file_path(path, self._named)
 
     def _take(
         self,
@@ -164,7 +181,9 @@ class RunBuilder:
             if not in_place and not self._noted:
                 self._staging.note_files(self.generation, self._info.run_id)
                 self._noted = True
-            stored = self._files.store(self._info.run_id, path, kind, step, reference, in_place=in_place)
+            stored = self._files.store(
+                self._info.run_id, path, kind, step, reference, None if in_place else self._file_place
+            )
             self._records.extend(stored.records)
             self._errors.extend(stored.errors)
             self._by_row[path, step] = stored.records

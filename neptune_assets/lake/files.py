@@ -79,10 +79,17 @@ class FileStore:
         self._directory: ScratchDirectory | None = None
 
     def store(
-        self, run_id: str, attribute_path: str, attribute_type: str, step: int | None, reference: str, *, in_place: bool
+        self,
+        run_id: str,
+        attribute_path: str,
+        attribute_type: str,
+        step: int | None,
+        reference: str,
+        place: Callable[[str], str] | None,
     ) -> StoredFile:
-        """Bring what a row refers to into the lake, or only hash it where it lies.
+        """Bring what a row refers to into the lake, or only hash it where it lies if ``place`` is None.
 
+        ``place`` maps the path that content has by itself to the one it is stored under.
         What cannot be read becomes an error of the run and a null path. Raises OSError if the lake cannot be written.
         """
 
@@ -101,32 +108,36 @@ class FileStore:
         errors: list[IssueRecord] = []
         for source in sources:
             try:
-                hashed.append(self._hash(source, keep=not in_place))
+                hashed.append(self._hash(source, keep=place is not None))
             except (FileGoneError, UnsafePathError) as error:
                 errors.append(issue(str(error)))
             except _UnreadableError as error:
                 errors.append(issue(f"File {source.relative_path!r} of {reference!r} cannot be read: {error}."))
         if errors and not hashed:
             return StoredFile(None, errors=tuple(errors))
-        if in_place:
+        if place is None:
             path, records = reference, self._records_in_place(base, reference, hashed, many)
         elif many:
-            path, records = self._store_set(base, run_id, hashed)
+            path, records = self._store_set(base, run_id, hashed, place)
         else:
-            path, records = self._store_one(base, run_id, hashed[0])
+            path, records = self._store_one(base, run_id, hashed[0], place)
         return StoredFile(path, tuple(records), tuple(errors))
 
-    def _store_one(self, base: FileRecord, run_id: str, item: _Hashed) -> tuple[str, list[FileRecord]]:
-        path = file_path(run_id, base.attribute_path, item.sha256, item.extension, step=base.step)
+    def _store_one(
+        self, base: FileRecord, run_id: str, item: _Hashed, place: Callable[[str], str]
+    ) -> tuple[str, list[FileRecord]]:
+        path = place(file_path(run_id, base.attribute_path, item.sha256, item.extension, step=base.step))
         self._place(item, path)
         return path, [replace(base, path=path, size=item.size, sha256=item.sha256)]
 
-    def _store_set(self, base: FileRecord, run_id: str, items: Sequence[_Hashed]) -> tuple[str, list[FileRecord]]:
+    def _store_set(
+        self, base: FileRecord, run_id: str, items: Sequence[_Hashed], place: Callable[[str], str]
+    ) -> tuple[str, list[FileRecord]]:
         names = member_paths(item.name for item in items)
         content = sha256()
         for item in sorted(items, key=lambda each: each.name):
             content.update(f"{item.name!r} {item.size} {item.sha256}\n".encode())
-        directory = file_set_path(run_id, base.attribute_path, content.hexdigest())
+        directory = place(file_set_path(run_id, base.attribute_path, content.hexdigest()))
         records = []
         for item in items:
             path = f"{directory}/{names[item.name]}"

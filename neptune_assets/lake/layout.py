@@ -3,6 +3,9 @@
 A component is made from any text by :func:`safe_name`; the original text is only in the columns and manifests. File
 contents are addressed by their hash, so a replaced file never overwrites the old one. Paths use forward slashes on
 every kind of storage. Nothing here touches a disk.
+
+On object stores, whose requests may be carried out long after their sender lost the lease, names of parts and files
+also hold the generation that wrote them: no request of another writer, and no deletion, ever names them again.
 """
 
 from __future__ import annotations
@@ -23,7 +26,12 @@ MAX_COMPONENT: Final = 200
 MANIFEST: Final = ".manifest"
 STAGING: Final = ".staging"
 
-_PART: Final = re.compile(r"(?s)(?P<prefix>.+)_part_(?P<number>0|[1-9][0-9]*)\.parquet")
+_GENERATION: Final = r"(?P<sequence>[0-9]{10})-[0-9a-f]{16}\.[0-9]+"
+"""A generation on an object store: commits so far, a random token, and the number of the run in its commit."""
+_PART: Final = re.compile(
+    rf"(?s)(?P<prefix>.+?)(?:\.(?P<generation>{_GENERATION}))?_part_(?P<number>0|[1-9][0-9]*)\.parquet"
+)
+_FILE: Final = re.compile(rf"(?s)(?P<attribute>[^/]+/[^/]+/)(?:{_GENERATION}/)?(?P<content>[^/]+)(?P<member>/.*)?")
 _EXTENSION: Final = re.compile(r"[A-Za-z0-9]{1,16}")
 _HOSTILE: Final = re.compile(r'[\x00-\x1f\x7f\\<>:"|?*]')
 
@@ -42,15 +50,22 @@ def safe_name(text: str) -> str:
     return f"{head}-{digest}"
 
 
-def part_name(run_id: str, number: int) -> str:
-    """Return the file name of one part of a run."""
-    return f"{safe_name(run_id)}_part_{number}.parquet"
+def part_name(run_id: str, number: int, generation: str | None = None) -> str:
+    """Return the file name of one part of a run, with its generation if that is given."""
+    # No name made by safe_name has a dot.
+    return f"{safe_name(run_id)}{'.' + generation if generation else ''}_part_{number}.parquet"
 
 
 def parse_part_name(name: str) -> tuple[str, int] | None:
     """Split a part's file name into S(run id) and number; None for any other file. Read from the right."""
     match = _PART.fullmatch(name)
     return (match["prefix"], int(match["number"])) if match else None
+
+
+def part_sequence(name: str) -> int:
+    """Return how many commits there were when a part was begun, -1 if its name does not say; grows for each run."""
+    match = _PART.fullmatch(name)
+    return int(match["sequence"]) if match and match["sequence"] else -1
 
 
 def extension_of(name: str) -> str:
@@ -73,6 +88,21 @@ def file_path(run_id: str, attribute_path: str, sha256: str, extension: str, *, 
 def file_set_path(run_id: str, attribute_path: str, digest: str) -> str:
     """Return the directory of a file set with this content digest, relative to the project's files directory."""
     return f"{safe_name(run_id)}/{safe_name(attribute_path)}/files-{digest[:16]}"
+
+
+def unique_file_path(path: str, generation: str) -> str:
+    """Return the path of a file or file set with the generation that writes it, which no other ever has."""
+    run, attribute, content = path.split("/", 2)
+    return f"{run}/{attribute}/{generation}/{content}"
+
+
+def stored_contents(paths: Iterable[str]) -> dict[str, str]:
+    """Map what :func:`file_path` and :func:`file_set_path` return to where it is stored, given the paths of files."""
+    found = {}
+    for path in paths:
+        if match := _FILE.fullmatch(path):
+            found[match["attribute"] + match["content"]] = path.removesuffix(match["member"] or "")
+    return found
 
 
 def member_paths(members: Iterable[str]) -> dict[str, str]:

@@ -148,7 +148,7 @@ class _Lease(ProjectLock):
         self._renewed = _now()
         if not self._create(self._content()):
             raise _busy(self._project_id, self._holder(), "when that process has finished")
-        if not self._allow_unsafe and self._create(json.dumps(_me()).encode()):
+        if not self._allow_unsafe and self._create(json.dumps(_me()).encode()) and self._rules():
             self._storage.delete(self._path(self._number))
             raise SettingsError(
                 f"{self._storage.url(self._storage.root)} cannot keep two writers apart: its store created the same "
@@ -156,7 +156,7 @@ class _Lease(ProjectLock):
                 hint="Use a store that knows them (AWS S3, Google Cloud Storage, Azure, MinIO and Ceph do) or a local "
                 f"directory, or set {_UNSAFE}: true if never more than one process writes this lake at a time.",
             )
-        if self._numbers()[-1:] != [self._number]:
+        if not self._rules():
             # The request took so long that others came and went: this number was free again, and rules nothing.
             raise _busy(self._project_id, self._holder(), "when that process has finished")
         for number in numbers:
@@ -215,8 +215,7 @@ class _Lease(ProjectLock):
             try:
                 self._renewals += 1
                 self._storage.put(self._path(self._number), self._content())
-                numbers = self._numbers()
-                if numbers[-1:] != [self._number] or self._holder().get("token") != self._me["token"]:
+                if not self._rules() or self._holder().get("token") != self._me["token"]:
                     self._lost = "another writer took it over"
                     return
                 self._renewed = started
@@ -227,6 +226,10 @@ class _Lease(ProjectLock):
     def _content(self) -> bytes:
         # expires_at is for versions up to 0.1.0, which compare it with their own wall clock; nothing here reads it.
         return json.dumps(self._me | {"renewals": self._renewals, "expires_at": time.time() + self._seconds}).encode()
+
+    def _rules(self) -> bool:
+        """False if there is a lease with a higher number: others came, and removed this one."""
+        return self._numbers()[-1:] == [self._number]
 
     def _holder(self) -> dict[str, Any]:
         return _parse(self._read(self._number) or b"")

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.lake.integrity import HashingSink
-from neptune_assets.lake.layout import part_name
 from neptune_assets.lake.records import PartRecord
 from neptune_assets.lake.rows import Attributes, concat, no_rows, raw, unpack
 from neptune_assets.lake.storage import Storage
@@ -52,9 +51,10 @@ _OPTIONS: Final[dict[str, Any]] = {
 
 
 class PartWriter:
-    """Write compact rows of one run, already sorted, to ``<S(run)>_part_<N>.parquet`` in a local directory.
+    """Write compact rows of one run, already sorted, to parts in a local directory.
 
-    ``on_close`` is called with the path of each finished part, which is not durable yet.
+    ``name`` gives the file name of a part by its number, see :func:`neptune_assets.lake.layout.part_name`; ``on_close``
+    is called with the path of each finished part, which is not durable yet.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class PartWriter:
         generation: str,
         attributes: Attributes,
         part_mb: int,
+        name: Callable[[int], str],
         on_close: Callable[[str], None],
     ) -> None:
         self._directory = Path(directory)
@@ -73,6 +74,7 @@ class PartWriter:
         self._generation = generation
         self._attributes = attributes
         self._limit = part_mb * MIB
+        self._name = name
         self._on_close = on_close
         self._held: list[pa.RecordBatch] = []
         self._held_rows = 0
@@ -125,7 +127,7 @@ class PartWriter:
             self._close_part()
 
     def _open(self, batch: pa.RecordBatch) -> None:
-        path = self._directory / part_name(self._run_id, len(self.parts))
+        path = self._directory / self._name(len(self.parts))
         self._sink = HashingSink(path)
         # Names are written from their dictionaries, which is twice as fast; a stored Arrow schema would make readers
         # return them so. Parquet's own types give every reader the plain schema.
@@ -152,7 +154,7 @@ class PartWriter:
         self._writer.close()
         size, digest = self._sink.tell(), self._sink.hexdigest()
         self._sink.close()
-        name = part_name(self._run_id, len(self.parts))
+        name = self._name(len(self.parts))
         self._on_close(str(self._directory / name))
         self.parts.append(PartRecord(name=name, rows=self._rows, bytes=size, sha256=digest))
         self._writer = self._sink = None

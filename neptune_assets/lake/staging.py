@@ -6,6 +6,10 @@ because neptune-exporter takes part_0 for the mark of a complete run. Until then
 them in staging. The views of neptune.duckdb do not know it: for the time of a move that is more than one rename, they
 find all parts of the new run linked in ``.<project>/`` beside the project's directory. So a kill at any moment leaves
 the old run or the new one.
+
+On object stores a request may be carried out long after its sender lost the lease. There the names of parts hold their
+generation, see :mod:`neptune_assets.lake.layout`. Parts are copied, then old ones are removed, then those in staging;
+views read the newest generation that has a part_0.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import pyarrow.parquet as pq
 
 from neptune_assets.durable import SyncPool
 from neptune_assets.errors import LakeError
-from neptune_assets.lake.layout import Layout, parse_part_name, safe_name, staging_group
+from neptune_assets.lake.layout import Layout, parse_part_name, part_sequence, safe_name, staging_group
 from neptune_assets.lake.manifest import Manifest
 from neptune_assets.lake.parts import part_generation
 from neptune_assets.lake.records import RunRecord
@@ -45,7 +49,8 @@ class Staging:
         self._files = layout.files(project_id, scope)
         self._files_staging = layout.files_staging(project_id, scope)
         self._syncs = SyncPool()
-        self._group = uuid.uuid4().hex
+        self._state = Manifest(project_id)
+        self._group = ""
         self._number = 0
         self._begun = False
 
@@ -68,6 +73,11 @@ class Staging:
 
     def new_generation(self) -> str:
         """Return the generation of a run that is to be built; the runs until the next :meth:`seal` share a commit."""
+        if not self._number:
+            self._group = uuid.uuid4().hex
+            if not self._storage.local:
+                # What a run is replaced by begins after its own commit, so it has a higher number.
+                self._group = f"{self._state.sequence:010d}-{self._group[:16]}"
         self._number += 1
         return f"{self._group}.{self._number}"
 
@@ -89,7 +99,7 @@ class Staging:
     def seal(self) -> str:
         """Make all that was staged since the last call durable and return its group; the next run begins another."""
         group, begun = self._group, self._begun
-        self._group, self._number, self._begun = uuid.uuid4().hex, 0, False
+        self._number, self._begun = 0, False
         if begun and self._storage.local:
             self._syncs.directory(f"{self._root}/{group}")
         self._syncs.wait()
@@ -118,22 +128,25 @@ class Staging:
                 staged[directory] = set(self._storage.names(directory))
             wanted = {part.name for part in record.parts}
             moving = staged[directory] & wanted
-            # A final name that is still staged, or that the new generation lacks, is of the old generation. Object
-            # stores replace on moving, and nothing is removed there that a later writer may have put.
+            # A final name that the new generation lacks is of the old one; so is, where parts are moved, one that is
+            # still staged.
             replaced = moving if self._storage.local else set()
             gone = {name for name in final.get(safe_name(record.run_id), ()) if name in replaced or name not in wanted}
             moves += [(directory, name) for name in sorted(moving, key=_part_number, reverse=True)]
-            if len(wanted) == 1 and gone <= wanted:
+            if self._storage.local and len(wanted) == 1 and gone <= wanted:
                 continue  # One move replaces the one part of the run.
             old += sorted(gone, key=_part_number)
             shown += [f"{directory if name in moving else self._project}/{name}" for name in sorted(wanted)]
-        if moves and shown:
-            self._show(shown)
-        for name in old:
-            self._storage.delete(f"{self._project}/{name}")
+        if self._storage.local:
+            if moves and shown:
+                self._show(shown)
+            self._remove(old)
+        move = self._storage.move if self._storage.local else self._storage.link
         for directory, name in moves:
-            self._storage.move(f"{directory}/{name}", f"{self._project}/{name}")
-        if moves and shown:
+            move(f"{directory}/{name}", f"{self._project}/{name}")
+        if not self._storage.local:
+            self._remove(old)
+        elif moves and shown:
             self._unshow()
         for record in records:
             if with_files is None or record.run_id in with_files:
@@ -141,6 +154,10 @@ class Staging:
         if staged:
             # The caller removes the staging directory next, and with it the only other name of these parts.
             self._storage.sync(self._project)
+
+    def _remove(self, parts: Iterable[str]) -> None:
+        for name in parts:
+            self._storage.delete(f"{self._project}/{name}")
 
     def _show(self, parts: Iterable[str]) -> None:
         """Link all parts of runs that are about to be moved where views look, unless an interrupted move did so."""
@@ -187,8 +204,7 @@ class Staging:
         """
         self.sweep_files(run_id, None)
         names = parts_by_run(self._storage.names(self._project)).get(safe_name(run_id), ())
-        for name in sorted(names, key=_part_number):
-            self._storage.delete(f"{self._project}/{name}")
+        self._remove(sorted(names, key=_part_number))
 
     def sweep_files(self, run_id: str, record: RunRecord | None) -> None:
         """Remove the files of a run that its record does not name."""
@@ -209,7 +225,11 @@ class Staging:
         return bool(self._groups())
 
     def recover(self, manifest: Manifest) -> list[str]:
-        """Finish or undo what an interrupted writer left behind. Returns run ids that were finished."""
+        """Finish or undo what an interrupted writer left behind. Returns run ids that were finished.
+
+        To be called before anything is built: later generations are numbered by this snapshot, which grows.
+        """
+        self._state = manifest
         committed: dict[str, list[RunRecord]] = {}
         for record in manifest.records.values():
             committed.setdefault(staging_group(record.generation), []).append(record)
@@ -238,6 +258,7 @@ class Staging:
     def present(self, manifest: Manifest) -> tuple[dict[str, int], list[str]]:
         """Return all final parts with their sizes, and those of them that this lake wrote but no record names.
 
+        Parts that newer ones of their run replaced are removed: a request to copy them was carried out late.
         Raises LakeError if there are parts of somebody else: nothing of theirs is ever touched.
         """
         sizes = {name: size for name, size in self._storage.sizes(self._project).items() if parse_part_name(name)}
@@ -251,7 +272,11 @@ class Staging:
                 hint="Set lake.root to an empty place (source.export.mode in_place reads an export where it lies), "
                 "or move these parts away.",
             )
-        return sizes, strays
+        replaced = superseded(strays, manifest.records.values())
+        self._remove(sorted(replaced))
+        for name in replaced:
+            del sizes[name]
+        return sizes, [name for name in strays if name not in replaced]
 
     def _groups(self) -> list[str]:
         if self._storage.local:
@@ -287,6 +312,17 @@ def parts_by_run(names: Iterable[str]) -> dict[str, set[str]]:
         if parsed is not None:
             found.setdefault(parsed[0], set()).add(name)
     return found
+
+
+def superseded(names: Iterable[str], records: Iterable[RunRecord]) -> set[str]:
+    """Return the parts whose run has newer ones by their names, which only those on object stores tell."""
+    newest = {
+        safe_name(record.run_id): max((part_sequence(part.name) for part in record.parts), default=-1)
+        for record in records
+        if record.in_place is None
+    }
+    by_run = parts_by_run(names)
+    return {name for run in by_run.keys() & newest for name in by_run[run] if 0 <= part_sequence(name) < newest[run]}
 
 
 def _part_number(name: str) -> int:

@@ -187,19 +187,23 @@ class Storage:
         Path(local).unlink()
 
     def move(self, source: str, target: str) -> None:
-        """Rename a file, replacing any; a server-side copy and a delete on object stores."""
+        """Rename a file of a local disk, replacing any."""
         self._changing()
-        if self.local:
-            Path(source).replace(target)
-            return
-        self.filesystem.cp_file(source, target)
-        self.filesystem.rm_file(source)
+        Path(source).replace(target)
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name for a while, which a power cut may undo; a copy where there are no links."""
+        """Give a file a second name, which a power cut may undo; a copy, made by the server, where there are no links.
+
+        If a writer that lost its lease has removed ``source`` on an object store just now, it was copied before.
+        """
         self._changing()
         if not self.local:
-            self.filesystem.cp_file(source, target)
+            try:
+                self.filesystem.cp_file(source, target)
+            except FileNotFoundError:
+                self._changing()
+                if self.size(target) is None:
+                    raise
             return
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         try:

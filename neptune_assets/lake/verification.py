@@ -22,6 +22,7 @@ from neptune_assets.lake.manifest import ManifestStore, project_of_manifest
 from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.runs import LakeRun
+from neptune_assets.lake.staging import superseded
 from neptune_assets.schema import Scope
 
 Kind = Literal["manifest", "part", "file", "stray", "statistics", "table", "receipts", "database"]
@@ -270,9 +271,14 @@ class Verification:
         present = storage.names(layout.project(project.project_id, project.scope))
         # Listed first: what a writer commits meanwhile is in the manifest by now.
         now = ManifestStore(storage, layout, project.project_id, project.scope).read()
-        known = {part.name for record in (now.records.values() if now else ()) for part in record.parts}
-        for name in present:
-            if parse_part_name(name) is not None and name not in known:
+        records = list(now.records.values()) if now else []
+        known = {part.name for record in records for part in record.parts}
+        strays = [name for name in present if parse_part_name(name) is not None and name not in known]
+        replaced = superseded(strays, records)
+        if replaced:
+            self._note(project, f"{len(replaced):,} parts were replaced and wait for the next materialization to go")
+        for name in strays:
+            if name not in replaced:
                 self._damage(
                     project.project_id,
                     project.scope,

@@ -185,6 +185,7 @@ class _ProjectWrite:
                 self._storage,
                 self._staging,
                 self._files,
+                self._manifest.records.get(info.run_id),
                 settings=self._settings,
                 source_kind=self._source.kind,
             )

@@ -293,7 +293,8 @@ def _left_out(place: str) -> str:
 
     While parts of a run are moved, or when a killed writer left them so, all parts of the new run are in a directory
     beside the project's, see :mod:`neptune_assets.lake.staging`: those in the final places are left out if it is
-    complete, it is left out itself if not.
+    complete, it is left out itself if not. Where names hold a generation, which on object stores they do, a run's parts
+    are left out unless they are of its newest generation that has a part_0, which comes last.
     """
     return f"""
         WITH shown AS (
@@ -303,13 +304,24 @@ def _left_out(place: str) -> str:
                 regexp_replace(file, '(?s)^(.*/)[.]([^/]*/[^/]*_part_)[0-9]+[.]parquet$', '\\1\\2') AS run
             FROM glob({place} || '/data/.*/*')
         ),
-        complete AS (SELECT directory FROM shown WHERE file = directory || '{COMPLETE}')
+        complete AS (SELECT directory FROM shown WHERE file = directory || '{COMPLETE}'),
+        final AS (
+            SELECT
+                file,
+                regexp_replace(file, '(?s)^(.*/[^/.]*)([.][^/]*)?_part_[0-9]+[.]parquet$', '\\1_part_') AS run,
+                regexp_extract(file, '(?s)^.*/[^/.]*[.]([^/]*)_part_[0-9]+[.]parquet$', 1) AS generation
+            FROM glob({place} || '/data/*/*_part_*.parquet')
+        ),
+        newest AS (
+            SELECT run, max(generation) AS generation FROM final WHERE ends_with(file, '_part_0.parquet') GROUP BY run
+        )
         SELECT file AS filename FROM shown ANTI JOIN complete USING (directory)
         UNION ALL
-        SELECT final.file AS filename
-        FROM glob({place} || '/data/*/*_part_*.parquet') AS final
-        SEMI JOIN (SELECT run FROM shown SEMI JOIN complete USING (directory)) AS replaced
-        ON regexp_replace(final.file, '[0-9]+[.]parquet$', '') = replaced.run"""  # noqa: S608
+        SELECT file AS filename
+        FROM final SEMI JOIN (SELECT run FROM shown SEMI JOIN complete USING (directory)) USING (run)
+        UNION ALL
+        SELECT file AS filename FROM final JOIN newest USING (run)
+        WHERE final.generation <> newest.generation"""  # noqa: S608
 
 
 def _create_view(con: duckdb.DuckDBPyConnection, name: str, sql: str, description: str) -> None:

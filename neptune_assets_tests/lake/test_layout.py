@@ -15,7 +15,10 @@ from neptune_assets.lake.layout import (
     member_paths,
     parse_part_name,
     part_name,
+    part_sequence,
     safe_name,
+    stored_contents,
+    unique_file_path,
 )
 from neptune_assets.schema import Scope
 
@@ -60,6 +63,26 @@ def test_part_names_are_read_from_the_right() -> None:
             assert parse_part_name(part_name(run_id, number)) == (safe_name(run_id), number)
     for name in ("x_part_0.parquet.tmp", "x_part_00.parquet", "_part_0.parquet", "x_part_-1.parquet", "x.parquet"):
         assert parse_part_name(name) is None
+
+
+GENERATION = "0000000012-0123456789abcdef.3"
+
+
+def test_names_with_a_generation_are_of_the_same_run_and_in_order() -> None:
+    for run_id in ("RUN-1", "a_part_0", "a_part_0.parquet", "line\nbreak", f"x.{GENERATION}_part_0", "r" * 5000):
+        name = part_name(run_id, 7, GENERATION)
+        assert len(name.encode()) < 255
+        assert parse_part_name(name) == (safe_name(run_id), 7)
+        assert part_sequence(name) == 12
+        assert part_sequence(part_name(run_id, 7)) == -1
+
+
+def test_content_is_found_where_it_is_stored_whatever_its_name() -> None:
+    plain = ["r/a/0123.png", "r/b/files-45/x", "r/b/files-45/y/z", "r/c/step_1.000000-67"]
+    places = {"r/a/0123.png", "r/b/files-45", "r/c/step_1.000000-67"}
+    assert stored_contents(plain) == {place: place for place in places}
+    unique = [unique_file_path(path, GENERATION) for path in plain]
+    assert stored_contents(unique) == {place: unique_file_path(place, GENERATION) for place in places}
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_an_interrupted_commit_in_a_bucket_is_finished(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "move", killed)
+        patch.setattr(Storage, "link", killed)
         with pytest.raises(KilledError):
             LakeWriter(settings, make_source({P: {"a": rows(2)}})).write_project(P)
     run = Lake(settings).project(P).run("a")
