@@ -320,8 +320,8 @@ def _left_out(place: str) -> str:
         SELECT file AS filename
         FROM final SEMI JOIN (SELECT run FROM shown SEMI JOIN complete USING (directory)) USING (run)
         UNION ALL
-        SELECT file AS filename FROM final JOIN newest USING (run)
-        WHERE final.generation <> newest.generation"""  # noqa: S608
+        SELECT file AS filename FROM final LEFT JOIN newest USING (run)
+        WHERE final.generation <> coalesce(newest.generation, '')"""  # noqa: S608
 
 
 def _create_view(con: duckdb.DuckDBPyConnection, name: str, sql: str, description: str) -> None:
