@@ -26,6 +26,7 @@ from neptune_assets.server.store.database import (
 from neptune_assets.server.store.runs import Run, decode, system_attributes
 from neptune_assets.sources.protocol import Issue, RunEnd
 from neptune_assets.sources.rows import RowBuilder
+from neptune_assets.sources.times import YEAR_1, YEAR_10000, OddTimes
 
 FILE: Final = "file"
 """What a reference to one file begins with, before a colon and its key."""
@@ -60,6 +61,7 @@ class RunReading:
         self._rows = RowBuilder(project_id, run.run_id, keep)
         self._errors: list[Issue] = []
         self._promised: dict[str, int] = {}
+        self._odd_times = OddTimes()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows, in bounded memory."""
@@ -91,7 +93,7 @@ class RunReading:
 
     def end(self) -> RunEnd:
         """The mark that ends the run."""
-        return RunEnd(self._run.run_id, promised=self._promised, errors=self._errors)
+        return RunEnd(self._run.run_id, promised=self._promised, errors=self._errors, notes=self._odd_times.issues())
 
     def _value(self, path: str, kind: AttributeType, value: object) -> None:
         try:
@@ -133,6 +135,12 @@ class RunReading:
             if wrong.any():
                 lost += int(wrong.sum())
                 columns = [column[~wrong] for column in columns]
+            beyond = self._odd_times.beyond(path, columns[1])
+            if beyond is not None:
+                values = columns[2][beyond].view(np.float64)
+                for step, value in zip(columns[0][beyond].tolist(), values.tolist(), strict=True):
+                    self._rows.point(AttributeType.FLOAT_SERIES, path, step, None, value)
+                columns = [column[~beyond] for column in columns]
             self._rows.float_series(path, *(array("q", column.tobytes()) for column in columns[:3]))
             yield from self._rows.drain()
         self._count(path, AttributeType.FLOAT_SERIES, count, lost, recorded)
@@ -157,7 +165,8 @@ class RunReading:
             if not is_intact:
                 lost += 1
                 continue
-            self._rows.point(kind, path, step, time, _object(kind, value))
+            held = time if YEAR_1 <= time < YEAR_10000 else self._odd_times.take(path, time)
+            self._rows.point(kind, path, step, held, _object(kind, value))
             yield from self._rows.drain()
         self._count(path, kind, count, lost, recorded)
 

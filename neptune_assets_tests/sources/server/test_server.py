@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from neptune_assets.errors import FileGoneError, SourceError, UnknownProjectError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
-from neptune_assets.schema import AttributeType
+from neptune_assets.schema import MAX_TIME, MIN_TIME, AttributeType
 from neptune_assets.server.store.projects import Store
 from neptune_assets.server.store.runs import NewRun, encode, file_value, float_bits, histogram_value, to_json
 from neptune_assets.settings import Filters, LakeSettings, RunFilter
@@ -212,5 +213,10 @@ def test_times_that_no_calendar_has_cost_neither_project_nor_run(store, tmp_path
     rows = [row for batch in held.batches(["float", "float_series"], ["float_value"]) for row in batch.to_pylist()]
     assert [row["float_value"] for row in rows] == [0.5, 1.5, 2.5]
     said = "".join(issue.message for issue in (*held.record.errors, *held.record.notes))
+    points = [batch["timestamp"].cast(pa.int64()) for batch in held.batches(["float_series"], ["timestamp"])]
+    (first, second) = pa.concat_arrays(points).to_pylist()
+    assert second == 1_700_000_000_000
+    assert first == (milliseconds if MIN_TIME <= milliseconds <= MAX_TIME else None)
+    assert str(milliseconds) in said
     times = [row for batch in held.batches(["datetime"], ["attribute_path"]) for row in batch.to_pylist()]
     assert {"attribute_path": "when"} in times or (str(milliseconds) in said and "when" in said)
