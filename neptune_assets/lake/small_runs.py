@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.lake.digest import HashedColumns, RunDigest
+from neptune_assets.lake.external_sort import stable_order
 from neptune_assets.lake.readings import Reading
 from neptune_assets.lake.rows import Attributes, compact, distinct_codes, no_rows
-from neptune_assets.lake.sorting import last_of_each, series_among, sort_order
+from neptune_assets.lake.sorting import last_of_each, series_among, sort_keys
 from neptune_assets.lake.statistics import RunStatistics
 from neptune_assets.lake.waiting import Waiting
 from neptune_assets.sources.protocol import RunEnd
@@ -83,7 +84,7 @@ def sort_together(runs: Sequence[Sequence[pa.RecordBatch]]) -> list[SortedRun]:
     names, of_run, ids = _attributes(rows, np.repeat(np.arange(len(runs)), lengths), len(runs))
     edges = np.searchsorted(of_run, np.arange(len(runs) + 1))
     rows = compact(rows, ids)
-    order = sort_order(rows, _ranks(names, of_run))
+    order = stable_order(sort_keys(rows, _ranks(names, of_run)))
     if order is not None:
         rows = rows.take(pa.array(order))
     kept, conflicts = last_of_each(rows, series_among(names))

@@ -31,7 +31,7 @@ from neptune_assets.targets.wandb.codec import (
     seconds_text,
     step_text,
 )
-from neptune_assets.targets.wandb.history import EventSpool
+from neptune_assets.targets.wandb.history import EventSorter
 from neptune_assets.targets.wandb.mapping import Layout, digest_of
 
 if TYPE_CHECKING:
@@ -328,7 +328,9 @@ def rebinned(edges: list[float], values: list[float], *, density: bool) -> tuple
 class TextTables:
     """Writes the tables of one run."""
 
-    def __init__(self, placed: Layout, directory: Path, files: FileStage, events: EventSpool, account: Account) -> None:
+    def __init__(
+        self, placed: Layout, directory: Path, files: FileStage, events: EventSorter, account: Account
+    ) -> None:
         self._placed, self._files, self._events, self._account = placed, files, events, account
         self._path = directory / "files" / ".table"
         self._table: TableFile | None = None
@@ -377,7 +379,7 @@ class TextTables:
 class RunFiles:
     """Takes in the files of one run."""
 
-    def __init__(self, run: LakeRun, placed: Layout, stage: FileStage, events: EventSpool, account: Account) -> None:
+    def __init__(self, run: LakeRun, placed: Layout, stage: FileStage, events: EventSorter, account: Account) -> None:
         self._run, self._placed, self._stage, self._events, self._account = run, placed, stage, events, account
         self._wanted = wanted_name(run)
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from neptune_assets.lake.external_sort import ExternalSorter
 from neptune_assets.targets.wandb.codec import (
     EVENTS,
     NO_TIME,
@@ -37,7 +38,6 @@ from neptune_assets.targets.wandb.codec import (
     varints,
 )
 from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout, Stepping
-from neptune_assets.targets.wandb.spool import Bounds, SortedSpool
 
 _EVENT_BYTES: Final = 4 << 20
 _EVENTS: Final = 4_096
@@ -55,13 +55,13 @@ class LastValues:
             self.by_key[key] = (step, text)
 
 
-class EventSpool:
+class EventSorter:
     """Takes events in any order and gives them back sorted by step."""
 
-    def __init__(self, placed: Layout, last: LastValues, bounds: Bounds) -> None:
+    def __init__(self, placed: Layout, last: LastValues, sorter: ExternalSorter) -> None:
         self._keys, self._last = placed.keys, last
         self._numbers = {key: number for number, key in enumerate(placed.keys)}
-        self.spool = SortedSpool(EVENTS, "step", bounds)
+        self.sorter = sorter
         self._pending: list[tuple[int, int, int, str, bytes]] = []
         self._pending_bytes = 0
 
@@ -76,13 +76,13 @@ class EventSpool:
             self.flush()
 
     def flush(self) -> None:
-        """Hand everything to the spool; before it is read."""
+        """Hand everything to the sorter; before it is read."""
         if self._pending:
             columns = [
                 pa.array(values, field.type)
                 for values, field in zip(zip(*self._pending, strict=True), EVENTS, strict=True)
             ]
-            self.spool.add(pa.RecordBatch.from_arrays(columns, schema=EVENTS))
+            self.sorter.add(pa.RecordBatch.from_arrays(columns, schema=EVENTS))
             self._pending, self._pending_bytes = [], 0
 
 

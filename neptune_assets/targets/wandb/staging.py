@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.errors import TargetError
+from neptune_assets.lake.external_sort import ExternalSorter
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.times import parsed
@@ -34,7 +35,7 @@ from neptune_assets.targets.wandb.files import Account, FileStage, RunFiles, Tex
 from neptune_assets.targets.wandb.history import (
     POINTS,
     SYSTEM,
-    EventSpool,
+    EventSorter,
     HistoryEncoder,
     LastValues,
     SystemEncoder,
@@ -52,7 +53,6 @@ from neptune_assets.targets.wandb.mapping import (
     run_key,
     shorten,
 )
-from neptune_assets.targets.wandb.spool import STRETCH_ROWS, Bounds, SortedSpool
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
@@ -90,6 +90,16 @@ def write_exact(run: LakeRun, path: Path) -> None:
             writer.write_batch(batch.cast(schema))
 
 
+def _sorter_by(key: str, lake: LakeSettings) -> ExternalSorter:
+    """Return a sorter by a column of int64, which holds a quarter of what may be used for sorting a run."""
+    return ExternalSorter(
+        lambda rows: [rows[key].to_numpy()],
+        max_rows=min(lake.rows_in_memory, _STRETCH_ROWS),
+        max_bytes=lake.sort_memory_mb << 18,
+        scratch=lake.scratch,
+    )
+
+
 class Gathering:
     """What a run consists of, on its way into one directory. One object, one run."""
 
@@ -100,12 +110,10 @@ class Gathering:
         self.account = Account(rows_in=placed.survey.by_type())
         self._numbers = {key: number for number, key in enumerate(placed.keys)}
         self._system = {key: number for number, key in enumerate(placed.system)}
-        rows, spooled = min(lake.rows_in_memory, STRETCH_ROWS), lake.sort_memory_mb << 18
-        self.points = SortedSpool(POINTS, "step", Bounds(rows, spooled, lake.scratch))
-        self.system = SortedSpool(SYSTEM, "time", Bounds(rows, spooled, lake.scratch))
+        self.points, self.system, events = (_sorter_by(key, lake) for key in ("step", "time", "step"))
         self._timeless = 0
         self.last = LastValues()
-        self.events = EventSpool(placed, self.last, Bounds(rows, spooled, lake.scratch))
+        self.events = EventSorter(placed, self.last, events)
         self._texts = TextTables(placed, directory, self.files, self.events, self.account)
         self._files = RunFiles(run, placed, self.files, self.events, self.account)
         self._changed: Counter[str] = Counter()
@@ -157,7 +165,7 @@ class Gathering:
         """Remove temporary files."""
         self.points.close()
         self.system.close()
-        self.events.spool.close()
+        self.events.sorter.close()
 
     def _points(self, rows: pa.RecordBatch, *, own: bool = True) -> None:
         kind = str(AttributeType.FLOAT_SERIES)
@@ -235,6 +243,8 @@ class Gathering:
             self.events.add(path, kind, step, time, made.json, counted=made.exact)
 
 
+_STRETCH_ROWS: Final = 1 << 18
+"""Rows sorted at once, which are short: some 40 MB while they are."""
 OURS: Final = "neptune_assets"
 """Directory of our own files below the run's, and key of our own entry in config and summary."""
 STITCHED: Final = "stitched fork"
@@ -331,7 +341,7 @@ class RunStage:
                 for record in codec.step_axis(AXIS, sorted(self._series_keys())):
                     self._append(log, record)
             encoder = HistoryEncoder(list(placed.keys.values()), placed.stepping, start, log.records + 1)
-            for row in encoder.records(self._gathering.points.sorted(), self._gathering.events.spool.sorted(1_024)):
+            for row in encoder.records(self._gathering.points.sorted(), self._gathering.events.sorter.sorted(1_024)):
                 log.append(row)
             result = encoder.result
             account.history_rows = result.rows
