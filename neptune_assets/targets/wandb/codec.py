@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.layout import format_step
+from neptune_assets.protobuf_columns import LENGTH_DELIMITED, field_bytes, field_tag, read_varints, varint
 from neptune_assets.schema import VALUE_COLUMN, AttributeType
 
 if TYPE_CHECKING:
@@ -130,18 +131,6 @@ def decimal_texts(numbers: Ints, places: int, *, shortest: bool = False) -> Any:
     return pc.binary_join_element_wise(signs, whole, point, rest, pa.scalar("", pa.large_string()))
 
 
-def varints(numbers: Ints) -> Any:
-    """Return numbers from 0 on in protobuf's variable-length form, as an array of binaries."""
-    sizes = np.ones(len(numbers), dtype=np.int64)
-    for place in range(1, 9):
-        sizes += numbers >= 1 << 7 * place
-    width = np.arange(int(sizes.max(initial=1)))
-    digits = numbers[:, None] >> 7 * width & 0x7F | np.where(width < sizes[:, None] - 1, 0x80, 0)
-    flat = digits.astype(np.uint8)[width < sizes[:, None]]
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    return pa.Array.from_buffers(pa.large_binary(), len(numbers), [None, pa.py_buffer(offsets), pa.py_buffer(flat)])
-
-
 MAX_EXACT: Final = 2**53
 """Whole numbers up to here are exact wherever JSON is read with 64-bit floats."""
 
@@ -152,21 +141,6 @@ def protobuf() -> Any:
     from wandb.proto import wandb_internal_pb2
 
     return wandb_internal_pb2
-
-
-def varint(number: int) -> bytes:
-    """Return a non-negative number in protobuf's variable-length form."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def field_bytes(number: int, payload: bytes) -> bytes:
-    """Return a length-delimited protobuf field."""
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def json_text(value: Any) -> str:
@@ -465,8 +439,8 @@ class Column:
         """``fields`` are those of the items of history rows if left out."""
         fields = fields or history_fields().items
         self._name = field_bytes(fields.key, key.encode("utf-8"))
-        self._item_tag = varint(fields.item << 3 | 2)
-        self._value_tag = varint(fields.value_json << 3 | 2)
+        self._item_tag = field_tag(fields.item, LENGTH_DELIMITED)
+        self._value_tag = field_tag(fields.value_json, LENGTH_DELIMITED)
         self._made: dict[int, bytes] = {}
 
     def before(self, length: int) -> bytes:
@@ -693,27 +667,6 @@ def _joined(fast: _Rows, slow: _Parsed, history: Bools) -> HistoryItems:
     )
 
 
-def _varints(data: Data, at: Ints) -> tuple[Ints, Ints]:
-    """Read a number of protobuf's variable length at each place; return them and the places after.
-
-    Numbers of more than 56 bits, which no length and no plain field has here, come back as -1.
-    """
-    first = data[at].astype(np.int64)
-    value, after = first & 0x7F, at + 1
-    going = np.flatnonzero(first & 0x80)
-    shift = 7
-    while going.size:
-        if shift > 49:
-            value[going] = -1
-            break
-        byte = data[after[going]].astype(np.int64)
-        value[going] |= (byte & 0x7F) << shift
-        after[going] += 1
-        going = going[byte >= 0x80]
-        shift += 7
-    return value, after
-
-
 class _Rows:
     """The history rows among some records that are laid out plainly, taken apart side by side.
 
@@ -741,14 +694,14 @@ class _Rows:
     def _bodies(self, num: int, history: int, at: Ints) -> Ints:
         """Return where the fields of each row begin; records of any other kind are no longer good."""
         at = np.where(self.good, at, 0)
-        tag, after = _varints(self._data, at)
+        tag, after = read_varints(self._data, at)
         numbered = tag == num
         last = len(self._data) - len(_PADDING)
-        number, behind = _varints(self._data, np.minimum(after, last))
+        number, behind = read_varints(self._data, np.minimum(after, last))
         self.good &= ~numbered | (number >= 0)
         at = np.where(numbered, behind, at)
-        tag, at = _varints(self._data, np.minimum(at, last))
-        length, at = _varints(self._data, np.minimum(at, last))
+        tag, at = read_varints(self._data, np.minimum(at, last))
+        length, at = read_varints(self._data, np.minimum(at, last))
         self.good &= (tag == history) & (length > 0) & (at + length == self._ends)
         return at
 
@@ -760,8 +713,8 @@ class _Rows:
                 self.good[rows] = False
                 return
             ends = self._ends[rows]
-            tag, at = _varints(data, at)
-            length, at = _varints(data, np.minimum(at, ends))
+            tag, at = read_varints(data, at)
+            length, at = read_varints(data, np.minimum(at, ends))
             after = at + length
             fine = (length > 0) & (after <= ends)
             step, inside = fine & (tag == self._step), fine & (tag == self._item)
@@ -778,8 +731,8 @@ class _Rows:
             rows, at = rows[fine], after[fine]
 
     def _step_field(self, rows: Ints, at: Ints, after: Ints, chosen: Bools) -> None:
-        tag, value_at = _varints(self._data, at[chosen])
-        number, end = _varints(self._data, value_at)
+        tag, value_at = read_varints(self._data, at[chosen])
+        number, end = read_varints(self._data, value_at)
         chosen_rows = rows[chosen]
         ok = (tag == self._step_num) & (number >= 0) & (end == after[chosen]) & (self.steps[chosen_rows] == -1)
         self.steps[chosen_rows[ok]] = number[ok]
@@ -788,14 +741,14 @@ class _Rows:
     def _item_field(self, rows: Ints, at: Ints, after: Ints, taken: Ints) -> Bools:
         """Find key and value of an item in each of these rows; return which are plain."""
         data = self._data
-        tag, at = _varints(data, at)
+        tag, at = read_varints(data, at)
         ok: Bools = tag == self._key
-        length, key = _varints(data, np.minimum(at, after))
+        length, key = read_varints(data, np.minimum(at, after))
         key_end = key + length
         ok &= (length >= 0) & (key_end < after)
-        tag, at = _varints(data, np.where(ok, key_end, 0))
+        tag, at = read_varints(data, np.where(ok, key_end, 0))
         ok &= tag == self._value
-        length, value = _varints(data, np.minimum(at, after))
+        length, value = read_varints(data, np.minimum(at, after))
         ok &= (length >= 0) & (value + length == after)
         marks = np.stack((key, key_end, value, after), axis=1)
         if not ok.all():

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from neptune_assets.lake.external_sort import ExternalSorter
+from neptune_assets.protobuf_columns import joined, message_field, number_field
 from neptune_assets.targets.wandb.codec import (
     EVENTS,
     NO_TIME,
@@ -34,8 +33,6 @@ from neptune_assets.targets.wandb.codec import (
     history_fields,
     item,
     stats_fields,
-    varint,
-    varints,
 )
 from neptune_assets.targets.wandb.mapping import AXIS, LINE_BYTES, Layout, Stepping
 
@@ -119,13 +116,12 @@ class SystemEncoder:
         starts = np.concatenate(([0], np.flatnonzero(begins) + 1))
         items = self._points.encode(keys, batch.column("value")).rows(starts, len(keys))
         seconds, rest = np.divmod(times[starts], 1000)
-        moment = [_tag(1, 0), varints(seconds), _tag(2, 0), varints(rest * 1_000_000)]
-        body = [_tag(self._fields.timestamp, 2), varints(_length(moment)), *moment, items]
+        moment = [*number_field(1, seconds), *number_field(2, rest * 1_000_000)]
         numbers = np.arange(self._number, self._number + len(starts))
-        head = [_tag(self._fields.num, 0), varints(numbers), _tag(self._fields.stats, 2), varints(_length(body))]
+        stats = [*message_field(self._fields.timestamp, moment), items]
         self._number += len(starts)
         self.rows += len(starts)
-        whole = pc.binary_join_element_wise(*head, *body, pa.scalar(b"", pa.large_binary()))
+        whole = joined([*number_field(self._fields.num, numbers), *message_field(self._fields.stats, stats)])
         made: list[bytes] = whole.to_pylist()
         return made
 
@@ -135,17 +131,6 @@ def record_points(record: Any) -> tuple[int, list[str], list[float]]:
     stats = record.stats
     time = stats.timestamp.seconds * 1000 + stats.timestamp.nanos // 1_000_000
     return time, [item.key for item in stats.item], [float(item.value_json) for item in stats.item]
-
-
-def _tag(field: int, wire: int) -> Any:
-    return pa.scalar(varint(field << 3 | wire), pa.large_binary())
-
-
-def _length(parts: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """Return how many bytes these parts, constants among them, take in each row."""
-    sizes = [len(part.as_py()) if isinstance(part, pa.Scalar) else pc.binary_length(part).to_numpy() for part in parts]
-    total: npt.NDArray[np.int64] = np.sum(np.broadcast_arrays(*sizes), axis=0).astype(np.int64)
-    return total
 
 
 POINTS: Final = pa.schema([("step", pa.int64()), ("key", pa.int64()), ("time", pa.int64()), ("value", pa.float64())])
@@ -367,20 +352,13 @@ class HistoryEncoder:
         ]
         if stepping.axis:
             parts += self._axis.items(decimal_texts(steps, 6, shortest=True))
-        number = varints(counts)
-        tag = varint(fields.step_num << 3)
-        opening = varint(fields.step << 3 | 2)
-        heads = [opening + varint(len(tag) + length) + tag for length in range(11)]
-        parts += [pa.array(heads, pa.large_binary()).take(pc.binary_length(number)), number]
-        length = np.sum([pc.binary_length(part).to_numpy() for part in parts], axis=0)
+        parts += message_field(fields.step, number_field(fields.step_num, counts))
         numbers = np.arange(self._number, self._number + len(steps))
-        before = [pa.scalar(varint(fields.num << 3), pa.large_binary()), varints(numbers)]
-        before += [pa.scalar(varint(fields.history << 3 | 2), pa.large_binary()), varints(length)]
         self._number += len(steps)
         result.rows += len(steps)
         result.last_step, result.last_time = int(counts[-1]), int(times[-1])
         result.last_microstep = int(steps[-1])
-        whole = pc.binary_join_element_wise(*before, *parts, pa.scalar(b"", pa.large_binary()))
+        whole = joined([*number_field(fields.num, numbers), *message_field(fields.history, parts)])
         records: list[bytes] = whole.to_pylist()
         return records
 
