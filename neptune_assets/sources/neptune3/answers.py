@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from neptune_assets.schema import SERIES_TYPES, AttributeType
 from neptune_assets.sources.neptune3.model import Attribute, FileReference, ListedRun, RefusedError, RunAttributes
-from neptune_assets.sources.neptune3.wire_columns import Points
-from neptune_assets.sources.neptune3.wire_points import float_series
+from neptune_assets.sources.neptune3.wire_points import Points, float_series
 from neptune_assets.sources.times import moment_of
 
 NAMES_OF_TYPES: Final = {

@@ -3,7 +3,8 @@
 The message is ``ProtoFloatSeriesValuesResponseDTO`` of Neptune's public API: series of points, each point a small
 message of a time (varint), step and value (doubles), a preview flag and a completion (float). proto3 leaves out what is
 zero, so points have a few different lengths; here they are found, and those of one length, of all series of the answer,
-are cut into columns at once (:mod:`.wire_columns`). Bytes that do not follow the format raise ValueError.
+are cut into columns at once: one look at the bytes of the first tells where the fields of all are. Bytes that do not
+follow the format raise ValueError.
 """
 
 from __future__ import annotations
@@ -11,12 +12,148 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from neptune_assets.sources.neptune3.wire_columns import Bytes, Ints, Points, add_points
-from neptune_assets.sources.neptune3.wire_fields import fields, skip, varint
+from neptune_assets.protobuf_columns import (
+    FIXED32,
+    FIXED64,
+    LENGTH_DELIMITED,
+    VARINT,
+    Bytes,
+    Ints,
+    fields,
+    read_column,
+    read_varint,
+    read_varint_column,
+)
+
+_TIME, _STEP, _VALUE, _PREVIEW, _COMPLETION = 1, 2, 3, 4, 5
+_NAMES: Final = ("time", "step", "value", "preview", "completion")
+_BLOCK: Final = 16_384
+"""Points that are worked on at once: what is made of them on the way stays in the processor's cache."""
+
+
+@dataclass(slots=True)
+class Points:
+    """Columns of one series, in the order received: epoch milliseconds, step, value, preview flag, completion."""
+
+    time: npt.NDArray[np.int64]
+    step: npt.NDArray[np.float64]
+    value: npt.NDArray[np.float64]
+    preview: npt.NDArray[np.bool_]
+    completion: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @classmethod
+    def zeros(cls, count: int) -> Points:
+        """So many points of nothing but zeros: what a point leaves out is zero."""
+        return cls(
+            np.zeros(count, np.int64),
+            np.zeros(count, np.float64),
+            np.zeros(count, np.float64),
+            np.zeros(count, np.bool_),
+            np.zeros(count, np.float64),
+        )
+
+    def slice(self, start: int, stop: int) -> Points:
+        """Some of the points; nothing is copied."""
+        return Points(
+            self.time[start:stop],
+            self.step[start:stop],
+            self.value[start:stop],
+            self.preview[start:stop],
+            self.completion[start:stop],
+        )
+
+    def reversed(self) -> Points:
+        """The points in the opposite order; nothing is copied."""
+        return Points(self.time[::-1], self.step[::-1], self.value[::-1], self.preview[::-1], self.completion[::-1])
+
+
+def add_points(rows: Bytes, targets: Ints | None, points: Points) -> None:
+    """Put points, one in each row of bytes, to their places; None for ``targets`` is everywhere, in order."""
+    for first in range(0, len(rows), _BLOCK):
+        block = slice(first, min(first + _BLOCK, len(rows)))
+        _take(rows[block], block if targets is None else targets[block], points)
+
+
+def _take(rows: Bytes, where: slice | Ints, points: Points) -> None:
+    """Put points to their places, those of one shape at a time."""
+    while len(rows):
+        shape = _shape(rows[0].tobytes())
+        alike = _alike(rows, shape)
+        if alike.all():
+            _extract(rows, shape, points, where)
+            return
+        if isinstance(where, slice):
+            where = np.arange(where.start, where.stop)
+        _extract(rows[alike], shape, points, where[alike])
+        rows, where = rows[~alike], where[~alike]
+
+
+@dataclass(slots=True)
+class _Shape:
+    """Where the fields of a point lie, counted from the point's tag; ``tags`` are the bytes that name them."""
+
+    tags: list[int]
+    numbers: list[tuple[int, int, str]]
+    """(field, first byte, numpy's name of its type)."""
+    varints: list[tuple[int, int, int]]
+    """(field, first byte, number of bytes)."""
+
+
+def _shape(point: bytes) -> _Shape:
+    shape = _Shape([], [], [])
+    place = 2
+    while place < len(point):
+        number, kind = point[place] >> 3, point[place] & 7
+        shape.tags.append(place)
+        place += 1
+        if kind == FIXED64 and number in {_STEP, _VALUE}:
+            shape.numbers.append((number, place, "<f8"))
+            place += 8
+        elif kind == FIXED32 and number == _COMPLETION:
+            shape.numbers.append((number, place, "<f4"))
+            place += 4
+        elif kind == VARINT and number in {_TIME, _PREVIEW}:
+            _, end = read_varint(point, place, len(point))
+            shape.varints.append((number, place, end - place))
+            place = end
+        else:
+            raise ValueError(f"a point holds field {number} of kind {kind}, which this version does not know")
+    if place != len(point):
+        raise ValueError("a field of a point goes beyond its end")
+    return shape
+
+
+def _alike(rows: Bytes, shape: _Shape) -> npt.NDArray[np.bool_]:
+    """Which points have the fields of the first one at the same places."""
+    alike = np.ones(len(rows), np.bool_)
+    for place in shape.tags:
+        alike &= rows[:, place] == rows[0, place]
+    for _, first, count in shape.varints:
+        for place in range(first, first + count - 1):
+            alike &= rows[:, place] >= 0x80
+        alike &= rows[:, first + count - 1] < 0x80
+    return alike
+
+
+def _extract(rows: Bytes, shape: _Shape, points: Points, where: Any) -> None:
+    """Write the fields of rows of one shape to their places; fields that are left out stay zero."""
+    for number, first, kind in shape.numbers:
+        getattr(points, _NAMES[number - 1])[where] = read_column(rows, first, kind)
+    for number, first, count in shape.varints:
+        numbers = read_varint_column(rows, first, count)
+        if number == _TIME:
+            points.time[where] = numbers.view(np.int64)
+        else:
+            points.preview[where] = numbers != 0
+
 
 _TAG: Final = 0x12
 """Begins every point."""
@@ -39,7 +176,7 @@ def float_series(content: bytes) -> list[tuple[str, Points]]:
     found = [
         _single_series(content, value, end)
         for number, kind, value, end in fields(content, 0, len(content))
-        if number == 1 and kind == 2
+        if number == 1 and kind == LENGTH_DELIMITED
     ]
     buffer = np.frombuffer(content, np.uint8)
     bounds = [(start, stop) for _, start, stop in found]
@@ -127,7 +264,7 @@ def _walk(content: bytes, buffer: Bytes, place: int, stop: int, total: int, plac
 def _stride(content: bytes, place: int, stop: int) -> int:
     """Bytes of the point that begins here, with its tag and length."""
     if content[place] != _TAG:
-        raise ValueError(f"byte {place} of the answer is no point")
+        raise ValueError(f"byte {place} of the answer is not a point")
     stride = content[place + 1] + 2 if place + 1 < stop else 0
     if stride > 0x80:
         raise ValueError(f"the point at byte {place} of the answer is too long")
@@ -140,16 +277,17 @@ def _single_series(content: bytes, start: int, stop: int) -> tuple[str, int, int
     """Request id of one series, and between which bytes its points lie."""
     request_id, begin, end_of_points = "", 0, 0
     for number, kind, value, end in fields(content, start, stop):
-        if number == 1 and kind == 2:
+        if number == 1 and kind == LENGTH_DELIMITED:
             request_id = content[value:end].decode("utf-8")
-        elif number == 2 and kind == 2:
+        elif number == 2 and kind == LENGTH_DELIMITED:
             begin, end_of_points = _first_point(content, value, end), end
     return request_id, begin, end_of_points
 
 
 def _first_point(content: bytes, start: int, stop: int) -> int:
     """Where the points of a ``ProtoFloatSeriesValuesDTO`` begin: the count comes first, then nothing but points."""
-    while start < stop and content[start] != _TAG:
-        tag, start = varint(content, start, stop)
-        start = skip(content, start, stop, tag & 7)
+    for number, kind, _, end in fields(content, start, stop):
+        if number == 2 and kind == LENGTH_DELIMITED:
+            break
+        start = end
     return start

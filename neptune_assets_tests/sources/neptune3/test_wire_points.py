@@ -114,7 +114,7 @@ def test_a_field_added_by_a_newer_server_beside_the_points_is_passed_over() -> N
 @pytest.mark.parametrize("size", [1, 5, 40, 100])
 def test_an_answer_cut_short_is_refused(size: int) -> None:
     points: list[Point] = [(1_700_000_000_000, float(n), 2.0, False, 1.0) for n in range(20)]
-    with pytest.raises(ValueError, match=r"answer|point|number"):
+    with pytest.raises(ValueError, match=r"answer|message|point|number"):
         decode(encode([("a", points)])[:-size])
 
 
