@@ -13,10 +13,12 @@ class NeptuneAssetsError(Exception):
 
     transient = False
 
-    def __init__(self, message: str, *, hint: str) -> None:
+    def __init__(self, message: str, *, hint: str, retried: bool = False) -> None:
+        """``retried`` says that it was tried again until a policy ended that: layers above do not start anew."""
         super().__init__(f"{message} {hint}" if hint else message)
         self.message = message
         self.hint = hint
+        self.retried = retried
 
 
 class SettingsError(NeptuneAssetsError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +38,8 @@ class LakeRun:
         self.project_id = project.project_id
         self.run_id = record.run_id
         self.record = record
+        self.derived: dict[object, Any] = {}
+        """What readers worked out of the run and want once, by what it is; gone with this object."""
         self._files: dict[str, FileRecord] | None = None
 
     def batches(

@@ -8,8 +8,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 _FIRST_PAUSE: Final = 0.5
@@ -82,22 +80,3 @@ def backoff(failures: int) -> float:
     """Return the seconds to pause after so many failures in a row: growing, bounded, never alike for two of us."""
     ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - no secret
-
-
-def retry_after(text: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks to wait, a number or a date; None if it says nothing."""
-    if not text:
-        return None
-    for read in (float, _until):
-        try:
-            return max(0.0, read(text))
-        except (ValueError, TypeError, OverflowError):
-            continue
-    return None
-
-
-def _until(date: str) -> float:
-    moment = parsedate_to_datetime(date)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - datetime.now(UTC)).total_seconds()

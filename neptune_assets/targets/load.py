@@ -18,6 +18,7 @@ from neptune_assets.lake.lock import ProjectLock
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.storage_errors import disk_message
+from neptune_assets.retries import RetryPolicy
 from neptune_assets.settings import PARALLEL_RUNS
 from neptune_assets.targets.lanes import Turns, in_lanes
 from neptune_assets.targets.ledger import Entry, Ledger
@@ -27,8 +28,8 @@ from neptune_assets.targets.report import LoadReport
 from neptune_assets.targets.ruled import RuledProject, RuledRun
 from neptune_assets.targets.rules import Rules
 
-RETRY_SECONDS: Final = (1.0, 4.0, 16.0)
-"""Pauses before a run is tried again when the target does not answer."""
+RETRIES: Final = RetryPolicy((1.0, 4.0, 16.0))
+"""When a run is tried again because the target does not answer, unless the target itself tried for long enough."""
 
 
 def load_project(
@@ -176,14 +177,16 @@ class _Loading:
             return _Outcome(message=f"{type(error).__name__}: {error}", permanent=True)
 
     def _with_retries(self, run_id: str, record: RunRecord) -> Receipt | None:
-        for pause in RETRY_SECONDS:
+        failures = 0
+        while True:
             try:
                 return self._load_one(run_id, record)
-            except TargetUnavailableError:
-                if self.over:
+            except TargetUnavailableError as error:
+                failures += 1
+                pause = None if self.over or error.retried else RETRIES.pause(failures)
+                if pause is None:
                     raise
                 self.sleep(pause)
-        return self._load_one(run_id, record)
 
     def _still_gone(self) -> TargetUnavailableError | None:
         """Ask once more whether the target answers at all, so that a dead one does not cost every run its pauses."""

@@ -5,7 +5,8 @@ from email.utils import formatdate
 
 import pytest
 
-from neptune_assets.sources.pacing import Attempts, Pace, backoff, retry_after
+from neptune_assets.retries import retry_after
+from neptune_assets.sources.pacing import Attempts, Pace, backoff
 
 
 def test_requests_are_spaced_out() -> None:

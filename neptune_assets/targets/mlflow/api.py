@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import time
 import uuid as uuids
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache, cached_property
 from threading import Semaphore
 from typing import Any, Final, TypeVar
@@ -30,17 +27,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import requests
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from neptune_assets.errors import LakeError, TargetError, TargetUnavailableError
+from neptune_assets.retries import RetryPolicy, retry_after
 from neptune_assets.targets.mlflow import artifacts, backend, mapping
 from neptune_assets.targets.mlflow.artifacts import Artifacts
-from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Job
-from neptune_assets.targets.mlflow.connection import Client, Connection, redacted
+from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Experiments, Job
+from neptune_assets.targets.mlflow.connection import TRANSIENT_STATUS, Client, Connection
 from neptune_assets.targets.mlflow.points import Points
 from neptune_assets.targets.protocol import Receipt
 
@@ -90,11 +86,8 @@ def _rows(points: Points) -> pa.StringArray:
     )
 
 
-PAUSES: Final = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
-"""Seconds before a request is sent again, give or take a quarter; the number of entries is the number of retries."""
-
-LONGEST_PAUSE: Final = 120.0
-"""Seconds that a server's Retry-After can ask for at most."""
+REQUEST_RETRIES: Final = RetryPolicy((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), jitter=0.25)
+"""When a request is sent again."""
 
 RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -116,11 +109,23 @@ class RefusedError(TargetError):
 
 
 class HttpClient:
-    """One tracking server. May be used by several threads at once."""
+    """Requests to one tracking server, for several threads: kept-alive connections, retries, errors with hints.
 
-    def __init__(self, connection: Connection, in_flight: int, sleep: Callable[[float], None] = time.sleep) -> None:
+    Certificates, proxies and all other ways to log in are MLflow's own (``mlflow.utils.rest_utils.http_request``), so
+    every way that its client can log in works here too. Retrying is ours: a request that may have been carried out
+    although its answer was lost must be safe to repeat, and the caller says how.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        in_flight: int,
+        retries: RetryPolicy = REQUEST_RETRIES,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._connection = connection
         self._slots = _slots(connection.uri, in_flight)
+        self._retries = retries
         self._sleep = sleep
 
     def get(self, call: str, doing: str, query: Mapping[str, str]) -> Any:
@@ -152,12 +157,13 @@ class HttpClient:
         content: Mapping[str, Any],
         done_already: Callable[[], Any | None] | None = None,
     ) -> Any:
-        for pause in [*PAUSES, None]:
+        where, failures = self._connection.display_url, 0
+        while True:
             asked: float | None = None
             try:
                 with self._slots:
                     response = http_request(  # type: ignore[no-untyped-call]
-                        get_default_host_creds(self._connection.uri),  # type: ignore[no-untyped-call]
+                        self._connection.credentials.host_creds(self._connection.uri),
                         f"/api/2.0/mlflow/{call}",
                         method,
                         max_retries=0,
@@ -172,29 +178,66 @@ class HttpClient:
                 trouble = "no answer: " + _cause(error)
             else:
                 if response.ok:
-                    return _json(response, doing, self._connection.display_url)
-                status, code, message = _refusal(response)
+                    return self._json(response, doing)
+                status, code, message = self._refusal(response)
                 if status not in RETRIED and not _met_itself(status, message):
                     raise RefusedError(
-                        f"MLflow at {self._connection.display_url} refused {doing} with status {status}: {message}.",
+                        f"MLflow at {where} refused {doing} with status {status}: {message}.",
                         hint=_HINTS.get(status, "See the server's log for more."),
                         status=status,
                         code=code,
                     )
                 trouble = f"status {status}: {message}"
-                asked = _retry_after(response)
+                asked = retry_after(response.headers.get("Retry-After"))
+            failures += 1
+            pause = self._retries.pause(failures, asked)
             if pause is None:
-                break
-            wait = pause * random.uniform(0.75, 1.25) if asked is None else min(asked, LONGEST_PAUSE)  # noqa: S311
-            log.info("MLflow at %s, %s: %s. Again in %.1f s.", self._connection.display_url, doing, trouble, wait)
-            self._sleep(wait)
+                raise TargetUnavailableError(
+                    f"MLflow at {where}: {doing} failed after {self._retries.tries} attempts; last error: {trouble}.",
+                    hint="Look at the server's log; load again when it is well. Finished runs are not loaded twice.",
+                    retried=True,
+                )
+            log.info("MLflow at %s: %s failed (%s); retrying in %.1f s.", where, doing, trouble, pause)
+            self._sleep(pause)
             if done_already is not None and (answer := done_already()) is not None:
                 return answer
-        raise TargetUnavailableError(
-            f"MLflow at {self._connection.display_url} did not carry out {doing} in {len(PAUSES) + 1} tries, "
-            f"the last ended with {trouble}.",
-            hint="Look at the server's log; load again when it is well. Finished runs are not loaded twice.",
-        )
+
+    def check(self) -> None:
+        """Ask the server for a sign of life, once. Raises TargetUnavailableError if it gives none."""
+        where = self._connection.display_url
+        try:
+            response = requests.get(f"{self._connection.uri}/health", timeout=15)
+        except requests.RequestException as error:
+            raise TargetUnavailableError(
+                f"No MLflow server answers at {where}: {self._connection.first_line(error)}.",
+                hint="Start it, or correct targets.mlflow.tracking_uri.",
+            ) from error
+        if response.status_code in TRANSIENT_STATUS:
+            raise TargetUnavailableError(
+                f"MLflow at {where} answers with status {response.status_code}.",
+                hint="Wait until the server is ready, then load again.",
+            )
+
+    def _refusal(self, response: requests.Response) -> tuple[int, str, str]:
+        """Return status, MLflow's error code or "", and the first line of the message."""
+        code, text = "", response.text
+        try:
+            answer = response.json()
+            code, text = str(answer["error_code"]), str(answer["message"])
+        except (ValueError, KeyError, TypeError):
+            pass
+        lines = self._connection.redacted(text).strip().splitlines()
+        return response.status_code, code, (lines[0] if lines else response.reason or "no message")[:300].rstrip(".")
+
+    def _json(self, response: requests.Response, doing: str) -> Any:
+        try:
+            return json.loads(response.content)
+        except ValueError as error:
+            raise TargetError(
+                f"{self._connection.display_url} does not respond like an MLflow server: {doing} returned "
+                f"{self._connection.redacted(response.text)[:80]!r}.",
+                hint="Look at targets.mlflow.tracking_uri; a login page may stand before the server.",
+            ) from error
 
 
 @cache
@@ -223,18 +266,6 @@ def _cause(error: BaseException) -> str:
     return f"{type(current).__name__}"
 
 
-def _refusal(response: requests.Response) -> tuple[int, str, str]:
-    """Return status, MLflow's error code or "", and the first line of the message."""
-    code, text = "", response.text
-    try:
-        answer = response.json()
-        code, text = str(answer["error_code"]), str(answer["message"])
-    except (ValueError, KeyError, TypeError):
-        pass
-    lines = redacted(text).strip().splitlines()
-    return response.status_code, code, (lines[0] if lines else response.reason or "no message")[:300].rstrip(".")
-
-
 def _met_itself(status: int, message: str) -> bool:
     """True if two requests of ours got in each other's way in the server's database.
 
@@ -244,43 +275,51 @@ def _met_itself(status: int, message: str) -> bool:
     return status == 400 and ("IntegrityError" in message or "UniqueViolation" in message)
 
 
-def _retry_after(response: requests.Response) -> float | None:
-    """Return the seconds that the server asks for, given as a number or a date."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max((moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
-
-
-def _json(response: requests.Response, doing: str, where: str) -> Any:
-    try:
-        return json.loads(response.content)
-    except ValueError as error:
-        raise TargetError(
-            f"{where} does not respond like an MLflow server: {doing} returned {redacted(response.text)[:80]!r}.",
-            hint="Look at targets.mlflow.tracking_uri; a login page may stand before the server.",
-        ) from error
-
-
 TEXTS_PER_BATCH: Final = 100
 
 T = TypeVar("T")
 
 
 class ClientApi:
-    """Writes and reads runs through MLflow's client, in this process."""
+    """What HTTP has no way to: databases of an untested schema or another kind, through MLflow's client."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
 
-    def existing_runs(self, experiments: list[str], condition: str) -> list[ExistingRun]:
+    def check(self) -> None:
+        """Raise MlflowException unless experiments can be listed."""
+        self._client.search_experiments(max_results=1)
+
+    def find_experiment(self, name: str) -> tuple[str, str, str] | None:
+        """Return (id, artifact location, lifecycle stage) of an experiment, None if there is none of that name."""
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        return str(found.experiment_id), str(found.artifact_location), str(found.lifecycle_stage)
+
+    def create_experiment(self, name: str, location: str | None) -> None:
+        """Create an experiment, unless another load did so at the same moment."""
+        try:
+            self._client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def experiment_ids(self) -> list[str]:
+        """Return the ids of all experiments that are not deleted."""
+        ids: list[str] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_experiments(ViewType.ACTIVE_ONLY, max_results=1000, page_token=token)
+            ids += [str(item.experiment_id) for item in page]
+            token = page.token
+            if not token:
+                return ids
+
+    def existing_runs(self, condition: str) -> list[ExistingRun]:
         """Return the runs that MLflow holds under a condition and nobody deleted."""
         found: list[ExistingRun] = []
-        for portion in chunks(experiments, 500):
+        for portion in chunks(self.experiment_ids(), 500):
             token: str | None = None
             while True:
                 page = self._client.search_runs(
@@ -401,16 +440,46 @@ B = TypeVar("B")
 class HttpApi:
     """Writes and reads runs of a tracking server. Used by one thread; it has its own for requests."""
 
-    def __init__(self, connection: Connection, in_flight: int) -> None:
-        self._http = HttpClient(connection, in_flight)
+    def __init__(self, connection: Connection, in_flight: int, retries: RetryPolicy = REQUEST_RETRIES) -> None:
+        self._http = HttpClient(connection, in_flight, retries)
         self._in_flight = in_flight
         self._doubtful: dict[str, tuple[str, str]] = {}
 
-    def existing_runs(self, experiments: list[str], condition: str) -> list[ExistingRun]:
+    def check(self) -> None:
+        """Raise TargetUnavailableError or TargetError unless experiments can be listed."""
+        self._http.check()
+        self._http.post("experiments/search", "listing experiments", {"max_results": 1})
+
+    def find_experiment(self, name: str) -> tuple[str, str, str] | None:
+        """Return (id, artifact location, lifecycle stage) of an experiment, None if there is none of that name."""
+        try:
+            query = {"experiment_name": name}
+            found = self._http.get("experiments/get-by-name", f"looking for experiment {name!r}", query)["experiment"]
+        except RefusedError as error:
+            if error.code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return str(found["experiment_id"]), str(found["artifact_location"]), str(found["lifecycle_stage"])
+
+    def create_experiment(self, name: str, location: str | None) -> None:
+        """Create an experiment, unless another load did so at the same moment or the answer was lost."""
+        body = {"name": name} if location is None else {"name": name, "artifact_location": location}
+        try:
+            self._http.post("experiments/create", f"creating experiment {name!r}", body)
+        except RefusedError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def experiment_ids(self) -> list[str]:
+        """Return the ids of all experiments that are not deleted."""
+        listed = self._pages("experiments/search", "listing experiments", {"view_type": "ACTIVE_ONLY"}, "experiments")
+        return [str(item["experiment_id"]) for item in listed]
+
+    def existing_runs(self, condition: str) -> list[ExistingRun]:
         """Return the runs that MLflow holds under a condition and nobody deleted."""
         return [
             ExistingRun.from_tags(run["info"]["run_id"], run["info"]["artifact_uri"], _texts(run["data"].get("tags")))
-            for portion in chunks(experiments, 500)
+            for portion in chunks(self.experiment_ids(), 500)
             for run in self._search(portion, condition)
         ]
 
@@ -519,13 +588,18 @@ class HttpApi:
         return self._http.get("metrics/get-history", f"reading metric {key!r} of run {uuid}", query)
 
     def _search(self, experiments: list[str], condition: str) -> Iterator[Any]:
-        body: dict[str, Any] = {"experiment_ids": experiments, "filter": condition, "max_results": 1000}
+        return self._pages(
+            "runs/search", "searching runs", {"experiment_ids": experiments, "filter": condition}, "runs"
+        )
+
+    def _pages(self, call: str, doing: str, body: Mapping[str, Any], items: str) -> Iterator[Any]:
+        asked = {**body, "max_results": 1000}
         while True:
-            page = self._http.post("runs/search", "searching runs", body)
-            yield from page.get("runs", ())
+            page = self._http.post(call, doing, asked)
+            yield from page.get(items, ())
             if not page.get("next_page_token"):
                 return
-            body["page_token"] = page["next_page_token"]
+            asked["page_token"] = page["next_page_token"]
 
     def _several(self, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         """Yield what ``work`` makes of each item, in order, a few at once; the first error ends it."""
@@ -552,31 +626,47 @@ def _texts(pairs: Iterable[Mapping[str, str]] | None) -> dict[str, str]:
 
 
 class ApiBackend:
-    """Writes and reads runs call by call, ``in_flight`` requests at once where there is a server."""
+    """Writes and reads runs call by call: of a server over HTTP, of a database that cannot be written directly."""
 
-    def __init__(self, client: Client, in_flight: int) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, in_flight: int, retries: RetryPolicy = REQUEST_RETRIES) -> None:
+        """``in_flight`` is how many requests a server gets at once."""
+        self._connection = connection
         self._in_flight = in_flight
+        self._retries = retries
+        self._experiments = Experiments(
+            connection.artifact_root,
+            lambda name: self._api.find_experiment(name),
+            lambda name, location: self._api.create_experiment(name, location),
+        )
 
     @property
     def runs_at_once(self) -> int:
         """As many as requests at once; MLflow's client on a database takes one run after the other."""
-        return self._in_flight if self._client.connection.dialect is None else 1
+        return self._in_flight if self._connection.dialect is None else 1
 
     @cached_property
-    def _calls(self) -> HttpApi | ClientApi:
-        if self._client.connection.dialect is None:
-            return HttpApi(self._client.connection, self._in_flight)
-        return ClientApi(self._client.api)
+    def _api(self) -> HttpApi | ClientApi:
+        if self._connection.dialect is None:
+            return HttpApi(self._connection, self._in_flight, self._retries)
+        return ClientApi(Client(self._connection))
+
+    def check(self) -> None:
+        """Raise TargetUnavailableError or TargetError unless experiments can be listed."""
+        with self._connection.errors("listing experiments"):
+            self._api.check()
+
+    def experiment(self, name: str) -> tuple[str, str]:
+        """Return (id, artifact location) of the experiment, created if it is missing."""
+        with self._connection.errors(f"looking for experiment {name!r}"):
+            return self._experiments.get(name)
 
     def existing_runs(self, project_key: str) -> list[ExistingRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
-        condition = f"tags.`{mapping.PROJECT_KEY}` = '{project_key}'"
-        return self._calls.existing_runs(self._client.experiment_ids(), condition)
+        return self._api.existing_runs(f"tags.`{mapping.PROJECT_KEY}` = '{project_key}'")
 
     def replace(self, job: Job) -> tuple[ExistingRun, Receipt]:
         """Make MLflow hold exactly this run. The digest goes in last."""
-        calls, run, plan = self._calls, job.run, job.plan
+        calls, run, plan = self._api, job.run, job.plan
         # What another load left unfinished goes first, so that there is never more than one of them.
         for item in job.old:
             if item.digest is None:
@@ -613,25 +703,22 @@ class ApiBackend:
     def remove(self, runs: list[ExistingRun]) -> None:
         """Put runs into MLflow's trash."""
         for item in runs:
-            self._calls.delete_run(item.uuid)
+            self._api.delete_run(item.uuid)
 
     def content(self, run_uuid: str, expected: set[str]) -> Content | None:
         """Return what MLflow holds of a run, None if it is gone. Its metrics and those ``expected`` are read."""
-        found = self._calls.run(run_uuid)
+        found = self._api.run(run_uuid)
         if found is None:
             return None
         info, params, tags, metrics = found
-        points = backend.sum_points(self._calls.points(run_uuid, sorted({*expected, *metrics})))
+        points = backend.sum_points(self._api.points(run_uuid, sorted({*expected, *metrics})))
         return Content(info, points, None, params, tags)
 
-    def close(self) -> None:
-        """Nothing is kept open."""
-
     def _artifacts(self, uri: str) -> Artifacts:
-        return Artifacts(uri, self._client.connection.uri)
+        return Artifacts(uri, self._connection)
 
     def _discard(self, item: ExistingRun) -> None:
-        self._calls.delete_run(item.uuid)
+        self._api.delete_run(item.uuid)
         try:
             self._artifacts(item.artifact_uri).delete()
         except MlflowException as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,17 @@ from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import requests
+from mlflow.entities import FileInfo
+from mlflow.entities.multipart_upload import CreateMultipartUploadResponse
+from mlflow.entities.presigned_download import PresignedDownloadUrlResponse
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
+from mlflow.utils.request_utils import augmented_raise_for_status
+from mlflow.utils.rest_utils import http_request
+from mlflow.utils.uri import is_local_uri, validate_path_is_safe
 
 from neptune_assets import durable
 from neptune_assets.durable import SyncPool
@@ -31,6 +40,7 @@ from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, AttributeType
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.targets.mlflow import mapping
+from neptune_assets.targets.mlflow.connection import Connection
 from neptune_assets.targets.mlflow.names import distinct_paths
 from neptune_assets.targets.mlflow.points import SIDECAR
 from neptune_assets.targets.protocol import Dropped
@@ -40,10 +50,10 @@ from neptune_assets.targets.times import iso, whole_milliseconds
 class Artifacts:
     """The artifact store of one run. ``written`` has size and sha256 of everything written through this object."""
 
-    def __init__(self, uri: str, tracking_uri: str) -> None:
+    def __init__(self, uri: str, connection: Connection) -> None:
         self.uri = uri
         self.written: dict[str, tuple[int, str]] = {}
-        self._repository: Any = get_artifact_repository(uri, tracking_uri=tracking_uri)
+        self._repository = _repository(uri, connection)
         self._local = _local_path(uri)
         self._syncs = SyncPool()
 
@@ -126,6 +136,94 @@ class Artifacts:
                 yield from self._list(item.path)
             else:
                 yield item.path, item.file_size or 0
+
+
+def _repository(uri: str, connection: Connection) -> Any:
+    """Return MLflow's repository for an artifact URI; behind a tracking server one with the target's credentials."""
+    scheme = uri.partition(":")[0]
+    if connection.dialect is None and scheme in _OF_SERVERS:
+        return _OF_SERVERS[scheme](uri, connection)
+    return get_artifact_repository(uri, tracking_uri=connection.uri)
+
+
+class _OfServer(HttpArtifactRepository):
+    """Requests of MLflow 3.17's ``store/artifact/http_artifact_repo.py``, signed with the target's credentials.
+
+    MLflow signs them with what its own variables hold, which all targets of a process share.
+    """
+
+    def __init__(self, uri: str, connection: Connection) -> None:
+        self._creds_for = connection.credentials.host_creds
+        super().__init__(uri, connection.uri)  # type: ignore[no-untyped-call]
+
+    @property
+    def _host_creds(self) -> Any:
+        return self._creds_for(self.artifact_uri)
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        """Return files and directories right below ``path``; nothing if it is a file."""
+        _, root = self._parts()
+        below = posixpath.join(root, path) if path else root
+        listing = self._asked("GET", f"{_SERVICE}/artifacts", params={"path": below}).json().get("files", [])
+        names = [
+            str(validate_path_is_safe(item["path"]))  # type: ignore[no-untyped-call]
+            for item in listing
+        ]
+        if path is not None and names == [posixpath.basename(path)] and not listing[0]["is_dir"]:
+            return []
+        return [
+            FileInfo(posixpath.join(path, name) if path else name, item["is_dir"], int(item.get("file_size") or 0))
+            for name, item in zip(names, listing, strict=True)
+        ]
+
+    def _get_presigned_download_url(self, remote_file_path: str) -> Any:
+        answer = self._asked("GET", self._endpoint("presigned", remote_file_path))
+        return PresignedDownloadUrlResponse.from_dict(answer.json())
+
+    def create_multipart_upload(self, local_file: str, num_parts: int = 1, artifact_path: str | None = None) -> Any:
+        """Begin to upload a large file in parts, straight to the server's store."""
+        body = {"path": local_file, "num_parts": num_parts}
+        answer = self._asked("POST", self._endpoint("mpu/create", artifact_path), json=body)
+        return CreateMultipartUploadResponse.from_dict(answer.json())
+
+    def complete_multipart_upload(
+        self, local_file: str, upload_id: str, parts: Any = None, artifact_path: str | None = None
+    ) -> None:
+        """Make a file of the parts that were uploaded."""
+        body = {"path": local_file, "upload_id": upload_id, "parts": [part.to_dict() for part in parts]}
+        self._asked("POST", self._endpoint("mpu/complete", artifact_path), json=body)
+
+    def abort_multipart_upload(self, local_file: str, upload_id: str, artifact_path: str | None = None) -> None:
+        """Throw parts that were uploaded away."""
+        body = {"path": local_file, "upload_id": upload_id}
+        self._asked("POST", self._endpoint("mpu/abort", artifact_path), json=body)
+
+    def _endpoint(self, what: str, path: str | None) -> str:
+        return posixpath.join(_SERVICE, what, self._parts()[1], *([path] if path else []))
+
+    def _parts(self) -> tuple[str, str]:
+        """Return the server's address, and the path of the artifacts in it."""
+        server, _, root = str(self.artifact_uri).partition(f"{_SERVICE}/artifacts")
+        return server, root.strip("/")
+
+    def _asked(self, method: str, endpoint: str, **content: Any) -> requests.Response:
+        response: requests.Response = http_request(  # type: ignore[no-untyped-call]
+            self._creds_for(self._parts()[0]), endpoint, method, **content
+        )
+        augmented_raise_for_status(response)  # type: ignore[no-untyped-call]
+        return response
+
+
+class _Proxied(_OfServer, MlflowArtifactsRepository):
+    """Artifacts of ``mlflow-artifacts:`` addresses, which the tracking server resolves."""
+
+    @property
+    def _artifact_server_host_creds(self) -> Any:
+        return self._creds_for(self._parts()[0].removesuffix("/api/2.0"))
+
+
+_SERVICE: Final = "/mlflow-artifacts"
+_OF_SERVERS: Final = {"mlflow-artifacts": _Proxied, "http": _OfServer, "https": _OfServer}
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any, Final
 
+from neptune_assets.errors import TargetError
+from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import AttributeType
 from neptune_assets.targets.mlflow import artifacts, mapping
@@ -102,6 +104,42 @@ _APART: Final = {
     "time": "points are dated before 1970, which MLflow refuses",
     "negative_zero": "points are -0.0, which MLflow stores as 0.0",
 }
+
+
+class Experiments:
+    """Experiments by name, each looked for once and created if it is missing; shared by the threads of a load.
+
+    ``find`` returns (id, artifact location, lifecycle stage) or None; ``create`` makes one that keeps artifacts at a
+    location, or where MLflow chooses, and raises nothing if another load made it at the same moment.
+    """
+
+    def __init__(
+        self,
+        artifact_root: str | None,
+        find: Callable[[str], tuple[str, str, str] | None],
+        create: Callable[[str, str | None], None],
+    ) -> None:
+        self._root = artifact_root
+        self._find, self._create = find, create
+        self._known: dict[str, tuple[str, str]] = {}
+        self._lock = Lock()
+
+    def get(self, name: str) -> tuple[str, str]:
+        """Return (id, artifact location). Raises TargetError if the experiment is deleted."""
+        with self._lock:
+            if name not in self._known:
+                found = self._find(name)
+                if found is None:
+                    self._create(name, f"{self._root.rstrip('/')}/{safe_name(name)}" if self._root else None)
+                    found = self._find(name)
+                if found is None or found[2] != "active":
+                    raise TargetError(
+                        f"MLflow experiment {name!r} is deleted.",
+                        hint=f"Restore it (`mlflow experiments restore -x {found and found[0]}`) or set "
+                        "experiment_prefix.",
+                    )
+                self._known[name] = found[:2]
+            return self._known[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -25,11 +25,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 import requests
 import sqlalchemy.exc
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
+from mlflow.store.tracking.rest_store import RestStore as RunStore
+from mlflow.tracking._model_registry.client import ModelRegistryClient
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.utils.credentials import get_default_host_creds
 
 from neptune_assets.errors import SettingsError, TargetError, TargetUnavailableError
-from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.storage import Storage
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.mlflow.settings import MlflowSettings
@@ -39,6 +42,29 @@ log = logging.getLogger(__name__)
 DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 """Dialects of tracking URIs that are databases."""
 _CONNECT_SECONDS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the settings say a server is asked with; what they leave out is MLflow's own. Never shown."""
+
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    def host_creds(self, url: str) -> Any:
+        """Return what MLflow signs requests to ``url`` with.
+
+        MLflow's own variables and file hold where the settings name nothing. Nothing is put into them: they would be
+        those of every other target of this process too.
+        """
+        creds: Any = get_default_host_creds(url)  # type: ignore[no-untyped-call]
+        if self.token is not None:
+            creds.username, creds.password, creds.token = None, None, self.token
+        elif self.username is not None or self.password is not None:
+            creds.username, creds.password = self.username or creds.username, self.password or creds.password
+            creds.token = None
+        return creds
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +78,43 @@ class Connection:
     database_file: Path | None
     artifact_root: str | None
     """Directory or URL under which new experiments keep artifacts; None leaves it to the server."""
+    credentials: Credentials = field(default=Credentials(), repr=False)
 
     @property
     def case_sensitive(self) -> bool:
         """True if keys that differ only in case are surely two keys there."""
         return self.dialect in {"sqlite", "postgresql"}
+
+    def redacted(self, text: str) -> str:
+        """Return a text without credentials: servers and proxies may repeat what they were sent."""
+        creds = self.credentials.host_creds(self.uri)
+        basic = f"{creds.username}:{creds.password}".encode() if creds.password else b""
+        for hidden in filter(None, (base64.b64encode(basic).decode("ascii"), creds.password, creds.token)):
+            text = text.replace(hidden, "***")
+        return text
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn what MLflow, its database and its server raise while ``doing`` something into TargetErrors."""
+        try:
+            yield
+        except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
+            # Dagster keeps the text of the cause as well.
+            cause = error if self.redacted(str(error)) == str(error) else None
+            if _is_transient(error):
+                raise TargetUnavailableError(
+                    f"MLflow at {self.display_url} did not answer while {doing}: {self.first_line(error)}.",
+                    hint="Check that it is up, then load again; finished runs are not loaded twice.",
+                ) from cause
+            raise TargetError(
+                f"MLflow at {self.display_url} refused {doing}: {self.first_line(error)}.",
+                hint="See MLflow's own log for more.",
+            ) from cause
+
+    def first_line(self, error: BaseException) -> str:
+        """Return the first line of an error's text, without credentials."""
+        text = self.redacted(str(error).strip())
+        return (text.splitlines()[0] if text else type(error).__name__)[:500].rstrip(".")
 
 
 def connection(settings: MlflowSettings, lake: LakeSettings) -> Connection:
@@ -77,10 +135,10 @@ def connection(settings: MlflowSettings, lake: LakeSettings) -> Connection:
     if dialect in DATABASES and "://" in uri:
         return _database(uri, dialect, settings)
     if scheme in {"http", "https"}:
-        _export_credentials(settings, urlsplit(uri))
+        credentials = _credentials(settings, urlsplit(uri))
         # Errors of MLflow's client show the address: it must not hold the password.
         uri = _without_user(uri)
-        return Connection(uri.rstrip("/"), uri, None, None, settings.artifact_root)
+        return Connection(uri.rstrip("/"), uri, None, None, settings.artifact_root, credentials)
     raise SettingsError(
         f"targets.mlflow.tracking_uri {_without_user(uri)!r} is neither a database nor a server.",
         hint="Use sqlite:///file.db, postgresql://..., or http(s)://...; directories would keep points doubled.",
@@ -128,32 +186,19 @@ def secret(variable: str, setting: str) -> str:
     return value
 
 
-def _export_credentials(settings: MlflowSettings, address: SplitResult) -> None:
-    """Hand credentials to MLflow's client, which only takes them from its own environment variables."""
-    if address.username is not None and settings.username_env is None:
-        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password or "")
-    for setting, variable, name in (
-        ("username_env", settings.username_env, "MLFLOW_TRACKING_USERNAME"),
-        ("password_env", settings.password_env, "MLFLOW_TRACKING_PASSWORD"),
-        ("token_env", settings.token_env, "MLFLOW_TRACKING_TOKEN"),
-    ):
-        if variable is not None:
-            os.environ[name] = secret(variable, setting)
-
-
-def redacted(text: str) -> str:
-    """Return a server's or client's text without the credentials that MLflow's client holds.
-
-    Servers and proxies may repeat in an error what they were sent.
-    """
-    user, password, token = (
-        os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD", "TOKEN")
+def _credentials(settings: MlflowSettings, address: SplitResult) -> Credentials:
+    """Return the credentials that the settings name, else those in the address."""
+    username, password, token = (
+        None if variable is None else secret(variable, setting)
+        for setting, variable in (
+            ("username_env", settings.username_env),
+            ("password_env", settings.password_env),
+            ("token_env", settings.token_env),
+        )
     )
-    basic = base64.b64encode(f"{user}:{password}".encode()).decode("ascii") if password else ""
-    for hidden in filter(None, (basic, password, token)):
-        text = text.replace(hidden, "***")
-    return text
+    if address.username is not None and settings.username_env is None:
+        username, password = unquote(address.username), password or unquote(address.password or "")
+    return Credentials(username, password, token)
 
 
 def _without_user(uri: str) -> str:
@@ -162,116 +207,74 @@ def _without_user(uri: str) -> str:
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
-_TRANSIENT_STATUS = {429, 502, 503, 504}
+TRANSIENT_STATUS: Final = {429, 502, 503, 504}
 
 
-@contextmanager
-def mlflow_errors(doing: str, where: str) -> Iterator[None]:
-    """Turn what MLflow, its database and its server raise while ``doing`` something into TargetErrors."""
-    try:
-        yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, requests.RequestException) as error:
-        # Dagster keeps the text of the cause as well.
-        cause = error if redacted(str(error)) == str(error) else None
-        if _is_transient(error):
-            raise TargetUnavailableError(
-                f"MLflow at {where} did not answer while {doing}: {_first_line(error)}.",
-                hint="Check that the server or database is up, then load again; finished runs are not loaded twice.",
-            ) from cause
-        raise TargetError(
-            f"MLflow at {where} refused {doing}: {_first_line(error)}.", hint="See MLflow's own log for more."
-        ) from cause
-
-
-class Client:
-    """One connection through MLflow's public client."""
+class Client(MlflowClient):
+    """MLflow's own client on one connection: signs requests with its credentials, and creates a missing database."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._experiments: dict[str, tuple[str, str]] = {}
-
-    @cached_property
-    def api(self) -> MlflowClient:
-        """MLflow's client; creating it for a new database runs all its migrations."""
-        file = self.connection.database_file
-        if file is None:
-            with mlflow_errors("opening it", self.connection.display_url):
-                return MlflowClient(tracking_uri=self.connection.uri)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _migrating(file):
-            if not file.exists():
-                log.info("Creating the MLflow database %s: its migrations take up to half a minute.", file)
-            with mlflow_errors("opening it (an older database needs `mlflow db upgrade`)", self.connection.display_url):
-                client = MlflowClient(tracking_uri=self.connection.uri)
+        self._connection = connection
+        with self._opening():
+            super().__init__(tracking_uri=connection.uri)
+            if connection.dialect is None:
+                self._tracking_client = _ServerRuns(connection)
+            else:
                 # The store is opened by the first call only.
-                client.search_experiments(max_results=1)
-                return client
-
-    def check(self) -> None:
-        """Raise TargetUnavailableError or TargetError unless experiments can be listed."""
-        if self.connection.dialect is None:
-            self._ping()
-        with mlflow_errors("listing experiments", self.connection.display_url):
-            self.api.search_experiments(max_results=1)
+                self.search_experiments(max_results=1)
 
     def release(self) -> None:
         """Close what MLflow keeps open of a database, so that nothing of it is open in this process."""
-        if "api" in self.__dict__:
-            engine = getattr(self.__dict__.pop("api")._tracking_client.store, "engine", None)
-            if engine is not None:
-                engine.dispose()
+        engine = getattr(self._tracking_client.store, "engine", None)
+        if engine is not None:
+            engine.dispose()
 
-    def experiment(self, name: str) -> tuple[str, str]:
-        """Return (id, artifact location) of the experiment, created if it is missing."""
-        known = self._experiments.get(name)
-        if known is not None:
-            return known
-        with mlflow_errors(f"looking for experiment {name!r}", self.connection.display_url):
-            found = self.api.get_experiment_by_name(name)
-            if found is None:
-                root = self.connection.artifact_root
-                location = f"{root.rstrip('/')}/{safe_name(name)}" if root else None
-                try:
-                    found = self.api.get_experiment(self.api.create_experiment(name, artifact_location=location))
-                except MlflowException:
-                    # Another load created it at the same moment.
-                    found = self.api.get_experiment_by_name(name)
-                    if found is None:
-                        raise
-        if found.lifecycle_stage != "active":
-            raise TargetError(
-                f"MLflow experiment {name!r} is deleted.",
-                hint=f"Restore it (`mlflow experiments restore -x {found.experiment_id}`) or set experiment_prefix.",
-            )
-        self._experiments[name] = (str(found.experiment_id), str(found.artifact_location))
-        return self._experiments[name]
+    def _get_registry_client(self) -> ModelRegistryClient:
+        if self._connection.dialect is None:
+            return _ServerRegistry(self._connection)
+        return super()._get_registry_client()  # type: ignore[no-untyped-call, no-any-return]
 
-    def experiment_ids(self) -> list[str]:
-        """Return the ids of all experiments that are not deleted."""
-        ids: list[str] = []
-        token: str | None = None
-        with mlflow_errors("listing experiments", self.connection.display_url):
-            while True:
-                page = self.api.search_experiments(view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token)
-                ids += [str(item.experiment_id) for item in page]
-                token = page.token
-                if not token:
-                    return ids
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        file = self._connection.database_file
+        if file is None:
+            with self._connection.errors("opening it"):
+                yield
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _migrating(file):
+            if not file.exists():
+                log.info("Creating the MLflow database %s: running schema migrations, up to 30 s.", file)
+            with self._connection.errors("opening it (an older database needs `mlflow db upgrade`)"):
+                yield
 
-    def _ping(self) -> None:
-        """Ask the server for a sign of life without MLflow's minutes of retries."""
-        try:
-            response = requests.get(f"{self.connection.uri}/health", timeout=15)
-        except requests.RequestException as error:
-            raise TargetUnavailableError(
-                f"No MLflow server answers at {self.connection.display_url}: {_first_line(error)}.",
-                hint="Start it, or correct targets.mlflow.tracking_uri.",
-            ) from error
-        if response.status_code in _TRANSIENT_STATUS:
-            raise TargetUnavailableError(
-                f"MLflow at {self.connection.display_url} answers with status {response.status_code}.",
-                hint="Wait until the server is ready, then load again.",
-            )
+
+class _ServerRuns(TrackingServiceClient):
+    """MLflow's client of a server's runs, with credentials of its own; MLflow shares stores by their address."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._store = RunStore(  # type: ignore[no-untyped-call]
+            partial(connection.credentials.host_creds, connection.uri)
+        )
+        super().__init__(connection.uri)  # type: ignore[no-untyped-call]
+
+    @property
+    def store(self) -> RunStore:
+        return self._store
+
+
+class _ServerRegistry(ModelRegistryClient):
+    """MLflow's client of a server's registry, with credentials of its own."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._store = RegistryStore(  # type: ignore[no-untyped-call]
+            partial(connection.credentials.host_creds, connection.uri)
+        )
+        super().__init__(connection.uri, connection.uri)  # type: ignore[no-untyped-call]
+
+    @property
+    def store(self) -> RegistryStore:
+        return self._store
 
 
 @contextmanager
@@ -301,7 +304,7 @@ def _is_transient(error: BaseException) -> bool:
             return not _is_outdated(current)
         if isinstance(current, MlflowException):
             status: int = current.get_http_status_code()  # type: ignore[no-untyped-call]
-            if status in _TRANSIENT_STATUS:
+            if status in TRANSIENT_STATUS:
                 return True
         current = current.__cause__ or current.__context__
     text = str(error)
@@ -311,8 +314,3 @@ def _is_transient(error: BaseException) -> bool:
 def _is_outdated(error: BaseException) -> bool:
     text = str(error)
     return "no such table" in text or "no such column" in text
-
-
-def _first_line(error: BaseException) -> str:
-    text = redacted(str(error).strip())
-    return (text.splitlines()[0] if text else type(error).__name__)[:500].rstrip(".")

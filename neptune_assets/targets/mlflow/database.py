@@ -12,7 +12,7 @@ import importlib
 import logging
 import time
 import uuid as uuids
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -38,11 +38,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
-from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.storage_errors import next_action
 from neptune_assets.targets.mlflow import artifacts, backend, mapping
 from neptune_assets.targets.mlflow.artifacts import Artifacts
-from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Job
+from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Experiments, Job
 from neptune_assets.targets.mlflow.connection import Connection
 from neptune_assets.targets.mlflow.points import Latest, Points
 from neptune_assets.targets.protocol import Receipt
@@ -517,11 +516,11 @@ _SERVER_RUNS: Final = 64
 class DatabaseBackend:
     """Writes and reads runs in MLflow's tracking database."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, tested_revisions: Collection[str] = TESTED_REVISIONS) -> None:
         self._connection = connection
+        self._tested = tested_revisions
         self._database = Database(connection)
-        self._experiments: dict[str, tuple[str, str]] = {}
-        self._experiments_lock = Lock()
+        self._experiments = Experiments(connection.artifact_root, self._find_experiment, self._create_experiment)
 
     @property
     def runs_at_once(self) -> int:
@@ -530,7 +529,7 @@ class DatabaseBackend:
 
     def usable(self) -> bool:
         """True if the schema of the database is one that direct loads were tested with."""
-        return self.revision() in TESTED_REVISIONS
+        return self.revision() in self._tested
 
     def check(self) -> None:
         """Raise TargetError or TargetUnavailableError if the database cannot be read, or was upgraded meanwhile."""
@@ -550,30 +549,19 @@ class DatabaseBackend:
 
     def experiment(self, name: str) -> tuple[str, str]:
         """Return (id, artifact location) of the experiment, created if it is missing."""
-        with self._experiments_lock:
-            if name not in self._experiments:
-                self._experiments[name] = self._experiment(name)
-            return self._experiments[name]
-
-    def _experiment(self, name: str) -> tuple[str, str]:
         with self._errors(f"looking for experiment {name!r}"):
-            with self._database.reading() as reader:
-                found = reader.experiment(name)
-            if found is None:
-                root = str(self._connection.artifact_root).rstrip("/")
-                try:
-                    with self._database.writing() as tx:
-                        tx.create_experiment(name, f"{root}/{safe_name(name)}")
-                except adbc_driver_manager.IntegrityError:
-                    log.debug("Another load created experiment %r at the same moment.", name)
-                with self._database.reading() as reader:
-                    found = reader.experiment(name)
-        if found is None or found[2] != "active":
-            raise TargetError(
-                f"MLflow experiment {name!r} is deleted.",
-                hint=f"Restore it (`mlflow experiments restore -x {found and found[0]}`) or set experiment_prefix.",
-            )
-        return found[0], found[1]
+            return self._experiments.get(name)
+
+    def _find_experiment(self, name: str) -> tuple[str, str, str] | None:
+        with self._database.reading() as reader:
+            return reader.experiment(name)
+
+    def _create_experiment(self, name: str, location: str | None) -> None:
+        try:
+            with self._database.writing() as tx:
+                tx.create_experiment(name, str(location))
+        except adbc_driver_manager.IntegrityError:
+            log.debug("Another load created experiment %r at the same moment.", name)
 
     def existing_runs(self, project_key: str) -> list[ExistingRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
@@ -640,14 +628,11 @@ class DatabaseBackend:
                 reader.texts(run_uuid, TAGS),
             )
 
-    def close(self) -> None:
-        """Nothing is kept open."""
-
     def _errors(self, doing: str) -> AbstractContextManager[None]:
         return database_errors(doing, self._connection.display_url)
 
     def _artifacts(self, uri: str) -> Artifacts:
-        return Artifacts(uri, self._connection.uri)
+        return Artifacts(uri, self._connection)
 
     def _clear(self, home: str, generation: str, old_uris: list[str]) -> None:
         """Delete artifacts of the run that was replaced, and what loads that died left beside them."""

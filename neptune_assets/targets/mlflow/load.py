@@ -8,19 +8,20 @@ Two ways to write, one result. Where the tracking URI is a database whose schema
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
+from neptune_assets.retries import RetryPolicy
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.mlflow import backend, mapping
-from neptune_assets.targets.mlflow.api import ApiBackend
+from neptune_assets.targets.mlflow.api import REQUEST_RETRIES, ApiBackend
 from neptune_assets.targets.mlflow.artifacts import Artifacts
 from neptune_assets.targets.mlflow.backend import ExistingRun, ExistingRuns, Job
-from neptune_assets.targets.mlflow.connection import Client, connection, mlflow_errors
-from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, DatabaseBackend
+from neptune_assets.targets.mlflow.connection import Client, connection
+from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, TESTED_REVISIONS, DatabaseBackend
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
@@ -28,16 +29,23 @@ from neptune_assets.targets.survey import ValueCounts
 
 log = logging.getLogger(__name__)
 
-_plans: WeakKeyDictionary[LakeRun, dict[tuple[str, bool], MlflowPlan]] = WeakKeyDictionary()
-
 
 class MlflowTarget:
     """One connection to MLflow, for one load or one verification; several threads may each load a run."""
 
-    def __init__(self, target: MlflowSettings, lake: LakeSettings) -> None:
+    def __init__(
+        self,
+        target: MlflowSettings,
+        lake: LakeSettings,
+        *,
+        retries: RetryPolicy = REQUEST_RETRIES,
+        tested_revisions: Collection[str] = TESTED_REVISIONS,
+    ) -> None:
+        """``retries`` is for requests to a server, ``tested_revisions`` are the schemas that are written directly."""
         self._settings = target
         self._connection = connection(target, lake)
-        self._client = Client(self._connection)
+        self._retries = retries
+        self._tested = tested_revisions
         self._existing = ExistingRuns(self._ask)
 
     @property
@@ -47,11 +55,9 @@ class MlflowTarget:
 
     def check(self) -> None:
         """Raise TargetError with the next action if MLflow cannot be used; creates and migrates a new database."""
-        if isinstance(self._backend, DatabaseBackend):
-            self._backend.check()
-            return
-        self._client.check()
-        if self._connection.dialect in DIRECT_DIALECTS and self._settings.direct:
+        self._backend.check()
+        of_client = isinstance(self._backend, ApiBackend) and self._connection.dialect in DIRECT_DIALECTS
+        if of_client and self._settings.direct:
             log.warning(
                 "The schema of MLflow's database %s was not tested with direct loads: the slower client is used.",
                 self._connection.display_url,
@@ -65,8 +71,8 @@ class MlflowTarget:
     def plan(self, run: LakeRun) -> MlflowPlan:
         """Say what loading the run will do. Writes nothing."""
         # One opened run is one state of the lake and has one plan, which loading and reading back both ask for.
-        plans = _plans.setdefault(run, {})
-        key = (self._fingerprint, self._connection.case_sensitive)
+        plans: dict[Any, MlflowPlan] = run.derived.setdefault(MlflowPlan, {})
+        key = (run.project_id, self._fingerprint, self._connection.case_sensitive)
         if key not in plans:
             plans[key] = mapping.make_plan(
                 run,
@@ -111,9 +117,8 @@ class MlflowTarget:
             raise TypeError("this plan was made by another target")
         old = self._of_run(run.project_id, run.run_id)
         key = mapping.external_key(run.project_id, run.run_id)
-        with mlflow_errors(f"loading run {run.run_id!r}", self._connection.display_url):
-            home = self._backend if isinstance(self._backend, DatabaseBackend) else self._client
-            experiment_id, location = home.experiment(plan.experiment)
+        with self._connection.errors(f"loading run {run.run_id!r}"):
+            experiment_id, location = self._backend.experiment(plan.experiment)
             tags = {**self._parent_tag(run, plan), **self._tags(run, plan)}
             job = Job(run, plan, tags, experiment_id, location, old, self._existing.forks_of(key))
             loaded, receipt = self._backend.replace(job)
@@ -123,17 +128,17 @@ class MlflowTarget:
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back metrics, params, tags, times and artifacts and compare them with the lake."""
         plan = self.plan(run)
-        with mlflow_errors(f"reading back run {run.run_id!r}", self._connection.display_url):
+        with self._connection.errors(f"reading back run {run.run_id!r}"):
             differences = self._differences(run, plan, receipt)
         return Verdict(run.run_id, tuple(differences[: backend.MAX_DIFFERENCES]))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Take the run out of MLflow: for good from a database, into MLflow's trash through a server."""
         old = self._of_run(project_id, run_id)
-        with mlflow_errors(f"removing run {run_id!r}", self._connection.display_url):
+        with self._connection.errors(f"removing run {run_id!r}"):
             self._backend.remove(old)
             for item in old:
-                Artifacts(item.artifact_uri, self._connection.uri).delete()
+                Artifacts(item.artifact_uri, self._connection).delete()
         self._existing.put(mapping.external_key(project_id, run_id), [])
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
@@ -145,24 +150,21 @@ class MlflowTarget:
                     yield TargetRun(project_id, item.run_id, item.uuid, self._digest(item))
 
     def close(self) -> None:
-        """Let go of connections."""
-        if "_backend" in self.__dict__:
-            self._backend.close()
+        """Nothing is kept open."""
 
     # -- finding
 
     @cached_property
     def _backend(self) -> DatabaseBackend | ApiBackend:
         """How runs are written and read: straight into the tracking database if that may be, else the client."""
-        served = ApiBackend(self._client, self._settings.http_connections)
+        api = ApiBackend(self._connection, self._settings.http_connections, self._retries)
         if self._connection.dialect not in DIRECT_DIALECTS or not self._settings.direct:
-            return served
-        direct = DatabaseBackend(self._connection)
+            return api
+        direct = DatabaseBackend(self._connection, self._tested)
         if not direct.usable():
             # MLflow itself creates a new database, and refuses an old one that needs to be upgraded.
-            self._client.check()
-            self._client.release()
-        return direct if direct.usable() else served
+            Client(self._connection).release()
+        return direct if direct.usable() else api
 
     @property
     def _fingerprint(self) -> str:
@@ -180,7 +182,7 @@ class MlflowTarget:
         return self._existing.of(mapping.external_key(project_id, run_id))
 
     def _ask(self, project_id: str) -> list[ExistingRun]:
-        with mlflow_errors(f"listing the runs of {project_id}", self._connection.display_url):
+        with self._connection.errors(f"listing the runs of {project_id}"):
             return self._backend.existing_runs(mapping.project_key(project_id))
 
     def _tags(self, run: LakeRun, plan: MlflowPlan) -> dict[str, str]:
@@ -210,7 +212,7 @@ class MlflowTarget:
             "end_time": plan.end,
             "lifecycle_stage": "active",
         }
-        store = Artifacts(str(held.info["artifact_uri"]), self._connection.uri)
+        store = Artifacts(str(held.info["artifact_uri"]), self._connection)
         return [
             *backend.compare_texts("the run's", row, {name: held.info[name] for name in row}, subset=False),
             *backend.compare_points(expected, held.points),

@@ -36,7 +36,7 @@ from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.filing import filed, place_of
 from neptune_assets.targets.mlflow import mapping, names
-from neptune_assets.targets.mlflow.connection import Client, connection, mlflow_errors
+from neptune_assets.targets.mlflow.connection import Client, connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
 from neptune_assets.targets.mlflow.mapping import Attribute
 from neptune_assets.targets.mlflow.settings import MlflowSettings
@@ -401,7 +401,7 @@ class ModelsTarget:
     def check(self) -> None:
         """Raise TargetError with the next action if MLflow or its registry cannot be used."""
         self._runs.check()
-        with mlflow_errors("listing registered models", self._connection.display_url):
+        with self._connection.errors("listing registered models"):
             self._registry.models("")
 
     def is_new(self) -> bool:
@@ -427,21 +427,21 @@ class ModelsTarget:
         """Make MLflow hold exactly this model or version: first its run, then its entry."""
         receipt = self._runs.replace(filed(run, self.scope), plan)
         self._held = None
-        with mlflow_errors(f"registering {run.run_id!r}", self._connection.display_url):
+        with self._connection.errors(f"registering {run.run_id!r}"):
             note = self._register(run, receipt.target_id)
         return replace(receipt, project_id=run.project_id, notes=(*receipt.notes, note))
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back the run and the entry and compare them with the lake."""
         verdict = self._runs.verify(filed(run, self.scope), receipt)
-        with mlflow_errors(f"reading back {run.run_id!r} from the registry", self._connection.display_url):
+        with self._connection.errors(f"reading back {run.run_id!r} from the registry"):
             differences = self._differences(run, receipt.target_id)
         return Verdict(run.run_id, (*verdict.differences, *differences))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Take a model or version out of MLflow: the entry, then the run that holds it."""
         key = self._key(project_id, run_id)
-        with mlflow_errors(f"removing {run_id!r}", self._connection.display_url):
+        with self._connection.errors(f"removing {run_id!r}"):
             if self.scope is Scope.MODELS:
                 model = self._registry.model(key)
                 if model is not None:
@@ -473,7 +473,7 @@ class ModelsTarget:
 
     @cached_property
     def _registry(self) -> ModelRegistry:
-        return ModelRegistry(Client(self._connection).api)
+        return ModelRegistry(self._client)
 
     def _key(self, project_id: str, run_id: str) -> str:
         return mapping.external_key(place_of(project_id, self.scope), run_id)
@@ -494,7 +494,7 @@ class ModelsTarget:
     def _entries_of(self, project_id: str) -> dict[str, _Held]:
         """Return all entries of this kind by key, asked for once after each change."""
         if self._held is None:
-            with mlflow_errors(f"listing the registry of {project_id}", self._connection.display_url):
+            with self._connection.errors(f"listing the registry of {project_id}"):
                 self._held = dict(self._listed(project_id))
         return self._held
 
@@ -530,11 +530,11 @@ class ModelsTarget:
         return Entry(run.run_id, key, f"runs:/{uuid}", uuid, link, description, tags)
 
     def _experiment_of(self, uuid: str) -> str:
-        return str(self._api.get_run(uuid).info.experiment_id)
+        return str(self._client.get_run(uuid).info.experiment_id)
 
     @cached_property
-    def _api(self) -> Any:
-        return Client(self._connection).api
+    def _client(self) -> Client:
+        return Client(self._connection)
 
     def _texts(self, run: LakeRun, uuid: str) -> tuple[str, dict[str, str], dict[str, str]]:
         """Return description, tags and the tags that say what the thing is, all of one model or version."""

@@ -27,6 +27,8 @@ class MlflowPlace:
     """The default: a SQLite file beside the lake, written directly."""
 
     options: Mapping[str, Any] = MappingProxyType({})
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    """Of the target's constructor, besides its settings."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -38,7 +40,8 @@ class MlflowPlace:
     def open(self) -> Target:
         from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
 
-        return Opened(MlflowSettings(**self.options), LakeSettings(root=str(self.root / "lake")))
+        lake = LakeSettings(root=str(self.root / "lake"))
+        return Opened(MlflowSettings(**self.options), lake, **self.arguments)
 
     def query(self, sql: str, *values: Any) -> list[Any]:
         with closing(sqlite3.connect(self.file)) as db, db:

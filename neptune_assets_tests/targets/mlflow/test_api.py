@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -14,15 +17,17 @@ import pytest
 
 from neptune_assets.errors import TargetError, TargetUnavailableError
 from neptune_assets.lake.reader import Lake
+from neptune_assets.retries import RetryPolicy
+from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import LoadReport, load_project
-from neptune_assets.targets.mlflow import api
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.models import ModelsTarget
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets_tests.conformance.targets import PROJECT, Held, born, ms, param, point, text
 from neptune_assets_tests.support.faulty_proxy import Fault, FaultyProxy
-from neptune_assets_tests.support.lake_factory import make_lake
+from neptune_assets_tests.support.lake_factory import file, make_lake
 from neptune_assets_tests.support.mlflow_server import RunningServer, mlflow_server
 from neptune_assets_tests.targets.mlflow.server_place import SERVER, ServerPlace, announce
 
@@ -32,6 +37,8 @@ ROWS = born(
     *(param(f"p/{k}", "int", k) for k in range(120)),
     text("log", 0, "line"),
 )
+
+RETRIES = RetryPolicy((0.05, 0.05, 0.1))
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +51,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def proxy(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     server.empty()
     monkeypatch.setenv(SERVER, announce(server))
-    monkeypatch.setattr(api, "PAUSES", [0.05, 0.05, 0.1])
     with FaultyProxy(server.url).running() as proxy:
         yield proxy
 
 
-def load(root: Path, proxy: FaultyProxy, rows: Any = ROWS, **options: Any) -> LoadReport:
+def load(
+    root: Path, proxy: FaultyProxy, rows: Any = ROWS, *, retries: RetryPolicy = RETRIES, **options: Any
+) -> LoadReport:
     make_lake(root / "lake", {PROJECT: {"R-1": rows}})
     settings = LakeSettings(root=str(root / "lake"))
     target = MlflowSettings(tracking_uri=proxy.url, **options)
     ledger = Ledger(settings, "mlflow", PROJECT)
     project = Lake(settings).project(PROJECT)
-    return load_project(project, lambda: Opened(target, settings), ledger, sleep=lambda _: None)
+    return load_project(project, lambda: Opened(target, settings, retries=retries), ledger, sleep=lambda _: None)
 
 
 def the_run(root: Path) -> Held:
@@ -133,13 +141,10 @@ def test_a_request_that_hangs_is_given_up_and_sent_again(
 @pytest.mark.parametrize(
     "given", ["1", format_datetime(datetime.now(UTC) + timedelta(days=400), usegmt=True)], ids=["seconds", "date"]
 )
-def test_retry_after_is_kept_to(
-    given: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api, "LONGEST_PAUSE", 1.0)
+def test_retry_after_is_kept_to(given: str, proxy: FaultyProxy, tmp_path: Path) -> None:
     proxy.faults = [Fault("runs/create", status=429, headers={"Retry-After": given})]
     before = time.monotonic()
-    report = load(tmp_path, proxy)
+    report = load(tmp_path, proxy, retries=RetryPolicy(RETRIES.pauses, longest_asked=1.0))
     assert not report.failed, report.failed
     assert time.monotonic() - before > 1.0
     the_run(tmp_path)
@@ -179,7 +184,9 @@ def test_a_server_that_stays_in_trouble_is_unavailable(proxy: FaultyProxy, tmp_p
     proxy.faults = [Fault("runs/log-batch", status=503, times=1_000_000)]
     report = load(tmp_path, proxy)
     assert report.transient
-    assert "in 4 tries" in report.failed["R-1"]
+    assert "failed after 4 attempts" in report.failed["R-1"]
+    # Each of the four bodies is sent four times at most: the load does not begin anew what the requests gave up.
+    assert proxy.seen.count("runs/log-batch") <= 16
     assert "status 503: injected" in report.failed["R-1"]
     proxy.faults = []
     assert load(tmp_path, proxy).ok
@@ -208,10 +215,6 @@ def test_credentials_are_sent_and_never_shown(
     kind: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    for name in ("USERNAME", "PASSWORD", "TOKEN"):
-        # Set and taken away again, so that what the target sets is taken away after the test.
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "x")
-        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
     monkeypatch.setenv("MY_TOKEN", "s3cret-t0ken")
     monkeypatch.setenv("MY_USER", "ann")
     monkeypatch.setenv("MY_PASSWORD", "s3cret-t0ken")
@@ -230,6 +233,51 @@ def test_credentials_are_sent_and_never_shown(
     shown = f"{report}{caplog.text}{[str(record.args) for record in caplog.records]}"
     assert "s3cret-t0ken" not in shown
     assert "s3cret" not in str(ServerPlace(tmp_path).query("SELECT * FROM tags"))
+
+
+def test_two_targets_in_one_process_each_have_their_own_credentials(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.empty()
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-somebody-else")
+    monkeypatch.setenv("FIRST_TOKEN", "first-token")
+    monkeypatch.setenv("SECOND_USER", "ann")
+    monkeypatch.setenv("SECOND_PASSWORD", "second-password")
+    before = dict(os.environ)
+    rows = [*born(point("m", 0, 1.0)), file("weights", b"w" * 100, "weights.pt")]
+    version = [*rows, param("sys/id", "string", "PRO-CLS-1"), param("sys/model_id", "string", "PRO-CLS")]
+    with FaultyProxy(server.url).running() as first, FaultyProxy(server.url).running() as second:
+
+        def load_into(name: str, **options: str) -> list[LoadReport]:
+            lake = LakeSettings(root=str(tmp_path / name))
+            project = f"{PROJECT}-{name}"
+            target = MlflowSettings.model_validate(options)
+            make_lake(lake.root, {project: {f"R-{n}": rows for n in range(3)}})
+            make_lake(lake.root, {project: {"PRO-CLS-1": version}}, scope=Scope.MODEL_VERSIONS)
+            reports = []
+            for scope, opener in (
+                (Scope.RUNS, lambda: Opened(target, lake, retries=RETRIES)),
+                (Scope.MODEL_VERSIONS, lambda: ModelsTarget(target, lake, Scope.MODEL_VERSIONS)),
+            ):
+                ledger = Ledger(lake, f"mlflow_{scope.value}", project)
+                reports.append(load_project(Lake(lake).project(project, scope), opener, ledger))
+            return reports
+
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(load_into, "one", tracking_uri=first.url, token_env="FIRST_TOKEN")
+            two = pool.submit(
+                load_into, "two", tracking_uri=second.url, username_env="SECOND_USER", password_env="SECOND_PASSWORD"
+            )
+            reports = [*one.result(), *two.result()]
+    assert [report.failed for report in reports] == [{}] * 4
+    basic = base64.b64encode(b"ann:second-password").decode()
+    for proxy, wanted in ((first, "Bearer first-token"), (second, f"Basic {basic}")):
+        sent = {(path.split("?")[0], headers.get("Authorization")) for _, path, headers, _ in proxy.seen.requests}
+        asked = {path for path, _ in sent}
+        for part in ("experiments/", "runs/", "mlflow-artifacts/artifacts", "registered-models/", "model-versions/"):
+            assert any(part in path for path in asked), part
+        assert {said for path, said in sent if not path.endswith("/health")} == {wanted}
+    assert dict(os.environ) == before
 
 
 def test_the_variables_of_mlflow_itself_are_honoured(

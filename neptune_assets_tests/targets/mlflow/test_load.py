@@ -93,10 +93,8 @@ def test_two_finished_runs_are_doubt_not_a_choice(place: MlflowPlace) -> None:
     assert "2 times" in report.failed["R-1"]
 
 
-def test_untested_schema_goes_through_mlflows_client(place: MlflowPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neptune_assets.targets.mlflow import database
-
-    monkeypatch.setattr(database, "TESTED_REVISIONS", frozenset())
+def test_untested_schema_goes_through_mlflows_client(place: MlflowPlace) -> None:
+    place.arguments = {"tested_revisions": frozenset()}
     load(place, {"R-1": born(point("m", 0, 1.0))})
     assert only(place, "SELECT length(run_uuid), value FROM metrics JOIN runs USING (run_uuid)") == (32, 1.0)
     key = place.query("SELECT value FROM tags WHERE key = 'neptune_assets.key'")

@@ -81,10 +81,8 @@ def test_direct_writes_can_be_forbidden(place: PostgresPlace) -> None:
     assert tag != place.query("SELECT run_uuid FROM runs")
 
 
-def test_an_untested_schema_is_not_written_directly(place: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neptune_assets.targets.mlflow import database
-
-    monkeypatch.setattr(database, "TESTED_REVISIONS", frozenset())
+def test_an_untested_schema_is_not_written_directly(place: PostgresPlace) -> None:
+    place.arguments = {"tested_revisions": frozenset()}
     assert load(place).loaded == ["R-1"]
     tag = place.query("SELECT value FROM tags WHERE key = 'neptune_assets.key'")
     assert tag != place.query("SELECT run_uuid FROM runs")
