@@ -15,8 +15,7 @@ from neptune_assets.lake.reader import Lake, LakeProject
 from neptune_assets.lake.reports import WriteReport
 from neptune_assets.lake.verification import VerifyReport
 from neptune_assets.schema import Scope
-from neptune_assets.targets.pages import plan_page
-from neptune_assets.targets.plan import ProjectPlan
+from neptune_assets.targets.plan import ProjectPlan, plan_page
 from neptune_assets.targets.reconcile import WORDS, Comparison
 from neptune_assets.targets.report import Balance, LoadReport
 

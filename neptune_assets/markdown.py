@@ -6,6 +6,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+Cell = Callable[[str, int], str]
+"""Makes a text safe for where it is shown, cut at a number of characters."""
+
 ROWS_SHOWN: Final = 50
 _CELL: Final = 200
 
@@ -54,3 +57,24 @@ def table(
     if len(rows) > ROWS_SHOWN:
         lines.append(f"\n{len(rows) - ROWS_SHOWN:,} more{more and ' ' + more}.")
     return "\n".join(lines)
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for people."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:,.0f} {unit}" if unit == "bytes" else f"{amount:,.1f} {unit}"
+        amount /= 1024
+    return f"{amount:,.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration for people."""
+    if seconds < 1:
+        return "less than a second"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -17,8 +17,7 @@ from neptune_assets.markdown import plain
 from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import Scope
 from neptune_assets.targets.ledger import Ledger
-from neptune_assets.targets.pages import plan_page
-from neptune_assets.targets.plan import ProjectPlan, plan_project
+from neptune_assets.targets.plan import ProjectPlan, plan_page, plan_project
 from neptune_assets.targets.registry import loads
 from neptune_assets.targets.rules import read_rules
 

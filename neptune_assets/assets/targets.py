@@ -20,10 +20,17 @@ from neptune_assets.progress import ProgressLog
 from neptune_assets.schema import Scope
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.pages import balance_page, plan_page
-from neptune_assets.targets.plan import ProjectPlan, plan_project
+from neptune_assets.targets.plan import ProjectPlan, plan_page, plan_project
 from neptune_assets.targets.registry import Load
-from neptune_assets.targets.report import RECEIPTS, Balance, LoadReport, balance, fates_reader, receipts_reader
+from neptune_assets.targets.report import (
+    RECEIPTS,
+    Balance,
+    LoadReport,
+    balance,
+    balance_page,
+    fates_reader,
+    receipts_reader,
+)
 from neptune_assets.targets.rules import read_rules
 
 _NAMED: Final = 20

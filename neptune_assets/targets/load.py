@@ -20,13 +20,11 @@ from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.storage_errors import disk_message
 from neptune_assets.retries import RetryPolicy
 from neptune_assets.settings import PARALLEL_RUNS
-from neptune_assets.targets.lanes import Turns, in_lanes
+from neptune_assets.targets.concurrency import Turns, in_lanes, parents_first, why_partial
 from neptune_assets.targets.ledger import Entry, Ledger
-from neptune_assets.targets.order import parents_first, why_partial
 from neptune_assets.targets.protocol import Plan, Receipt, Sweeps, Target, TargetRun, runs_at_once
 from neptune_assets.targets.report import LoadReport
-from neptune_assets.targets.ruled import RuledProject, RuledRun
-from neptune_assets.targets.rules import Rules
+from neptune_assets.targets.rules import RuledProject, RuledRun, Rules
 
 RETRIES: Final = RetryPolicy((1.0, 4.0, 16.0))
 """When a run is tried again because the target does not answer, unless the target itself tried for long enough."""

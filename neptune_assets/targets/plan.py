@@ -1,26 +1,69 @@
 """What a load of one project will do, found out without writing anything.
 
 For every run: create, replace, skip, withhold or refuse. For those to be loaded: names, collisions, steps, values that
-the target cannot hold with what becomes of them, sizes, and the time it will take as far as earlier loads tell.
+the target cannot hold with what becomes of them, sizes, and the time it will take as earlier loads took.
 Memory grows with the number of runs and the names listed, never with points; lists are cut, counts are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.lake.reader import LakeProject
+from neptune_assets.markdown import Cell, duration_text, escape, size_text, table
+from neptune_assets.targets.concurrency import parents_first, why_partial
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import refusals
-from neptune_assets.targets.order import parents_first, why_partial
 from neptune_assets.targets.protocol import Plan, Target, TargetRun
-from neptune_assets.targets.ruled import RuledProject, RuledRun
-from neptune_assets.targets.rules import Rules
-from neptune_assets.targets.speed import Speed, measured
+from neptune_assets.targets.rules import RuledProject, RuledRun, Rules
 from neptune_assets.targets.survey import count_values
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What was measured: runs with rows and bytes written in so many seconds, planning and reading back included."""
+
+    runs: int = 0
+    rows: int = 0
+    points: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        """True if anything was measured."""
+        return self.seconds > 0 and self.rows > 0
+
+    def estimate(self, runs: int, rows: int, size: int) -> float | None:
+        """Return seconds for runs with so many rows and bytes of files, at the slowest of the measured rates.
+
+        None if nothing was measured.
+        """
+        if not self.known:
+            return None
+        wanted = [rows / self.rows]
+        if self.bytes:
+            wanted.append(size / self.bytes)
+        return max(wanted) * self.seconds if runs else 0.0
+
+
+def measured(entries: Iterable[Entry]) -> Speed:
+    """Add up the receipts of verified runs whose time was taken."""
+    runs = rows = points = size = 0
+    seconds = 0.0
+    for entry in entries:
+        if entry.receipt is None or not entry.verified or entry.seconds is None:
+            continue
+        runs += 1
+        rows += sum(entry.receipt.rows_in.values())
+        points += entry.receipt.rows_in.get("float_series", 0)
+        size += entry.receipt.bytes_written
+        seconds += entry.seconds
+    return Speed(runs, rows, points, size, seconds)
+
 
 LISTED: Final = 200
 """Names, collisions, notes that a plan lists; it counts all of them."""
@@ -186,3 +229,78 @@ def _list(listed: dict[str, Any], more: Any) -> None:
         if len(listed) >= LISTED:
             return
         listed.setdefault(key, value)
+
+
+def plan_page(plan: ProjectPlan, cell: Cell = escape) -> str:
+    """Return what a load will do; ``cell`` makes text safe for where it is shown."""
+
+    def lines(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+        return table(header, rows, cell=cell, more="are not listed")
+
+    runs = [
+        ("create", len(plan.create), _sample(plan.create)),
+        ("replace", len(plan.replace), _sample(plan.replace)),
+        ("skip, already there", len(plan.skip), ""),
+        ("withhold, partial", len(plan.withhold), _sample(plan.withhold)),
+        ("refuse", len(plan.refuse), _sample(plan.refuse)),
+    ]
+    parts = [
+        f"### {cell(plan.project_id, 200)} into {cell(plan.target, 60)}",
+        lines(["runs", "number", "which"], runs),
+        f"To load: {plan.total_rows:,} rows ({plan.rows.get('float_series', 0):,} metric points) from "
+        f"{size_text(plan.lake_bytes)} of Parquet, and {size_text(plan.file_bytes)} of files. {_time(plan)}",
+    ]
+    if plan.rows:
+        parts.append(lines(["attribute type", "rows"], [(kind, f"{n:,}") for kind, n in sorted(plan.rows.items())]))
+    if set(plan.multipliers) - {1}:
+        steps = [(f"times {factor:,}", f"{runs:,}") for factor, runs in sorted(plan.multipliers.items())]
+        parts.append(lines(["steps become whole numbers", "runs"], steps))
+    if not plan.values_counted:
+        parts.append("Values were not looked at.")
+    elif plan.unfit:
+        parts.append(
+            lines(
+                ["attribute type", "what the target cannot hold", "values", "what happens"],
+                [(kind, what, f"{rows:,}", fate) for (kind, what, fate), rows in sorted(plan.unfit.items())],
+            )
+        )
+    if plan.dropped:
+        parts.append(
+            lines(
+                ["attribute type", "left out", "rows"],
+                [(kind, reason, f"{rows:,}") for (kind, reason), rows in sorted(plan.dropped.items())],
+            )
+        )
+    if plan.collisions:
+        cut = f" (the first {LISTED})" if plan.collided > len(plan.collisions) else ""
+        parts.append(f"{plan.collided:,} names would meet and are told apart{cut}:")
+        parts.append(
+            lines(["name", "attributes"], [(name, ", ".join(paths)) for name, paths in plan.collisions.items()])
+        )
+    if plan.names:
+        parts.append(f"{plan.renamed:,} attributes of all runs get another name:")
+        parts.append(lines(["attribute", "name in the target"], sorted(plan.names.items())))
+    if plan.refuse:
+        parts.append(lines(["refused run", "why"], sorted(plan.refuse.items())))
+    if plan.withhold:
+        parts.append(lines(["withheld run", "why"], sorted(plan.withhold.items())))
+    if plan.notes:
+        parts.append(lines(["run", "note"], sorted(plan.notes.items())))
+    return "\n\n".join(parts)
+
+
+def _time(plan: ProjectPlan) -> str:
+    if not plan.to_load:
+        return "Nothing has to be written."
+    if plan.seconds is None:
+        return "How long that takes is not known: no load into this target was measured yet."
+    speed = plan.speed
+    return (
+        f"About {duration_text(plan.seconds)}, as {speed.runs:,} runs loaded before took "
+        f"({speed.points / speed.seconds:,.0f} points/s, {size_text(round(speed.bytes / speed.seconds))}/s)."
+    )
+
+
+def _sample(run_ids: Any) -> str:
+    names = sorted(run_ids)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

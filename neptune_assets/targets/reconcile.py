@@ -21,8 +21,7 @@ from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Receipt, Target, TargetRun
-from neptune_assets.targets.ruled import RuledProject
-from neptune_assets.targets.rules import Rules
+from neptune_assets.targets.rules import RuledProject, Rules
 
 Word = Literal[
     "equal",

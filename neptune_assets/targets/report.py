@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from neptune_assets.markdown import Cell, escape, table
 from neptune_assets.targets.ledger import Entry
 from neptune_assets.targets.protocol import Receipt
 
@@ -266,3 +267,19 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for kind, rows in item.items():
             result[kind] = result.get(kind, 0) + rows
     return result
+
+
+def balance_page(balance: Balance, cell: Cell = escape) -> str:
+    """Return where all rows of a project went, by attribute type, with what nothing accounts for in the last column."""
+    rows = []
+    for kind in [*balance.types, ""]:
+        of = [balance.fates.get(kind, {}).get(fate, 0) for fate in FATE_NAMES]
+        if not kind:
+            of = [sum(fates.get(fate, 0) for fates in balance.fates.values()) for fate in FATE_NAMES]
+        total = balance.lake.get(kind, 0) if kind else sum(balance.lake.values())
+        rows.append((kind or "all", *(f"{n:,}" for n in (total, *of, total - sum(of)))))
+    parts = [table(["attribute type", "in the lake", *FATE_NAMES, "not accounted for"], rows, cell=cell)]
+    if balance.reasons:
+        reasons = [(kind, fate, why, f"{n:,}") for (kind, fate, why), n in sorted(balance.reasons.items())]
+        parts.append(table(["attribute type", "fate", "reason", "rows"], reasons, cell=cell, more="are in the table"))
+    return "\n\n".join(parts)

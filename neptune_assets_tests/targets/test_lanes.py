@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neptune_assets.errors import TargetError
-from neptune_assets.targets.lanes import Turns, in_lanes
+from neptune_assets.targets.concurrency import Turns, in_lanes, parents_first
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.order import parents_first
 from neptune_assets_tests.support.lake_factory import make_lake, metric
 from neptune_assets_tests.targets.test_load import PROJECT, Memory, ledger, project, record
 

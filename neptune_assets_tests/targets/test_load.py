@@ -10,9 +10,9 @@ from neptune_assets.errors import LakeBusyError, TargetError, TargetUnavailableE
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.concurrency import parents_first
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.order import parents_first
 from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.report import RECEIPTS, receipts_reader
 from neptune_assets.targets.survey import ValueCounts

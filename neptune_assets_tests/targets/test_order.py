@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neptune_assets.targets.order import natural
+from neptune_assets.targets.concurrency import natural
 
 
 def test_numbers_in_ids_count_as_numbers() -> None:

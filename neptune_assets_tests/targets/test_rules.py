@@ -10,8 +10,7 @@ from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import Scope
 from neptune_assets.settings import NameRules
 from neptune_assets.targets.registry import loads
-from neptune_assets.targets.ruled import RuledProject, wanted_name
-from neptune_assets.targets.rules import Rules, read_rules
+from neptune_assets.targets.rules import RuledProject, Rules, read_rules, wanted_name
 from neptune_assets.testing.lakes import file, make_lake, metric, params
 
 ROWS = [

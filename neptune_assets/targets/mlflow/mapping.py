@@ -33,7 +33,7 @@ from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, Att
 from neptune_assets.targets.mlflow import names
 from neptune_assets.targets.mlflow.points import smallest_multiplier
 from neptune_assets.targets.protocol import Plan, Unfit
-from neptune_assets.targets.ruled import wanted_name
+from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.survey import Kind, ValueCounts
 from neptune_assets.targets.times import iso, parsed, whole_milliseconds
 

@@ -34,14 +34,13 @@ from mlflow.exceptions import MlflowException
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.filing import filed, place_of
+from neptune_assets.targets.concurrency import natural
 from neptune_assets.targets.mlflow import mapping, names
 from neptune_assets.targets.mlflow.connection import Client, connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
 from neptune_assets.targets.mlflow.mapping import Attribute
 from neptune_assets.targets.mlflow.settings import MlflowSettings
-from neptune_assets.targets.order import natural
-from neptune_assets.targets.origins import Origins
+from neptune_assets.targets.model_scope import Origins, filed, place_of
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
 

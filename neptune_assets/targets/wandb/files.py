@@ -19,7 +19,7 @@ from neptune_assets.errors import FileGoneError, TargetError
 from neptune_assets.lake.layout import extension_of, format_step, member_paths
 from neptune_assets.schema import AttributeType
 from neptune_assets.targets.protocol import Dropped
-from neptune_assets.targets.ruled import wanted_name
+from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.wandb import codec
 from neptune_assets.targets.wandb.codec import (
     NO_TIME,

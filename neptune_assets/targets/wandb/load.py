@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
-from neptune_assets.targets.ruled import wanted_name
+from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.client import WandbClient, carry_over, upload
 from neptune_assets.targets.wandb.codec import history_fields

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.protocol import Plan, Unfit
-from neptune_assets.targets.ruled import RuledRun
+from neptune_assets.targets.rules import RuledRun
 from neptune_assets.targets.survey import Kind, ValueCounts
 from neptune_assets.targets.times import iso, whole_milliseconds
 from neptune_assets.targets.wandb.codec import (

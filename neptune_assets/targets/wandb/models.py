@@ -25,9 +25,8 @@ from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.lake.reader import Lake, LakeRun
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.filing import filed, place_of
-from neptune_assets.targets.order import natural
-from neptune_assets.targets.origins import Origins
+from neptune_assets.targets.concurrency import natural
+from neptune_assets.targets.model_scope import Origins, filed, place_of
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb import client as api

@@ -1,14 +1,20 @@
-"""Which run of its project a model version comes from."""
+"""Where models and model versions are loaded among runs, and which run a version is made from.
+
+Each kind is loaded under a project's name that no project has.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+from neptune_assets import settings
 from neptune_assets.errors import UnknownProjectError
-from neptune_assets.lake.reader import Lake
-from neptune_assets.schema import AttributeType
+from neptune_assets.lake.reader import Lake, LakeRun
+from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.rules import RuledRun, Rules
 
 
 class Origins:
@@ -39,3 +45,16 @@ class Origins:
             except UnknownProjectError:
                 self._ids[project_id] = frozenset()
         return self._ids[project_id]
+
+
+def place_of(project_id: str, scope: Scope) -> str:
+    """Return what stands for the project where things of this kind are filed."""
+    return f"{project_id}/{scope.value}"
+
+
+def filed(run: LakeRun, scope: Scope) -> LakeRun:
+    """Return a model or model version as a run of its place."""
+    # It reads its rows through the run it was made of, so another name for the project does no harm.
+    found = copy.copy(run) if isinstance(run, RuledRun) else RuledRun(run, Rules(settings.NameRules()))
+    found.project_id = place_of(run.project_id, scope)
+    return found
