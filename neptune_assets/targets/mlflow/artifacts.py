@@ -41,8 +41,8 @@ from neptune_assets.schema import FILE_TYPES, AttributeType
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.targets.mlflow import mapping
 from neptune_assets.targets.mlflow.connection import Connection
-from neptune_assets.targets.mlflow.names import distinct_paths
 from neptune_assets.targets.mlflow.points import SIDECAR
+from neptune_assets.targets.naming import distinct_paths
 from neptune_assets.targets.protocol import Dropped
 from neptune_assets.targets.times import iso, whole_milliseconds
 

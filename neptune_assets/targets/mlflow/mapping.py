@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,8 +31,16 @@ from neptune_assets.lake.layout import extension_of, format_step
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.targets.mlflow import names
 from neptune_assets.targets.mlflow.points import smallest_multiplier
+from neptune_assets.targets.naming import (
+    colliding_keys,
+    colliding_paths,
+    digest,
+    distinct_keys,
+    distinct_paths,
+    shorten,
+    split_extension,
+)
 from neptune_assets.targets.protocol import Plan, Unfit
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.survey import Kind, ValueCounts
@@ -178,6 +187,12 @@ PROJECT: Final = "neptune.project"
 RUN_ID: Final = "neptune.run_id"
 PARENT_RUN: Final = "mlflow.parentRunId"
 
+MAX_KEY: Final = 250
+"""Characters of a metric, param or tag key, and of a run's name."""
+
+_ILLEGAL: Final = re.compile(r"[^/\w.\- :]")
+_PEER: Final = re.compile(r"[^a-zA-Z0-9_\-.\s/]")
+
 
 @dataclass(frozen=True, slots=True)
 class MlflowPlan(Plan):
@@ -205,14 +220,30 @@ class MlflowPlan(Plan):
     """How many of them have no value."""
 
 
+def clean_key(path: str) -> str:
+    """Return a key that MLflow accepts; the same text if it does already.
+
+    MLflow allows word characters of any script, ``/ . - : _`` and spaces, and refuses keys that would be another path
+    once normalised (``a//b``, ``/a``, ``..``).
+    """
+    key = "/".join("_" if part in {"", ".", ".."} else part for part in _ILLEGAL.sub("_", path).split("/"))
+    # MLflow takes anything that begins with two dots for a path that leaves its directory.
+    return f"_{key[1:]}" if key.startswith("..") else key
+
+
+def exporter_key(path: str) -> str:
+    """Return the key that neptune-exporter made of this path, as far as MLflow accepts it."""
+    return clean_key(_PEER.sub("_", path)[:MAX_KEY])
+
+
 def external_key(project_id: str, run_id: str) -> str:
     """Return what a run is found by: a hash, so that no character of a name is ever part of a filter."""
-    return names.digest(f"{project_id}\0{run_id}", 16)
+    return digest(f"{project_id}\0{run_id}", 16)
 
 
 def project_key(project_id: str) -> str:
     """Return what the runs of a project are found by."""
-    return names.digest(project_id, 16)
+    return digest(project_id, 16)
 
 
 def make_plan(
@@ -244,14 +275,14 @@ def make_plan(
         else:
             long.add(attribute)
 
-    clean = names.clean_key if naming == "default" else names.exporter_key
+    clean = clean_key if naming == "default" else exporter_key
     fold = not case_sensitive
     wanted = wanted_name(run)
     param_names = {a: wanted(a[0]) for a in sorted({*values, *long})}
-    params = names.distinct_keys(param_names, clean, fold_case=fold)
+    params = distinct_keys(param_names, clean, limit=MAX_KEY, fold_case=fold)
     floats = sorted(path for path, kind in seen.series if kind == AttributeType.FLOAT_SERIES)
     metric_names = {path: wanted(path) for path in floats}
-    metrics = names.distinct_keys(metric_names, clean, fold_case=fold)
+    metrics = distinct_keys(metric_names, clean, limit=MAX_KEY, fold_case=fold)
     path_names = {
         **{a: f"params/{wanted(a[0])}.txt" for a in sorted(long)},
         **{
@@ -260,11 +291,11 @@ def make_plan(
             if a[1] != AttributeType.FLOAT_SERIES
         },
     }
-    paths = names.distinct_paths(path_names)
+    paths = distinct_paths(path_names)
     collisions = {
-        **{name: [a[0] for a in met] for name, met in names.meeting(param_names, clean, fold_case=fold).items()},
-        **names.meeting(metric_names, clean, fold_case=fold),
-        **{name: [a[0] for a in met] for name, met in names.meeting_paths(path_names).items()},
+        **{name: [a[0] for a in met] for name, met in colliding_keys(param_names, clean, fold_case=fold).items()},
+        **colliding_keys(metric_names, clean, fold_case=fold),
+        **{name: [a[0] for a in met] for name, met in colliding_paths(path_names).items()},
     }
     long_params = {attribute: paths[attribute] for attribute in sorted(long)}
     values_of_params = {params[attribute]: text for attribute, text in values.items()}
@@ -292,7 +323,7 @@ def make_plan(
         notes=notes,
         collisions=collisions,
         experiment=_experiment(run.project_id, sys.get("sys/name"), naming, prefix),
-        run_name=run_name if len(run_name) <= names.MAX_KEY else names.shorten(run_name, run.run_id, names.MAX_KEY),
+        run_name=run_name if len(run_name) <= MAX_KEY else shorten(run_name, run.run_id, MAX_KEY),
         user=str(sys["sys/owner"])[:250].replace("\x00", "\ufffd") if sys.get("sys/owner") else None,
         failed=sys.get("sys/failed") is True,
         start=start,
@@ -330,7 +361,7 @@ def names_json(plan: MlflowPlan) -> bytes:
 
 def _artifact_path(attribute: Attribute, extension: str = "") -> str:
     path, kind = attribute
-    if extension and names.split_extension(path)[1].lower() != f".{extension.lower()}":
+    if extension and split_extension(path)[1].lower() != f".{extension.lower()}":
         path_with = f"{path}.{extension}"
     else:
         path_with = path
@@ -374,7 +405,7 @@ def _experiment(project_id: str, name: Any, naming: str, prefix: str) -> str:
     else:
         whole = f"{prefix}{project_id}"
     whole = whole.replace("\x00", "\ufffd")
-    return whole if len(whole) <= names.MAX_KEY else names.shorten(whole, whole, names.MAX_KEY)
+    return whole if len(whole) <= MAX_KEY else shorten(whole, whole, MAX_KEY)
 
 
 def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, str]:
@@ -405,7 +436,7 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
     wanted: dict[tuple[str, str], str] = {}
     for prefix, path in (("neptune.tag.", "sys/tags"), ("neptune.group_tag.", "sys/group_tags")):
         wanted.update({(path, value): prefix + value for value in sys.get(path) or ()})
-    for (_, value), key in names.distinct_keys(wanted, fold_case=True).items():
+    for (_, value), key in distinct_keys(wanted, clean_key, limit=MAX_KEY, fold_case=True).items():
         tags[key] = tag_text(value)
     return tags
 

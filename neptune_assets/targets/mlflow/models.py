@@ -34,8 +34,9 @@ from mlflow.exceptions import MlflowException
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets import naming
 from neptune_assets.targets.concurrency import natural
-from neptune_assets.targets.mlflow import mapping, names
+from neptune_assets.targets.mlflow import mapping
 from neptune_assets.targets.mlflow.connection import Client, connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
 from neptune_assets.targets.mlflow.mapping import Attribute
@@ -106,8 +107,8 @@ class ModelRegistry:
 
     def create_model(self, wanted: str, key: str, project_key: str) -> RegisteredModel:
         """Create a registered model; its name gets a digest if the wanted one is somebody else's."""
-        name = _ILLEGAL.sub("_", wanted)[: names.MAX_KEY].strip(" .") or "_"
-        for candidate in (name, names.shorten(name, key, names.MAX_KEY)):
+        name = _ILLEGAL.sub("_", wanted)[: mapping.MAX_KEY].strip(" .") or "_"
+        for candidate in (name, naming.shorten(name, key, mapping.MAX_KEY)):
             try:
                 return self._client.create_registered_model(
                     candidate, {mapping.KEY: key, mapping.PROJECT_KEY: project_key}
@@ -560,8 +561,11 @@ class ModelsTarget:
                 facts[mapping.RUN_ID] = mapping.tag_text(neptune_run)
                 if uuid_of_run := self._links.mlflow_run(run.project_id, neptune_run):
                     facts[LINKED] = uuid_of_run
-        keys = names.distinct_keys(
-            {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)}, fold_case=True
+        keys = naming.distinct_keys(
+            {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)},
+            mapping.clean_key,
+            limit=mapping.MAX_KEY,
+            fold_case=True,
         )
         tags = {keys[a]: mapping.tag_text(mapping.param_text(a[1], value)) for a, value in values.items()}
         description = mapping.tag_text(str(sys.get("sys/description") or ""))

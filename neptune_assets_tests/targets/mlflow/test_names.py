@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.utils.uri import validate_path_is_safe
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name, path_not_unique
 
-from neptune_assets.targets.mlflow.names import clean_key, distinct_keys, distinct_paths, exporter_key
+from neptune_assets.targets.mlflow.mapping import MAX_KEY, clean_key, exporter_key
+from neptune_assets.targets.naming import distinct_keys, distinct_paths
 
 HOSTILE = st.text(st.sampled_from("aAü漢🙂/._-: []\n\t\x00'\"%#\\"), max_size=12) | st.text(max_size=20)
 
 
-def keys(paths: list[str], **options: object) -> dict[str, str]:
-    return distinct_keys({path: path for path in paths}, **options)  # type: ignore[arg-type]
+def keys(
+    paths: list[str], clean: Callable[[str], str] = clean_key, limit: int = MAX_KEY, fold_case: bool = False
+) -> dict[str, str]:
+    return distinct_keys({path: path for path in paths}, clean, limit=limit, fold_case=fold_case)
 
 
 @given(st.lists(HOSTILE, unique=True, max_size=12))

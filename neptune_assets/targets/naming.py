@@ -1,7 +1,8 @@
-"""Names that MLflow accepts, made so that no two attributes ever share one. Pure text, no I/O.
+"""Names that a target accepts, made so that no two attributes ever share one. Pure text, no I/O.
 
-A name stays as it is where MLflow allows it. Otherwise it is cleaned, and a short digest of the original is added only
-where two names would meet or one is too long. The whole map is stored with the run, so every name can be turned back.
+A name stays as it is where the target allows it. Otherwise it is cleaned, and a short digest of the original is added
+only where two names collide or one is too long. The outcome does not depend on the order of attributes. Runs that were
+loaded before keep their names: the recipes here never change.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Final, TypeVar
 
-MAX_KEY: Final = 250
-"""Characters of a metric, param or tag key, and of a run's name."""
-
 MAX_PATH: Final = 400
 """Characters of an artifact's path inside its run."""
 
@@ -23,9 +21,7 @@ MAX_COMPONENT: Final = 120
 
 _SIZES: Final = (4, 8, 16, 32)
 
-_ILLEGAL: Final = re.compile(r"[^/\w.\- :]")
 _ILLEGAL_IN_FILES: Final = re.compile(r"[^\w.\- +=@,()]")
-_PEER: Final = re.compile(r"[^a-zA-Z0-9_\-.\s/]")
 
 K = TypeVar("K", bound=Hashable)
 
@@ -35,22 +31,6 @@ def digest(text: str, size: int = 4) -> str:
     return blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=size).hexdigest()
 
 
-def clean_key(path: str) -> str:
-    """Return a key that MLflow accepts; the same text if it does already.
-
-    MLflow allows word characters of any script, ``/ . - : _`` and spaces, and refuses keys that would be another path
-    once normalised (``a//b``, ``/a``, ``..``).
-    """
-    key = "/".join("_" if part in {"", ".", ".."} else part for part in _ILLEGAL.sub("_", path).split("/"))
-    # MLflow takes anything that begins with two dots for a path that leaves its directory.
-    return f"_{key[1:]}" if key.startswith("..") else key
-
-
-def exporter_key(path: str) -> str:
-    """Return the key that neptune-exporter made of this path, as far as MLflow accepts it."""
-    return clean_key(_PEER.sub("_", path)[:MAX_KEY])
-
-
 def shorten(name: str, of: str, limit: int, size: int = 4) -> str:
     """Return ``name`` with a digest of the original ``of`` at its end, at most ``limit`` characters long."""
     tail = f"-{digest(of, size)}"
@@ -58,16 +38,17 @@ def shorten(name: str, of: str, limit: int, size: int = 4) -> str:
 
 
 def distinct_keys(
-    wanted: Mapping[K, str], clean: Callable[[str], str] = clean_key, *, fold_case: bool = False
+    wanted: Mapping[K, str], clean: Callable[[str], str], *, limit: int, fold_case: bool = False
 ) -> dict[K, str]:
-    """Return a key for each item; no two are equal, nor equal but for case where ``fold_case`` says so.
+    """Return a key of at most ``limit`` characters for each item; no two are equal, with ``fold_case`` but for case.
 
-    An item whose own text is a legal key keeps it; those that would meet it get a digest.
+    ``clean`` makes any text a legal key. An item whose own text is a legal key keeps it; those that collide with it get
+    a digest.
     """
     fold = str.casefold if fold_case else str
     cleaned = {item: clean(path) for item, path in wanted.items()}
     result = {
-        item: name if len(name) <= MAX_KEY else shorten(name, wanted[item], MAX_KEY) for item, name in cleaned.items()
+        item: name if len(name) <= limit else shorten(name, wanted[item], limit) for item, name in cleaned.items()
     }
     counts = Counter(fold(name) for name in result.values())
     kept: set[str] = set()
@@ -78,20 +59,20 @@ def distinct_keys(
         else:
             crowded.append(item)
     for item in crowded:
-        tails = (shorten(result[item], repr(item), MAX_KEY, size) for size in _SIZES)
+        tails = (shorten(result[item], repr(item), limit, size) for size in _SIZES)
         result[item] = _free(kept, fold, tails)
     return result
 
 
-def meeting(
-    wanted: Mapping[K, str], clean: Callable[[str], str] = clean_key, *, fold_case: bool = False
+def colliding_keys(
+    wanted: Mapping[K, str], clean: Callable[[str], str], *, fold_case: bool = False
 ) -> dict[str, list[K]]:
-    """Return the keys that several items would have, and those items, as far as :func:`distinct_keys` parts them."""
+    """Return the keys that several items would have, and those items, which :func:`distinct_keys` disambiguates."""
     fold = str.casefold if fold_case else str
     return _groups({item: fold(clean(path)) for item, path in wanted.items()})
 
 
-def meeting_paths(wanted: Mapping[K, str]) -> dict[str, list[K]]:
+def colliding_paths(wanted: Mapping[K, str]) -> dict[str, list[K]]:
     """Return the artifact paths that several items would have, and those items."""
     return _groups({item: _clean_path(path).casefold() for item, path in wanted.items()})
 
