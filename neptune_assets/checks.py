@@ -17,7 +17,7 @@ from neptune_assets.lake.verification import VerifyReport
 from neptune_assets.schema import Scope
 from neptune_assets.targets.plan import ProjectPlan, plan_page
 from neptune_assets.targets.reconcile import WORDS, Comparison
-from neptune_assets.targets.report import Balance, LoadReport
+from neptune_assets.targets.report import LoadReport, RowAccounting
 
 
 def check_complete(project: LakeProject, key: dg.AssetKey) -> dg.AssetCheckResult:
@@ -138,7 +138,7 @@ def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "ru
     )
 
 
-def check_balance(balances: Mapping[Scope, Balance], key: dg.AssetKey) -> dg.AssetCheckResult:
+def check_balance(balances: Mapping[Scope, RowAccounting], key: dg.AssetKey) -> dg.AssetCheckResult:
     """Pass if for every run (model, version) and attribute type all rows of the lake are accounted for."""
     wrong = [
         (run_id, f"{count:,} rows of {kind}{f' in {scope}' if len(balances) > 1 else ''} are not accounted for")

@@ -133,7 +133,10 @@ def _as_json(item: ProjectPlan) -> dict[str, Any]:
         "dropped": [{"type": kind, "reason": reason, "rows": n} for (kind, reason), n in item.dropped.items()],
         "unsupported": None
         if not item.values_counted
-        else [{"type": kind, "what": what, "outcome": then, "rows": n} for (kind, what, then), n in item.unfit.items()],
+        else [
+            {"type": kind, "what": what, "outcome": then, "rows": n}
+            for (kind, what, then), n in item.unsupported.items()
+        ],
         "renamed": item.renamed,
         "names": item.names,
         "collided": item.collided,

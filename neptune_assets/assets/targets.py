@@ -24,8 +24,8 @@ from neptune_assets.targets.plan import ProjectPlan, plan_page, plan_project
 from neptune_assets.targets.registry import Load
 from neptune_assets.targets.report import (
     RECEIPTS,
-    Balance,
     LoadReport,
+    RowAccounting,
     balance,
     balance_page,
     fates_reader,
@@ -93,7 +93,7 @@ def load_asset(migration: Migration, load: Load) -> dg.AssetsDefinition:
             context.log.info(plan_line(plans[scope], scope.value.replace("_", " ")))
         yield check_plan([*plans.values()], key, load.things)
         reports: dict[Scope, LoadReport] = {}
-        balances: dict[Scope, Balance] = {}
+        balances: dict[Scope, RowAccounting] = {}
         tables: dict[str, Any] = {}
         for scope, open_target in load.openers.items():
             log = ProgressLog(context.log.info, f"{project_id} into {load.ledger_name(scope)}")
@@ -136,7 +136,7 @@ def load_asset(migration: Migration, load: Load) -> dg.AssetsDefinition:
 
 
 def load_metadata(
-    reports: Mapping[Scope, LoadReport], balances: Mapping[Scope, Balance], plans: Mapping[Scope, ProjectPlan]
+    reports: Mapping[Scope, LoadReport], balances: Mapping[Scope, RowAccounting], plans: Mapping[Scope, ProjectPlan]
 ) -> dict[str, Any]:
     """Describe a load: each kind by outcome, rows by fate, plans, and what was dropped, noted, withheld or failed."""
     found = [*reports.values()]
@@ -183,7 +183,7 @@ def plan_line(plan: ProjectPlan, things: str = "runs") -> str:
     return f"Plan for {plan.project_id} into {plan.target}: {'; '.join([counts, *plan.warnings])}."
 
 
-def _why(reports: Mapping[Scope, LoadReport], balances: Mapping[Scope, Balance], things: str) -> str:
+def _why(reports: Mapping[Scope, LoadReport], balances: Mapping[Scope, RowAccounting], things: str) -> str:
     failed = [item for report in reports.values() for item in sorted(report.failed.items())]
     if failed:
         run_id, message = failed[0]

@@ -42,7 +42,7 @@ def why_partial(record: RunRecord) -> str:
 T = TypeVar("T")
 
 
-class Turns:
+class ReadyQueue:
     """Hands out run ids in a given order, but a fork only after its parent has finished."""
 
     def __init__(self, order: Sequence[str], parents: Mapping[str, str | None]) -> None:
@@ -70,26 +70,26 @@ class Turns:
             heapq.heappush(self._ready, place)
 
 
-def in_lanes(turns: Turns, at_once: int, job: Callable[[str], T]) -> Generator[tuple[str, T], None, None]:
+def run_concurrently(queue: ReadyQueue, at_once: int, job: Callable[[str], T]) -> Generator[tuple[str, T], None, None]:
     """Do a job for every run, at most ``at_once`` at the same time, and yield (run id, result) as they finish.
 
     One at a time runs in the caller's own thread. The next run begins when the caller asks for the next result. What a
     job raises is raised here; jobs that are under way are always waited for.
     """
     if at_once == 1:
-        while (run_id := turns.take()) is not None:
+        while (run_id := queue.take()) is not None:
             result = job(run_id)
-            turns.finished(run_id)
+            queue.finished(run_id)
             yield run_id, result
         return
     with ThreadPoolExecutor(at_once, thread_name_prefix="load") as pool:
         running: dict[Future[T], str] = {}
         while True:
-            while len(running) < at_once and (run_id := turns.take()) is not None:
+            while len(running) < at_once and (run_id := queue.take()) is not None:
                 running[pool.submit(job, run_id)] = run_id
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run_id = running.pop(future)
-                turns.finished(run_id)
+                queue.finished(run_id)
                 yield run_id, future.result()

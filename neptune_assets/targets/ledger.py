@@ -85,11 +85,11 @@ class Ledger:
 
     @property
     def path(self) -> str:
-        """Where the ledger lies."""
+        """Path of the ledger's file."""
         return self._path
 
     def entries(self) -> dict[str, Entry] | None:
-        """Return the entries by run id, or None where there is no ledger that can be read as a whole.
+        """Return the entries by run id, None without a ledger that can be read as a whole.
 
         A torn last line, which dying while writing leaves, is left out; any other line that is not ours, or that is not
         as it was written, means that the file cannot be trusted, which is logged as a warning.

@@ -20,11 +20,11 @@ from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.storage_errors import disk_message
 from neptune_assets.retries import RetryPolicy
 from neptune_assets.settings import PARALLEL_RUNS
-from neptune_assets.targets.concurrency import Turns, in_lanes, parents_first, why_partial
+from neptune_assets.targets.concurrency import ReadyQueue, parents_first, run_concurrently, why_partial
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Plan, Receipt, Sweeps, Target, TargetRun, runs_at_once
 from neptune_assets.targets.report import LoadReport
-from neptune_assets.targets.rules import RuledProject, RuledRun, Rules
+from neptune_assets.targets.rules import RenamedProject, RenamedRun, Rules
 
 RETRIES: Final = RetryPolicy((1.0, 4.0, 16.0))
 """When a run is tried again because the target does not answer, unless the target itself tried for long enough."""
@@ -49,7 +49,7 @@ def load_project(
     all and LakeBusyError if the same load is running; what goes wrong with one run is in the report, the others go on.
     """
     started = time.monotonic()
-    ruled = RuledProject(project, rules)
+    ruled = RenamedProject(project, rules)
     with ledger.lock() as lock:
         target = open_target()
         try:
@@ -86,9 +86,9 @@ class _Outcome:
 
 @dataclass
 class _Loading:
-    """The state of one load. Runs are loaded in lanes; the report is only touched by the thread that began the load."""
+    """The state of one load of concurrent runs; only the thread that began the load touches the report."""
 
-    project: RuledProject
+    project: RenamedProject
     open_target: Callable[[], Target]
     target: Target
     ledger: Ledger
@@ -97,7 +97,7 @@ class _Loading:
     full_refresh: bool
     sleep: Callable[[float], None]
     at_once: int
-    """Lanes: runs loaded at the same time."""
+    """Runs loaded at the same time."""
     gone: TargetUnavailableError | None = None
     over: bool = False
     ledger_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -120,15 +120,17 @@ class _Loading:
             else:
                 order.append(run_id)
         self.at_once = min(self.at_once, max(1, len(order)))
-        turns = Turns(order, {run_id: records[run_id].parent for run_id in order})
+        queue = ReadyQueue(order, {run_id: records[run_id].parent for run_id in order})
         permanent = False
         done, rows = len(report.withheld), 0
         self.lock.check()
         if progress is not None and order:
             progress(done, len(records), rows)
-        with closing(in_lanes(turns, self.at_once, lambda run_id: self._outcome(run_id, records[run_id]))) as lanes:
+        with closing(
+            run_concurrently(queue, self.at_once, lambda run_id: self._outcome(run_id, records[run_id]))
+        ) as results:
             try:
-                for run_id, outcome in lanes:
+                for run_id, outcome in results:
                     if outcome.message is not None:
                         report.failed[run_id] = outcome.message
                         permanent = permanent or outcome.permanent
@@ -144,7 +146,7 @@ class _Loading:
                         progress(done, len(records), rows)
             finally:
                 self.over = True
-        # The report does not depend on which lane was faster.
+        # The report does not depend on which run was faster.
         place = {run_id: number for number, run_id in enumerate(order)}
         report.loaded.sort(key=place.__getitem__)
         report.skipped.sort(key=place.__getitem__)
@@ -242,7 +244,7 @@ class _Loading:
             return True
         return False
 
-    def _check(self, receipt: Receipt, run: RuledRun) -> None:
+    def _check(self, receipt: Receipt, run: RenamedRun) -> None:
         """Raise TargetError if rows are not accounted for."""
         wrong = [
             f"{counted} of {rows} {kind} rows are accounted for"
@@ -256,7 +258,7 @@ class _Loading:
         if wrong:
             self._fail(receipt, wrong)
 
-    def _verify(self, run: RuledRun, receipt: Receipt, started: float | None = None) -> None:
+    def _verify(self, run: RenamedRun, receipt: Receipt, started: float | None = None) -> None:
         """Read back over a fresh connection and keep the verdict. Raises TargetError if anything differs."""
         fresh = self.open_target()
         try:
@@ -265,7 +267,7 @@ class _Loading:
             fresh.close()
         if not verdict.ok:
             self._fail(receipt, verdict.differences)
-        # Lanes share one time: what a run took is its share, so that the sum over all runs is what the load took.
+        # Concurrent runs share one time: each takes its share, so that the sum is what the load took.
         seconds = None if started is None else round((time.monotonic() - started) / self.at_once, 6)
         self._keep(Entry(receipt.run_id, receipt.target_id, receipt.digest, receipt, verified=True, seconds=seconds))
 

@@ -14,10 +14,10 @@ from neptune_assets.errors import UnknownProjectError
 from neptune_assets.lake.reader import Lake, LakeRun
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.rules import RuledRun, Rules
+from neptune_assets.targets.rules import RenamedRun, Rules
 
 
-class Origins:
+class SourceRuns:
     """Runs of the lake that model versions may come from; each project's ids are read once."""
 
     def __init__(self, lake: LakeSettings) -> None:
@@ -25,7 +25,7 @@ class Origins:
         self._ids: dict[str, frozenset[str]] = {}
 
     def neptune_run(self, project_id: str, values: Mapping[tuple[str, str], Any]) -> str | None:
-        """Return the id of the run that a version says it comes from: Neptune has no field for it, people log one.
+        """Return the id of the run that a version names as its origin: Neptune has no field for it, people log one.
 
         ``values`` are the version's parameters by path and type. A text that is the id of a run of the project counts,
         one under a name with "run" in it first.
@@ -47,14 +47,14 @@ class Origins:
         return self._ids[project_id]
 
 
-def place_of(project_id: str, scope: Scope) -> str:
-    """Return what stands for the project where things of this kind are filed."""
+def scoped_project_id(project_id: str, scope: Scope) -> str:
+    """Return what stands for the project where things of this kind are loaded."""
     return f"{project_id}/{scope.value}"
 
 
-def filed(run: LakeRun, scope: Scope) -> LakeRun:
+def scoped_run(run: LakeRun, scope: Scope) -> LakeRun:
     """Return a model or model version as a run of its place."""
     # It reads its rows through the run it was made of, so another name for the project does no harm.
-    found = copy.copy(run) if isinstance(run, RuledRun) else RuledRun(run, Rules(settings.NameRules()))
-    found.project_id = place_of(run.project_id, scope)
+    found = copy.copy(run) if isinstance(run, RenamedRun) else RenamedRun(run, Rules(settings.NameRules()))
+    found.project_id = scoped_project_id(run.project_id, scope)
     return found

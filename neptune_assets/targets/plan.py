@@ -18,7 +18,7 @@ from neptune_assets.targets.concurrency import parents_first, why_partial
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import refusals
 from neptune_assets.targets.protocol import Plan, Target, TargetRun
-from neptune_assets.targets.rules import RuledProject, RuledRun, Rules
+from neptune_assets.targets.rules import RenamedProject, RenamedRun, Rules
 from neptune_assets.targets.survey import count_values
 
 
@@ -87,7 +87,7 @@ class ProjectPlan:
     """Rows to load by attribute type, those that rules drop left out."""
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
     """Rows that rules drop, by (attribute type, reason)."""
-    unfit: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    unsupported: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """(attribute type, what, what becomes of it) -> rows that the target cannot hold as they are."""
     names: dict[str, str] = field(default_factory=dict)
     """Attribute path -> name in the target, where they differ: the first :data:`LISTED`."""
@@ -106,7 +106,7 @@ class ProjectPlan:
     """Size of the files of runs to load."""
     speed: Speed = field(default_factory=Speed)
     values_counted: bool = True
-    """False if values were not looked at, so that ``unfit`` is not known."""
+    """False if values were not looked at, so that ``unsupported`` is not known."""
 
     @property
     def to_load(self) -> int:
@@ -130,9 +130,9 @@ class ProjectPlan:
         if self.withhold:
             found.append(f"{len(self.withhold):,} partial runs will be withheld")
         if self.collided:
-            found.append(f"{self.collided:,} names would meet and are told apart")
-        if self.unfit:
-            found.append(f"{sum(self.unfit.values()):,} values cannot be held as they are")
+            found.append(f"{self.collided:,} names collide and were disambiguated")
+        if self.unsupported:
+            found.append(f"{sum(self.unsupported.values()):,} values cannot be held as they are")
         if self.dropped:
             found.append(f"{sum(self.dropped.values()):,} rows are dropped by rules")
         return found
@@ -153,7 +153,7 @@ def plan_project(
     ``values`` False leaves out the pass over the values of runs. Raises TargetError if the target cannot be used; what
     is wrong with one run is in the plan.
     """
-    ruled = RuledProject(project, rules)
+    ruled = RenamedProject(project, rules)
     target = open_target()
     try:
         plan = ProjectPlan(target.name, project.project_id, values_counted=values)
@@ -200,9 +200,11 @@ def _known(found: TargetRun, entry: Entry | None) -> bool:
     )
 
 
-def _add(plan: ProjectPlan, target: Target, run: RuledRun, of_run: Plan) -> None:
-    """Add one run that will be loaded to the sums. What can fail, comes first."""
-    unfit = target.unfit(count_values(run, of_run.step_multiplier), of_run) if plan.values_counted else ()
+def _add(plan: ProjectPlan, target: Target, run: RenamedRun, of_run: Plan) -> None:
+    """Add one run that will be loaded to the sums. What can fail is done first."""
+    unsupported = (
+        target.unsupported_values(count_values(run, of_run.step_multiplier), of_run) if plan.values_counted else ()
+    )
     for kind, rows in run.record.rows.items():
         plan.rows[kind] = plan.rows.get(kind, 0) + rows
     for item in run.dropped:
@@ -216,8 +218,8 @@ def _add(plan: ProjectPlan, target: Target, run: RuledRun, of_run: Plan) -> None
         _list(plan.notes, {run.run_id: "; ".join(of_run.notes)})
     plan.lake_bytes += sum(part.bytes for part in run.record.parts)
     plan.file_bytes += sum(item.size for item in run.record.files)
-    for value in unfit:
-        _count(plan.unfit, (value.attribute_type, value.what, value.fate), value.rows)
+    for value in unsupported:
+        _count(plan.unsupported, (value.attribute_type, value.what, value.fate), value.rows)
 
 
 def _count(counts: dict[Any, int], key: Any, by: int) -> None:
@@ -257,11 +259,11 @@ def plan_page(plan: ProjectPlan, cell: Cell = escape) -> str:
         parts.append(lines(["steps become whole numbers", "runs"], steps))
     if not plan.values_counted:
         parts.append("Values were not looked at.")
-    elif plan.unfit:
+    elif plan.unsupported:
         parts.append(
             lines(
                 ["attribute type", "what the target cannot hold", "values", "what happens"],
-                [(kind, what, f"{rows:,}", fate) for (kind, what, fate), rows in sorted(plan.unfit.items())],
+                [(kind, what, f"{rows:,}", fate) for (kind, what, fate), rows in sorted(plan.unsupported.items())],
             )
         )
     if plan.dropped:
@@ -273,7 +275,7 @@ def plan_page(plan: ProjectPlan, cell: Cell = escape) -> str:
         )
     if plan.collisions:
         cut = f" (the first {LISTED})" if plan.collided > len(plan.collisions) else ""
-        parts.append(f"{plan.collided:,} names would meet and are told apart{cut}:")
+        parts.append(f"{plan.collided:,} names collide and were disambiguated{cut}:")
         parts.append(
             lines(["name", "attributes"], [(name, ", ".join(paths)) for name, paths in plan.collisions.items()])
         )

@@ -25,7 +25,7 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfit:
+class UnsupportedValues:
     """Values of one attribute type that a target cannot hold as they are, and what becomes of each."""
 
     attribute_type: str
@@ -41,7 +41,7 @@ class Plan:
 
     ``names`` maps attribute paths to the target's names, only where the two differ, and is reversible.
     ``step_multiplier`` is the power of ten that makes all steps whole where the target only knows whole steps, else 1.
-    ``collisions`` maps a name to the attributes that all would have had it and are told apart, two or more each.
+    ``collisions`` maps a name to the attributes that all would have had it and are disambiguated, two or more each.
     ``problems`` are reasons not to load the run at all; it is then reported as failed, and nothing is written.
     """
 
@@ -58,7 +58,7 @@ class Plan:
 class Receipt:
     """What one load wrote: for every attribute type, ``rows_in == written + mapped + dropped``.
 
-    ``written`` rows stand in the target as what they are (a metric as a metric); ``mapped`` rows stand in another
+    ``written`` rows are stored in the target as what they are (a metric as a metric); ``mapped`` rows in another
     form that keeps the value (a string series as a text artifact); the rest is in ``dropped`` with its reason.
     """
 
@@ -87,7 +87,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What reading back over a fresh connection said: differences, each naming what is not as loaded."""
+    """What reading back over a fresh connection found: differences, each naming what is not as loaded."""
 
     run_id: str
     differences: Sequence[str] = ()
@@ -119,13 +119,13 @@ class Target(Protocol):
         """Raise TargetError with the next action if the target cannot be used (wrong address, token, version)."""
 
     def plan(self, run: LakeRun) -> Plan:
-        """Say what loading the run will do. Writes nothing."""
+        """Return what loading the run will do. Writes nothing."""
 
     def is_new(self) -> bool:
         """True if the place does not exist yet, so that nothing can be in it. Asking makes nothing."""
 
-    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
-        """Say which of the values that were counted in a run the target cannot hold, and what becomes of them."""
+    def unsupported_values(self, values: ValueCounts, plan: Plan) -> Sequence[UnsupportedValues]:
+        """Return the values counted in a run that the target cannot hold, and what becomes of them."""
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by its external key. None only if surely absent; raises on doubt (two of them, no answer)."""

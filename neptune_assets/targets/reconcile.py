@@ -21,7 +21,7 @@ from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Receipt, Target, TargetRun
-from neptune_assets.targets.rules import RuledProject, Rules
+from neptune_assets.targets.rules import RenamedProject, Rules
 
 Word = Literal[
     "equal",
@@ -126,7 +126,7 @@ def reconcile(
     ``progress`` gets (runs done, runs in all, rows compared). Raises TargetError if the target cannot be asked.
     """
     started = time.monotonic()
-    ruled = RuledProject(project, rules)
+    ruled = RenamedProject(project, rules)
     target = open_target()
     try:
         comparison = Comparison(target.name, project.project_id)
@@ -159,7 +159,7 @@ def reconcile(
 
 @dataclass
 class _Comparing:
-    project: RuledProject
+    project: RenamedProject
     open_target: Callable[[], Target]
     entries: dict[str, Entry]
     held: dict[str, list[TargetRun]]

@@ -90,12 +90,12 @@ class LoadReport:
 
     @property
     def written(self) -> dict[str, int]:
-        """Rows that stand in the target as what they are, by attribute type."""
+        """Rows stored in the target as what they are, by attribute type."""
         return _total(receipt.written for receipt in self.receipts)
 
     @property
     def mapped(self) -> dict[str, int]:
-        """Rows that stand in the target in another form, by attribute type."""
+        """Rows stored in the target in another form, by attribute type."""
         return _total(receipt.mapped for receipt in self.receipts)
 
     @property
@@ -168,7 +168,7 @@ def fates(report: LoadReport) -> Iterator[Fate]:
 
 
 @dataclass
-class Balance:
+class RowAccounting:
     """Rows of a project by attribute type: in the lake, and by fate. ``wrong`` names runs that do not add up."""
 
     lake: dict[str, int] = field(default_factory=dict)
@@ -189,9 +189,9 @@ class Balance:
         return sorted({*self.lake, *self.fates})
 
 
-def balance(report: LoadReport) -> Balance:
+def balance(report: LoadReport) -> RowAccounting:
     """Add up where all rows went and compare with the lake, run by run."""
-    result = Balance()
+    result = RowAccounting()
     open_rows = {(run_id, kind): rows for run_id, counts in report.rows.items() for kind, rows in counts.items()}
     for (_, kind), rows in open_rows.items():
         result.lake[kind] = result.lake.get(kind, 0) + rows
@@ -269,7 +269,7 @@ def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return result
 
 
-def balance_page(balance: Balance, cell: Cell = escape) -> str:
+def balance_page(balance: RowAccounting, cell: Cell = escape) -> str:
     """Return where all rows of a project went, by attribute type, with what nothing accounts for in the last column."""
     rows = []
     for kind in [*balance.types, ""]:

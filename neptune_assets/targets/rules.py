@@ -79,7 +79,7 @@ class Rules:
                 path = rule.to + path[len(rule.prefix) :]
                 break
         for prefix in self._strip:
-            # A name that would be empty stays: an attribute cannot be told apart by nothing.
+            # A name that would be empty stays: nothing would distinguish the attribute.
             if path.startswith(prefix) and len(path) > len(prefix):
                 return path[len(prefix) :]
         return path
@@ -114,7 +114,7 @@ def read_rule_file(path: Path) -> NameRules:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise SettingsError(
-            f"{path}{line}: this is no YAML: {getattr(error, 'problem', None) or error}.", hint="Correct the line."
+            f"{path}{line}: invalid YAML: {getattr(error, 'problem', None) or error}.", hint="Correct the line."
         ) from error
     try:
         return NameRules.model_validate({} if values is None else values)
@@ -157,7 +157,7 @@ DROPPED_BY: Final = "dropped by rule"
 """What the reason of rows begins with that rules for names drop."""
 
 
-class RuledRun(LakeRun):
+class RenamedRun(LakeRun):
     """One run under rules. ``record`` counts what is left, and its digest stands for content and rules together."""
 
     def __init__(self, run: LakeRun, rules: Rules) -> None:
@@ -251,7 +251,7 @@ class RuledRun(LakeRun):
         )
 
 
-class RuledProject:
+class RenamedProject:
     """A project whose runs are under rules; without any, all runs stay as they are."""
 
     def __init__(self, project: LakeProject, rules: Rules | None) -> None:
@@ -267,14 +267,14 @@ class RuledProject:
         """Return the digest that a target holds once the run is loaded under these rules."""
         return self.rules.digest(record.digest)
 
-    def run(self, run_id: str) -> RuledRun:
+    def run(self, run_id: str) -> RenamedRun:
         """Open one run under the rules. Raises LakeError if the project does not have it."""
-        return RuledRun(self.project.run(run_id), self.rules)
+        return RenamedRun(self.project.run(run_id), self.rules)
 
 
 def wanted_name(run: LakeRun) -> Callable[[str], str]:
     """Return what turns an attribute's path into the name that rules want for it; the path itself without rules.
 
-    A target asks this before it cleans a name, and tells apart attributes that want the same one.
+    A target asks this before it cleans a name, and disambiguates attributes that would get the same one.
     """
-    return run.rules.name if isinstance(run, RuledRun) else str
+    return run.rules.name if isinstance(run, RenamedRun) else str

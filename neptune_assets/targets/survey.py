@@ -1,6 +1,6 @@
 """What values one run holds, counted without writing: points that are infinite, steps that are not whole, and the like.
 
-One pass over the run, vectorised; memory does not grow with the run. Targets say what becomes of each kind of value.
+One pass over the run, vectorised; memory does not grow with the run. Targets decide what becomes of each kind of value.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ class PlanTests(TargetCase):
         report = self.good(load(place, tmp_path))
         assert report.loaded == plan.create
         assert report.rows_in == plan.rows
-        assert sum(rows for (_, what, _), rows in plan.unfit.items() if what == "no value") == sum(
+        assert sum(rows for (_, what, _), rows in plan.unsupported.items() if what == "no value") == sum(
             report.dropped.values()
         )
         self.lake(tmp_path, {**first, "R-2": born(point("m", 0, 2.0)), "R-3": born()}, partial=["torn"])

@@ -13,7 +13,7 @@ from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.concurrency import parents_first
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import load_project
-from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.report import RECEIPTS, receipts_reader
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets_tests.support.lake_factory import make_lake, metric
@@ -39,7 +39,7 @@ class Memory:
     def is_new(self) -> bool:
         return False
 
-    def unfit(self, values: ValueCounts, plan: Plan) -> list[Unfit]:
+    def unsupported_values(self, values: ValueCounts, plan: Plan) -> list[UnsupportedValues]:
         return []
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:

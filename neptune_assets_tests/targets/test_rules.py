@@ -10,7 +10,7 @@ from neptune_assets.migration_settings import Settings
 from neptune_assets.schema import Scope
 from neptune_assets.settings import NameRules
 from neptune_assets.targets.registry import loads
-from neptune_assets.targets.rules import RuledProject, Rules, read_rules, wanted_name
+from neptune_assets.targets.rules import RenamedProject, Rules, read_rules, wanted_name
 from neptune_assets.testing.lakes import file, make_lake, metric, params
 
 ROWS = [
@@ -67,7 +67,7 @@ def test_rules_that_do_nothing_leave_digests_alone() -> None:
 
 def test_a_ruled_run_lacks_what_is_dropped_and_counts_it(tmp_path: Path) -> None:
     project = make_lake(tmp_path, {"ws/p": {"r": ROWS}}).project("ws/p")
-    run = RuledProject(project, rules(drop=["^secret/", "^monitoring/"], strip=["hp/"])).run("r")
+    run = RenamedProject(project, rules(drop=["^secret/", "^monitoring/"], strip=["hp/"])).run("r")
     assert {(d.attribute_type, d.reason, d.rows) for d in run.dropped} == {
         ("file", "dropped by rule '^secret/'", 1),
         ("string", "dropped by rule '^secret/'", 1),

@@ -41,7 +41,7 @@ from neptune_assets.targets.naming import (
     shorten,
     split_extension,
 )
-from neptune_assets.targets.protocol import Plan, Unfit
+from neptune_assets.targets.protocol import Plan, UnsupportedValues
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.survey import Kind, ValueCounts
 from neptune_assets.targets.times import iso, parsed, whole_milliseconds
@@ -451,21 +451,21 @@ _POINTS: Final = (
 )
 
 
-def unfit(values: ValueCounts, plan: MlflowPlan) -> list[Unfit]:
+def unsupported_values(values: ValueCounts, plan: MlflowPlan) -> list[UnsupportedValues]:
     """Return what MLflow cannot hold of a run whose values were counted."""
     points = AttributeType.FLOAT_SERIES
-    found = [Unfit(points, kind.value, values.of(points, kind), fate) for kind, fate in _POINTS]
+    found = [UnsupportedValues(points, kind.value, values.of(points, kind), fate) for kind, fate in _POINTS]
     long = Counter(kind for _, kind in plan.long_params)
     found += [
-        Unfit(kind, "too long for a param, or with NUL", rows, "whole in an artifact under params/")
+        UnsupportedValues(kind, "too long for a param, or with NUL", rows, "whole in an artifact under params/")
         for kind, rows in sorted(long.items())
     ]
     found += [
-        Unfit(kind, Kind.NULL.value, rows, "dropped: the source had no value")
+        UnsupportedValues(kind, Kind.NULL.value, rows, "dropped: the source had no value")
         for kind, rows in sorted(plan.nulls.items())
     ]
     found += [
-        Unfit(kind, Kind.NO_FILE.value, rows, "dropped: the file is missing")
+        UnsupportedValues(kind, Kind.NO_FILE.value, rows, "dropped: the file is missing")
         for kind, rows in values.each(Kind.NO_FILE)
     ]
     return [item for item in found if item.rows]

@@ -41,8 +41,8 @@ from neptune_assets.targets.mlflow.connection import Client, connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
 from neptune_assets.targets.mlflow.mapping import Attribute
 from neptune_assets.targets.mlflow.settings import MlflowSettings
-from neptune_assets.targets.model_scope import Origins, filed, place_of
-from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.model_scope import SourceRuns, scoped_project_id, scoped_run
+from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.survey import ValueCounts
 
 OURS: Final = ("neptune_assets.", "neptune.", "neptune/")
@@ -338,7 +338,7 @@ class ModelLinks:
     """Runs of a project, in the lake and in MLflow, as model versions link to them."""
 
     def __init__(self, target: MlflowSettings, lake: LakeSettings) -> None:
-        self._origins = Origins(lake)
+        self._origins = SourceRuns(lake)
         self._runs = MlflowTarget(target, lake)
 
     def neptune_run(self, project_id: str, values: Mapping[Attribute, Any]) -> str | None:
@@ -410,22 +410,22 @@ class ModelsTarget:
 
     def plan(self, run: LakeRun) -> Plan:
         """Say what loading the model or version will do. Writes nothing."""
-        return self._runs.plan(filed(run, self.scope))
+        return self._runs.plan(scoped_run(run, self.scope))
 
-    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+    def unsupported_values(self, values: ValueCounts, plan: Plan) -> Sequence[UnsupportedValues]:
         """Return the values that MLflow cannot hold, and what becomes of them."""
-        return self._runs.unfit(values, plan)
+        return self._runs.unsupported_values(values, plan)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a model or version: it is finished if both its run and its entry are, and its link is up to date."""
-        held = self._runs.find(place_of(project_id, self.scope), run_id)
+        held = self._runs.find(scoped_project_id(project_id, self.scope), run_id)
         if held is None:
             return None
         return TargetRun(project_id, run_id, held.target_id, self._finished(project_id, run_id, held.digest))
 
     def replace(self, run: LakeRun, plan: Plan) -> Receipt:
         """Make MLflow hold exactly this model or version: first its run, then its entry."""
-        receipt = self._runs.replace(filed(run, self.scope), plan)
+        receipt = self._runs.replace(scoped_run(run, self.scope), plan)
         self._held = None
         with self._connection.errors(f"registering {run.run_id!r}"):
             note = self._register(run, receipt.target_id)
@@ -433,7 +433,7 @@ class ModelsTarget:
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back the run and the entry and compare them with the lake."""
-        verdict = self._runs.verify(filed(run, self.scope), receipt)
+        verdict = self._runs.verify(scoped_run(run, self.scope), receipt)
         with self._connection.errors(f"reading back {run.run_id!r} from the registry"):
             differences = self._differences(run, receipt.target_id)
         return Verdict(run.run_id, (*verdict.differences, *differences))
@@ -450,13 +450,13 @@ class ModelsTarget:
                 for model in self._models_of(project_id):
                     self._registry.remove_version(str(model.name), key)
         self._held = None
-        self._runs.remove(place_of(project_id, self.scope), run_id)
+        self._runs.remove(scoped_project_id(project_id, self.scope), run_id)
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
         """Everything of this project and kind that loads left in MLflow, entries whose run is gone among them."""
         self._held = None
         with_run: set[str] = set()
-        for held in self._runs.runs(place_of(project_id, self.scope)):
+        for held in self._runs.runs(scoped_project_id(project_id, self.scope)):
             digest = self._finished(project_id, held.run_id, held.digest)
             with_run.add(self._key(project_id, held.run_id))
             yield TargetRun(project_id, held.run_id, held.target_id, digest)
@@ -476,7 +476,7 @@ class ModelsTarget:
         return ModelRegistry(self._client)
 
     def _key(self, project_id: str, run_id: str) -> str:
-        return mapping.external_key(place_of(project_id, self.scope), run_id)
+        return mapping.external_key(scoped_project_id(project_id, self.scope), run_id)
 
     def _models_of(self, project_id: str) -> list[RegisteredModel]:
         return self._registry.models(mapping.project_key(f"{project_id}/{Scope.MODELS.value}"))

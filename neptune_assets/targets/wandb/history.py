@@ -93,7 +93,7 @@ def placeable(times: Ints) -> Bools:
 
 
 class SystemEncoder:
-    """Turns points sorted by time into serialised records: points of one time share one, unless a key comes twice."""
+    """Turns points sorted by time into serialised records; one for points of one time, unless a key is in it twice."""
 
     def __init__(self, keys: Sequence[str], first_number: int) -> None:
         """``keys`` are told by their number."""

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
-from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.client import WandbClient, carry_over, upload
 from neptune_assets.targets.wandb.codec import history_fields
-from neptune_assets.targets.wandb.mapping import Layout, ancestors, chain, layout, plan_of, run_key, survey, unfit
+from neptune_assets.targets.wandb.mapping import (
+    Layout,
+    ancestors,
+    chain,
+    layout,
+    plan_of,
+    run_key,
+    survey,
+    unsupported_values,
+)
 from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.staged_runs import (
     Marker,
@@ -84,9 +93,9 @@ class WandbTarget:
         """True if nothing was ever staged and nothing will be uploaded."""
         return self._client is None and not self._root.exists()
 
-    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+    def unsupported_values(self, values: ValueCounts, plan: Plan) -> Sequence[UnsupportedValues]:
         """Say which of a run's values W&B cannot hold, and what becomes of them."""
-        return unfit(values)
+        return unsupported_values(values)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by its key; its digest is None if staging or upload did not finish. Raises if there are two."""

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.targets.protocol import Plan, Unfit
-from neptune_assets.targets.rules import RuledRun
+from neptune_assets.targets.protocol import Plan, UnsupportedValues
+from neptune_assets.targets.rules import RenamedRun
 from neptune_assets.targets.survey import Kind, ValueCounts
 from neptune_assets.targets.times import iso, whole_milliseconds
 from neptune_assets.targets.wandb.codec import (
@@ -162,7 +162,7 @@ def ancestors(run: LakeRun) -> tuple[Ancestor, ...]:
     for run_id, until in chain(run.project.records(), run.run_id):
         other = run.project.run(run_id)
         other.check()
-        found.append(Ancestor(RuledRun(other, run.rules) if isinstance(run, RuledRun) else other, until))
+        found.append(Ancestor(RenamedRun(other, run.rules) if isinstance(run, RenamedRun) else other, until))
     return tuple(found)
 
 
@@ -501,32 +501,34 @@ def json_value(kind: str, value: Any) -> tuple[Any, bool]:
     return value, True
 
 
-def unfit(values: ValueCounts) -> list[Unfit]:
+def unsupported_values(values: ValueCounts) -> list[UnsupportedValues]:
     """Return what W&B cannot hold of a run whose values were counted."""
     found = [
-        Unfit(kind, Kind.NO_STEP.value, rows, f"not in the history; kept in {EXACT}")
+        UnsupportedValues(kind, Kind.NO_STEP.value, rows, f"not in the history; kept in {EXACT}")
         for kind, rows in values.each(Kind.NO_STEP)
     ]
     found += [
-        Unfit(kind, Kind.NO_TIME.value, rows, f"takes the time of its step; {EXACT} says that there was none")
+        UnsupportedValues(
+            kind, Kind.NO_TIME.value, rows, f"takes the time of its step; {EXACT} says that there was none"
+        )
         for kind, rows in values.each(Kind.NO_TIME)
     ]
     found += [
-        Unfit(kind, Kind.MANY_BINS.value, rows, f"re-binned for the page; exact in {EXACT}")
+        UnsupportedValues(kind, Kind.MANY_BINS.value, rows, f"re-binned for the page; exact in {EXACT}")
         for kind, rows in values.each(Kind.MANY_BINS)
     ]
     found += [
-        Unfit(kind, Kind.BEYOND_DOUBLE.value, rows, "exact in the config, rounded by browsers")
+        UnsupportedValues(kind, Kind.BEYOND_DOUBLE.value, rows, "exact in the config, rounded by browsers")
         for kind, rows in values.each(Kind.BEYOND_DOUBLE)
         if kind == AttributeType.INT
     ]
     found += [
-        Unfit(kind, Kind.NULL.value, rows, "dropped: it has no value")
+        UnsupportedValues(kind, Kind.NULL.value, rows, "dropped: it has no value")
         for kind, rows in values.each(Kind.NULL)
         if AttributeType(kind) in PARAMETER_TYPES
     ]
     found += [
-        Unfit(kind, Kind.NO_FILE.value, rows, "dropped: its file is not in the lake")
+        UnsupportedValues(kind, Kind.NO_FILE.value, rows, "dropped: its file is not in the lake")
         for kind, rows in values.each(Kind.NO_FILE)
     ]
     return found

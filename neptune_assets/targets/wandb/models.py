@@ -26,8 +26,8 @@ from neptune_assets.lake.reader import Lake, LakeRun
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.concurrency import natural
-from neptune_assets.targets.model_scope import Origins, filed, place_of
-from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, Unfit, Verdict
+from neptune_assets.targets.model_scope import SourceRuns, scoped_project_id, scoped_run
+from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb import client as api
 from neptune_assets.targets.wandb.artifacts import (
@@ -280,7 +280,7 @@ class ModelRuns(WandbTarget):
         self._names = _OfProject(self._settings, lake, self._root)
         self._loaded = WandbTarget(target, lake)
         """The project's own runs."""
-        self._origins = Origins(lake)
+        self._origins = SourceRuns(lake)
         self._registries: dict[str, ModelRegistry] = {}
 
     @property
@@ -481,41 +481,41 @@ class ModelsTarget:
 
     def plan(self, run: LakeRun) -> Plan:
         """Say what loading the model or version will do. Writes nothing."""
-        plan = self._runs.plan(filed(run, self.scope))
+        plan = self._runs.plan(scoped_run(run, self.scope))
         if self.scope is Scope.MODELS or self._runs.has_entity:
             return plan
         return replace(plan, notes=(*plan.notes, NO_ENTITY))
 
-    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+    def unsupported_values(self, values: ValueCounts, plan: Plan) -> Sequence[UnsupportedValues]:
         """Say which values W&B cannot hold, and what becomes of them."""
-        return self._runs.unfit(values, plan)
+        return self._runs.unsupported_values(values, plan)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a model or version: it is finished if its run is, and its entry in W&B too, and its link up to date."""
-        held = self._runs.find(place_of(project_id, self.scope), run_id)
+        held = self._runs.find(scoped_project_id(project_id, self.scope), run_id)
         return None if held is None else replace(held, project_id=project_id)
 
     def replace(self, run: LakeRun, plan: Plan) -> Receipt:
         """Stage exactly this model or version; where a key is configured upload it, and bring its entry up to date."""
-        receipt = self._runs.replace(filed(run, self.scope), plan)
-        notes = self._runs.settle(filed(run, self.scope))
+        receipt = self._runs.replace(scoped_run(run, self.scope), plan)
+        notes = self._runs.settle(scoped_run(run, self.scope))
         return replace(receipt, project_id=run.project_id, notes=(*receipt.notes, *notes))
 
     def verify(self, run: LakeRun, receipt: Receipt) -> Verdict:
         """Read back the staged run and, where it is uploaded, the entry, and compare them with the lake."""
-        verdict = self._runs.verify(filed(run, self.scope), receipt)
+        verdict = self._runs.verify(scoped_run(run, self.scope), receipt)
         if not verdict.ok:
             return verdict
-        return Verdict(run.run_id, tuple(self._runs.entry_differences(filed(run, self.scope))))
+        return Verdict(run.run_id, tuple(self._runs.entry_differences(scoped_run(run, self.scope))))
 
     def remove(self, project_id: str, run_id: str) -> None:
         """Remove the staged model or version. Raises TargetError if it was uploaded."""
-        self._runs.remove(place_of(project_id, self.scope), run_id)
+        self._runs.remove(scoped_project_id(project_id, self.scope), run_id)
 
     def runs(self, project_id: str) -> Iterator[TargetRun]:
         """Yield every staged model or version of the project."""
         self._runs.forget()
-        for held in self._runs.runs(place_of(project_id, self.scope)):
+        for held in self._runs.runs(scoped_project_id(project_id, self.scope)):
             yield replace(held, project_id=project_id)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neptune_assets.errors import TargetError
-from neptune_assets.targets.concurrency import Turns, in_lanes, parents_first
+from neptune_assets.targets.concurrency import ReadyQueue, natural, parents_first, run_concurrently
 from neptune_assets.targets.load import load_project
 from neptune_assets_tests.support.lake_factory import make_lake, metric
 from neptune_assets_tests.targets.test_load import PROJECT, Memory, ledger, project, record
@@ -17,8 +17,8 @@ from neptune_assets_tests.targets.test_load import PROJECT, Memory, ledger, proj
 PATIENCE = 60.0
 
 
-def done_in_lanes(parents: dict[str, str | None], at_once: int, job: Callable[[str], str]) -> dict[str, str]:
-    return dict(in_lanes(Turns(list(parents), parents), at_once, job))
+def done_concurrently(parents: dict[str, str | None], at_once: int, job: Callable[[str], str]) -> dict[str, str]:
+    return dict(run_concurrently(ReadyQueue(list(parents), parents), at_once, job))
 
 
 @given(
@@ -44,7 +44,7 @@ def test_every_run_once_and_forks_after_their_parents(choices: list[int], at_onc
         ended.add(run_id)
         return run_id
 
-    results = dict(in_lanes(Turns(order, parents), at_once, job))
+    results = dict(run_concurrently(ReadyQueue(order, parents), at_once, job))
     assert results == {run_id: run_id for run_id in order}
     assert sorted(begun) == sorted(order)
     assert not early
@@ -68,7 +68,7 @@ def test_so_many_at_once_and_no_more() -> None:
             now -= 1
         return run_id
 
-    assert len(done_in_lanes(dict.fromkeys("abcdefghi"), 3, job)) == 9
+    assert len(done_concurrently(dict.fromkeys("abcdefghi"), 3, job)) == 9
     assert most == 3
 
 
@@ -84,12 +84,12 @@ def test_a_fork_waits_while_others_overtake_it() -> None:
             others.set()
         return run_id
 
-    done_in_lanes({"parent": None, "fork": "parent", "y": None, "z": None}, 2, job)
+    done_concurrently({"parent": None, "fork": "parent", "y": None, "z": None}, 2, job)
     assert begun == ["parent", "y", "z", "fork"]
 
 
 def test_one_at_a_time_stays_in_the_callers_thread() -> None:
-    names = done_in_lanes(dict.fromkeys("abc"), 1, lambda _: threading.current_thread().name)
+    names = done_concurrently(dict.fromkeys("abc"), 1, lambda _: threading.current_thread().name)
     assert set(names.values()) == {threading.current_thread().name}
 
 
@@ -107,7 +107,7 @@ def test_what_a_job_raises_comes_out_after_the_others_have_ended() -> None:
         return run_id
 
     with pytest.raises(KeyboardInterrupt):
-        done_in_lanes(dict.fromkeys("ab"), 2, job)
+        done_concurrently(dict.fromkeys("ab"), 2, job)
     assert ended.is_set()
 
 
@@ -117,7 +117,7 @@ class Several(Memory):
     runs_at_once = 3
 
 
-def test_a_load_in_lanes_tells_the_same_as_one_by_one(tmp_path: Path) -> None:
+def test_a_concurrent_load_reports_the_same_as_one_by_one(tmp_path: Path) -> None:
     def trouble(what: str, run_id: str) -> None:
         if what == "replace" and run_id == "b":
             raise TargetError("it refuses.", hint="Do this.")
@@ -164,3 +164,15 @@ def test_the_target_and_the_setting_say_how_many(kind: type[Memory], asked: int,
     report = load_project(lake, lambda: kind({}, trouble), ledger(tmp_path), parallel_runs=asked)
     assert len(report.loaded) == 6
     assert max(seen) == most
+
+
+def test_numbers_in_ids_count_as_numbers() -> None:
+    ids = ["PRO-10", "PRO-9", "PRO-1", "a2b10", "a2b9", "a10b1", "", "7", "10"]
+    assert sorted(ids, key=natural) == ["", "7", "10", "PRO-1", "PRO-9", "PRO-10", "a2b9", "a2b10", "a10b1"]
+
+
+@given(st.lists(st.text(st.sampled_from("01a-²٣\x00") | st.characters(), max_size=8), unique=True, max_size=12))
+def test_any_ids_have_one_order(ids: list[str]) -> None:
+    found, backwards = sorted(ids, key=natural), ids[::-1]
+    assert sorted(backwards, key=natural) == found
+    assert len({natural(item) for item in ids}) == len(ids)
