@@ -176,7 +176,7 @@ def check_installed(what: str, requires: Sequence[str], install: str) -> None:
     missing = [name for name in requires if not _installed(name)]
     if missing:
         raise SettingsError(
-            f"{what} needs {', '.join(missing)}, which is not installed.",
+            f"{what} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             hint=f'Run: pip install "{install or " ".join(missing)}"',
         )
 

@@ -9,16 +9,17 @@ import dagster as dg
 import pyarrow as pa
 
 from neptune_assets import markdown
-from neptune_assets.errors import LakeError
+from neptune_assets.errors import LakeError, SettingsError
 from neptune_assets.lake.reader import LakeProject
 from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import WriteReport
 from neptune_assets.markdown import escape
 from neptune_assets.migration_settings import Settings
+from neptune_assets.plugins import check_installed
 from neptune_assets.schema import SCHEMA, Scope
 from neptune_assets.sources.protocol import Issue
 from neptune_assets.summary.picture import curves, markdown_image, sample
-from neptune_assets.summary.tables import summarize
+from neptune_assets.summary.tables import Summary, summarize
 
 _SAMPLED_RUNS = 8
 _SAMPLED_ROWS = 2_000_000
@@ -85,13 +86,21 @@ def _sights(project: LakeProject, settings: Settings) -> dict[str, Any]:
     try:
         with summarize(latest, settings.summary, settings.lake) as scanned:
             sights = {"sample": dg.MetadataValue.md(sample(scanned))}
-            picture = curves(scanned) if project.scope is Scope.RUNS else None
+            if project.scope is Scope.RUNS:
+                sights |= _picture(scanned)
     except LakeError as error:
         # The check `schema` looks at every part and fails; what is only for show must not hide its verdict.
         return {"sample": dg.MetadataValue.md(escape(str(error), 1_000))}
-    if picture is not None:
-        sights["curves"] = dg.MetadataValue.md(markdown_image(picture))
     return sights
+
+
+def _picture(scanned: Summary) -> dict[str, Any]:
+    try:
+        check_installed("The picture of metric curves", ("matplotlib", "pillow"), "neptune-assets[ui]")
+    except SettingsError as error:
+        return {"curves": dg.MetadataValue.md(escape(str(error), 1_000))}
+    picture = curves(scanned)
+    return {} if picture is None else {"curves": dg.MetadataValue.md(markdown_image(picture))}
 
 
 def _latest(records: Mapping[str, RunRecord]) -> list[str]:

@@ -44,7 +44,8 @@ class Storage:
         except (ImportError, ValueError, TypeError) as error:
             raise SettingsError(
                 f"{root!r} cannot be opened as storage: {error}.",
-                hint="Give a local directory or a URL whose fsspec package is installed, such as s3fs for s3://.",
+                hint="Give a local directory or a URL whose fsspec package is installed; for s3:// run: pip install "
+                '"neptune-assets[s3]"',
             ) from error
         self.local: bool = isinstance(self.filesystem, LocalFileSystem)
         self.root: str = str(Path(path).absolute()) if self.local else str(path).rstrip("/")

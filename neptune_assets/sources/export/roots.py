@@ -82,7 +82,8 @@ class Root:
         except (ValueError, ImportError, TypeError) as error:
             raise SettingsError(
                 f"{setting} {url!r} cannot be opened: {error}.",
-                hint="Give a local path or an fsspec URL, and install the package that its scheme needs.",
+                hint="Give a local path or a URL whose fsspec package is installed; for s3:// run: pip install "
+                '"neptune-assets[s3]"',
             ) from error
         self.filesystem: fsspec.AbstractFileSystem = filesystem
         self.local = isinstance(filesystem, LocalFileSystem)

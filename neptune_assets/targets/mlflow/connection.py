@@ -31,9 +31,11 @@ from mlflow.store.tracking.rest_store import RestStore as RunStore
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.utils.credentials import get_default_host_creds
+from sqlalchemy.engine import URL, make_url
 
 from neptune_assets.errors import SettingsError, TargetError, TargetUnavailableError
 from neptune_assets.lake.storage import Storage
+from neptune_assets.plugins import check_installed
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 
@@ -145,9 +147,20 @@ def connection(settings: MlflowSettings, lake: LakeSettings) -> Connection:
     )
 
 
-def _database(uri: str, dialect: str, settings: MlflowSettings) -> Connection:
-    from sqlalchemy.engine import make_url
+def _check_postgres(url: URL, *, direct: bool) -> None:
+    """Raise SettingsError if what speaks to PostgreSQL is not installed."""
+    try:
+        url.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise SettingsError(
+            f"targets.mlflow.tracking_uri needs {error.name}, which is not installed.",
+            hint='Write postgresql+psycopg://... and run: pip install "neptune-assets[postgres]"',
+        ) from error
+    if direct:
+        check_installed("Writing straight into PostgreSQL", ("adbc-driver-postgresql",), "neptune-assets[postgres]")
 
+
+def _database(uri: str, dialect: str, settings: MlflowSettings) -> Connection:
     url = make_url(uri)
     shown = url.render_as_string()
     if settings.username_env is not None:
@@ -157,6 +170,8 @@ def _database(uri: str, dialect: str, settings: MlflowSettings) -> Connection:
     if dialect == "postgresql" and "connect_timeout" not in url.query:
         # Whatever listens there may never answer, and PostgreSQL's own library waits for ever.
         url = url.update_query_dict({"connect_timeout": str(_CONNECT_SECONDS)})
+    if dialect == "postgresql":
+        _check_postgres(url, direct=settings.direct)
     file: Path | None = None
     root = settings.artifact_root
     if dialect == "sqlite":

@@ -24,7 +24,7 @@ TARGET = TargetSpec(
     title="Weights & Biases",
     settings=WandbSettings,
     paths=("staging",),
-    requires=("wandb",),
+    requires=("wandb", "pillow"),
     install="neptune-assets[wandb]",
     description="Runs of one project in Weights & Biases: staged as offline runs, decoded and compared with the lake, "
     "then synced when a key is configured.",
