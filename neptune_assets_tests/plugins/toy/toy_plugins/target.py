@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from neptune_assets.targets.ruled import wanted_name
 
 from neptune_assets import durable
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import FILE_TYPES, SCHEMA
 from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
-from neptune_assets.targets.ruled import wanted_name
 from neptune_assets.targets.survey import ValueCounts
 
 GONE = "the bytes are gone"
