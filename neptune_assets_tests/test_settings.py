@@ -36,6 +36,8 @@ def test_two_lines_are_enough() -> None:
         ({"lake": {"root": "s3://b", "storage": {"options": {"secret": "x"}}}}, "lake.storage", "environment variable"),
         ({"lake": {"root": "s3://b", "storage": {"secrets_env": {"key": "AKIA/123"}}}}, "lake.storage", "environment"),
         ({"key_prefix": "a/b"}, "key_prefix", "pattern"),
+        ({"source": {"neptune2": {"client": "public"}}}, "source.neptune2", "Remove the line"),
+        ({"source": {"neptune3": {"client": "public"}}}, "source.neptune3", "Remove the line"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], where: str, what: str) -> None:
@@ -44,6 +46,13 @@ def test_wrong_settings_are_named(changes: dict[str, object], where: str, what: 
     places = {".".join(str(part) for part in item["loc"]): item["msg"] for item in error.value.errors()}
     assert any(place.startswith(where) for place in places), places
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["neptune2", "neptune3"])
+def test_a_client_setting_of_version_0_1_is_accepted_for_one_release(kind: str) -> None:
+    with pytest.warns(DeprecationWarning, match="client was removed"):
+        _, settings = make(source={kind: {"client": "fast", "concurrency": 3}}).source.chosen
+    assert settings.model_dump()["concurrency"] == 3
 
 
 def test_relative_paths_are_taken_from_the_project_root(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import warnings
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from neptune_assets.settings import EnvironmentName, Model
 
@@ -35,3 +38,18 @@ class LiveSource(Model):
         description="Points of one float series asked for at once; 1,000 of other series, and where a server refuses "
         "more.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_client(cls, values: Any) -> Any:
+        """Accept ``client: fast`` of version 0.1, which is the only way now; refuse ``client: public``."""
+        if not isinstance(values, dict) or "client" not in values:
+            return values
+        values = dict(values)
+        if values.pop("client") not in {"fast", None}:
+            raise ValueError(
+                "client: public was removed, because Neptune's clients are pinned to their last versions. "
+                "Remove the line; the server is read the same way, faster."
+            )
+        warnings.warn("The setting client was removed; remove the line.", DeprecationWarning, stacklevel=2)
+        return values

@@ -78,10 +78,10 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
             "PYTHONDONTWRITEBYTECODE": "",
         }
 
-        def by_us(shape: Shape, client: str) -> tuple[Measured, int]:
+        def by_us(shape: Shape) -> tuple[Measured, int]:
             start_anew(server, shape.project)
-            root = work / f"ours-{client}-{shape.name}"
-            measured = measure(ours("neptune2", shape.project, root, {"client": client}), environment, server)
+            root = work / f"ours-{shape.name}"
+            measured = measure(ours("neptune2", shape.project, root, {}), environment, server)
             return measured, points_in(root / "data")
 
         def by_peer(shape: Shape) -> tuple[Measured, int]:
@@ -95,7 +95,7 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
         idle = {}
         # The first time fills the caches of compiled modules.
         for _ in range(2):
-            idle["ours"] = by_us(shapes["empty"], "fast")[0]
+            idle["ours"] = by_us(shapes["empty"])[0]
             if options.peer_python:
                 idle["neptune-exporter"] = by_peer(shapes["empty"])[0]
         for who, measured in idle.items():
@@ -103,22 +103,18 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
         for name in options.only:
             shape = shapes[name]
             yield f"\n{name}: {shape.runs:,} runs, {shape.series} series of {shape.points:,} points = {shape.total:,}"
-            results = []
-            for client in options.clients:
-                measured, found = by_us(shape, client)
-                yield told(f"ours, {client}", shape.runs, _complete(shape, found), measured)
-                yield f"    {', '.join(measured.output.splitlines()[-2:])}"
-                results.append(measured)
+            mine, found = by_us(shape)
+            yield told("ours", shape.runs, _complete(shape, found), mine)
+            yield f"    {', '.join(mine.output.splitlines()[-2:])}"
             if name == "many":
-                again, _ = by_us(shape, options.clients[0])
+                again, _ = by_us(shape)
                 yield f"  again: {again.wall:.1f} s, {', '.join(again.output.splitlines()[-2:])}"
             elif options.peer_python:
                 theirs, found = by_peer(shape)
                 yield told("neptune-exporter", shape.runs, _complete(shape, found), theirs)
-                for mine in results:
-                    yield compared(theirs, mine)
-                    without = theirs.less(idle["neptune-exporter"]), mine.less(idle["ours"])
-                    yield compared(*without, note=", without imports and session")
+                yield compared(theirs, mine)
+                without = theirs.less(idle["neptune-exporter"]), mine.less(idle["ours"])
+                yield compared(*without, note=", without imports and session")
 
 
 def _complete(shape: Shape, found: int) -> int:
@@ -138,7 +134,6 @@ def main() -> None:
     parser.add_argument("--long-runs", type=int, default=8, help="runs of the project of long runs")
     parser.add_argument("--points", type=int, default=20_000, help="points of each of their 5 series")
     parser.add_argument("--many", type=int, default=25_000, help="runs of the project of runs of one moment")
-    parser.add_argument("--clients", nargs="*", default=["fast"], choices=["fast", "public"], help="ways to read")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="neptune_assets-bench-"))
     try:

@@ -128,12 +128,11 @@ def exports(
     shape: Shape, options: argparse.Namespace, work: Path, server: ServerProcess, environment: dict[str, str]
 ) -> Iterator[tuple[str, Measured, int]]:
     """Export one project by everybody, one after the other; who, what it took, how many points there are then."""
-    for client in options.clients:
-        start_anew(server, shape.project)
-        root = work / f"ours-{client}-{shape.name}"
-        command = ours("neptune3", shape.project, root, {"client": client, "projects": [shape.project]})
-        yield f"ours, {client}", measure(command, environment, server), points_in(root / "data")
-        shutil.rmtree(root)
+    start_anew(server, shape.project)
+    root = work / f"ours-{shape.name}"
+    command = ours("neptune3", shape.project, root, {"projects": [shape.project]})
+    yield "ours", measure(command, environment, server), points_in(root / "data")
+    shutil.rmtree(root)
     if options.peer_python and shape.name != _TOO_LARGE:
         start_anew(server, shape.project)
         place = work / f"peer-{shape.name}"
@@ -198,7 +197,6 @@ def main() -> None:
     parser.add_argument("--peer-python", help="a Python that has neptune-exporter's dependencies")
     parser.add_argument("--peer-src", help="the src folder of neptune-exporter's checkout")
     parser.add_argument("--only", nargs="*", default=list(SHAPES), choices=list(SHAPES), help="projects to measure")
-    parser.add_argument("--clients", nargs="*", default=["fast"], choices=["fast", "public"], help="ways to read")
     parser.add_argument("--full", action="store_true", help="larger projects, which take the peer long")
     options = parser.parse_args()
     if options.serve_only:

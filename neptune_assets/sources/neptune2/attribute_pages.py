@@ -57,7 +57,7 @@ class AttributePages:
         self._pool = pool
         self._concurrency = concurrency
         self._left = deque(runs)
-        self._tables = len(runs) >= _FEW and calls.tables_tell_all
+        self._tables = len(runs) >= _FEW
         self._size = 1
         self._table: tuple[list[Listed], Future[dict[str, _Found]]] | None = None
         self._next: deque[tuple[Listed, _Found | Future[_Found]]] = deque()
@@ -107,7 +107,7 @@ class AttributePages:
         try:
             answer = self._calls.json("getExperimentAttributes", experimentId=listed.key)
         except CallError as error:
-            if 400 <= error.status < 500 or not self._calls.tables_tell_all:
+            if 400 <= error.status < 500:
                 return error
             return self._by_columns(listed, error)
         found = answer.get("attributes") or []

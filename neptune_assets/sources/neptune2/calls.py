@@ -1,4 +1,4 @@
-"""Calls to the server: what all ways of calling can do, and the fast way, over neptune-client's own connection.
+"""Calls to the server, over neptune-client's own connection.
 
 The client's own retries misread ``Retry-After`` (its first character only), spin without a pause when a token has
 expired, and do not cover tables. So requests are built by the client (bravado, from the swagger documents it fetched)
@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 import requests
 
@@ -26,40 +26,8 @@ _CONNECT_SECONDS: Final = 30.0
 _BLOCK: Final = 1 << 20
 
 
-class Calls(Protocol):
-    """Makes calls by the names of the 2.x protocol. Safe to use from many threads."""
-
-    count: int
-    """Requests sent so far, as far as it is known."""
-    tables_tell_all: bool
-    """True if a table without a choice of columns holds all that runs have."""
-
-    def json(
-        self, operation: str, headers: Mapping[str, str] | None = None, *, tries: int | None = None, **parameters: Any
-    ) -> Any:
-        """Make a call and return the JSON object it answers. With ``tries`` it is given up after so many.
-
-        Raises CallError if it fails for good, SourceUnavailableError if the server does not answer any more,
-        SourceError if the token is refused.
-        """
-
-    def download(
-        self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
-    ) -> None:
-        """Write the bytes that a call answers into a file, from its start; one that comes short is tried again.
-
-        ``size`` is how many there must be, if that is known, and ``most`` how many there may be: no more are read.
-        Raises as :meth:`json` does.
-        """
-
-    def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
-        """Write the bytes behind an address that the server gave out into a file, as :meth:`download` does."""
-
-
-class FastCalls:
-    """Sends requests over the client's connection and takes the answers as they come."""
-
-    tables_tell_all = True
+class Calls:
+    """Makes calls by the names of the 2.x protocol, over the client's connection. Safe to use from many threads."""
 
     def __init__(self, connection: Connection, settings: LiveSource) -> None:
         self._connection = connection
@@ -69,11 +37,16 @@ class FastCalls:
         self._retries = Retries(settings, connection.url, self._alive)
         self._lock = threading.Lock()
         self.count = 0
+        """Requests sent so far."""
 
     def json(
         self, operation: str, headers: Mapping[str, str] | None = None, *, tries: int | None = None, **parameters: Any
     ) -> Any:
-        """See :meth:`Calls.json`."""
+        """Make a call and return the JSON object it answers. With ``tries`` it is given up after so many.
+
+        Raises CallError if it fails for good, SourceUnavailableError if the server no longer answers, SourceError if
+        the token is refused.
+        """
         return self._retries.run(
             operation, parameters, lambda: self._json(operation, headers or {}, parameters), tries=tries
         )
@@ -81,12 +54,16 @@ class FastCalls:
     def download(
         self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
     ) -> None:
-        """See :meth:`Calls.download`."""
+        """Write the bytes that a call answers into a file, from its start; one that comes short is tried again.
+
+        ``size`` is how many there must be, if that is known, and ``most`` how many there may be: no more are read.
+        Raises as :meth:`json` does.
+        """
         most = size if most is None else most
         self._retries.run(operation, parameters, lambda: self._download(operation, None, sink, size, most, parameters))
 
     def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
-        """See :meth:`Calls.download_url`."""
+        """Write the bytes behind an address that the server gave out into a file, as :meth:`download` does."""
         self._retries.run("the prepared archive", {}, lambda: self._download("", url, sink, None, most, {}))
 
     def _alive(self) -> bool:

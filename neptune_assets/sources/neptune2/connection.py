@@ -1,8 +1,7 @@
 """The connection that neptune-client opens: its session, its access tokens, and the calls the server describes.
 
-This is the client's own machinery below its public functions, as version 1.14, its last, has it. What is used of it is
-checked when it is opened (:func:`open_connection`); a client that lacks any of it is read through its public functions
-instead (:mod:`.public`).
+This is the client's own machinery below its public functions, as neptune-client 1.14.0.post2, its last version, has it
+(``neptune/internal/backends/hosted_neptune_backend.py``). What is used of it is checked when it is opened.
 """
 
 from __future__ import annotations
@@ -31,15 +30,11 @@ _NO_ARTIFACTS: Final = "MissingApiClient"
 _HEADERS: Final = {"X-Neptune-LegacyClient": "false"}
 
 
-class UnfamiliarClientError(Exception):
-    """The installed neptune-client is built differently from the one this module knows."""
-
-
 class Connection:
     """One session with one server. Safe to use from many threads."""
 
     def __init__(self, backend: Any, url: str, connections: int) -> None:
-        """Take the client's backend; raises UnfamiliarClientError if it lacks anything that is needed."""
+        """Take the client's backend. Raises SettingsError if it lacks anything, SourceError if the server does."""
         self.url = url
         self.broken: tuple[type[Exception], ...]
         """What is raised where an answer does not come."""
@@ -58,8 +53,10 @@ class Connection:
             self._auth = http_client.authenticator.auth
             _ = self._auth.token_expires_at
             self.operation("getExperimentAttributes")
-        except (AttributeError, ImportError, CallError) as error:
-            raise UnfamiliarClientError(str(error)) from error
+        except (AttributeError, ImportError) as error:
+            raise _other_client(error) from error
+        except CallError as error:
+            raise SourceError(error.message, hint="Check that the API token names a Neptune 2.x server.") from error
         # Found out once for each server: the whole environment is searched for it.
         self._environment = lru_cache(maxsize=64)(self._from_environment)
         self._known: dict[tuple[Any, ...], requests.PreparedRequest] = {}
@@ -145,6 +142,13 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
+def _other_client(error: Exception) -> SettingsError:
+    return SettingsError(
+        f"The installed neptune-client is not version 1.14.0.post2, which is needed to read a server: {error}.",
+        hint='Install it: pip install "neptune-assets[neptune2]".',
+    )
+
+
 def refused(url: str) -> SourceError:
     """The error for a token that the server does not accept."""
     return SourceError(
@@ -155,8 +159,8 @@ def refused(url: str) -> SourceError:
 def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
     """Open a session with the server that the token names.
 
-    Raises SourceError if it does not accept the token, SourceUnavailableError if it does not answer, and
-    UnfamiliarClientError if this client has to be used by its public functions.
+    Raises SourceError if it does not accept the token, SourceUnavailableError if it does not answer, and SettingsError
+    if the installed neptune-client is not the version that this was made for.
     """
     import_client(settings)
     from neptune.common.exceptions import (
@@ -172,7 +176,7 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
         from neptune.internal.backends.hosted_neptune_backend import HostedNeptuneBackend
         from neptune.internal.credentials import Credentials
     except ImportError as error:
-        raise UnfamiliarClientError(str(error)) from error
+        raise _other_client(error) from error
     try:
         backend = HostedNeptuneBackend(Credentials.from_token(token.text), proxies=None)
         return Connection(backend, token.url, settings.concurrency)
@@ -209,5 +213,5 @@ def import_client(settings: LiveSource) -> None:
         import neptune  # noqa: F401
     except ImportError as error:
         raise SettingsError(
-            f"neptune-client cannot be imported: {error}.", hint="Install it: pip install neptune-client."
+            f"neptune-client cannot be imported: {error}.", hint='Install it: pip install "neptune-assets[neptune2]".'
         ) from error

@@ -131,7 +131,6 @@ class SeriesQuestion:
         self._limit = pages.most
         self._got = 0
         self._total = 0
-        self._unsure = 0
         self._untold = 0
         self._lost = 0
         self._why = ""
@@ -154,7 +153,6 @@ class SeriesQuestion:
             return self._fail(f"The server gives the points of {self._path!r} twice, after {self._got:,} of them.")
         self._last = page
         self._total = page.total
-        self._unsure += page.unsure
         self._untold += page.untold
         if page.refused:
             self._lost += page.sent - len(page)
@@ -189,13 +187,6 @@ class SeriesQuestion:
             state.error(f"{self._lost:,} points of {path!r} cannot be kept: {self._why}.", path, kind)
         if self._untold:
             state.note(f"{self._untold:,} points of {path!r} have no time on the server; they are kept.", path, kind)
-        if self._unsure:
-            state.note(
-                f"{self._unsure:,} times of {path!r} are in the hour that comes twice in autumn and could be an "
-                "hour later: with source.neptune2.client set to public, times come as local times.",
-                path,
-                kind,
-            )
         if not self._told:
             state.repair("steps_numbered", self._got)
             state.note(

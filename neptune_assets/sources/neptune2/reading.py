@@ -90,7 +90,7 @@ class RunReader:
     def _opened(self, runs: Sequence[Listed], pool: ThreadPoolExecutor, asking: Asking) -> Iterator[OpenRun]:
         """Give the runs in order; some are opened ahead, so that there is always something to ask."""
         attributes = AttributePages(self._calls, self._project.key, self._scope, runs, pool, self._concurrency)
-        ahead = self._concurrency * (_AHEAD if self._calls.tables_tell_all else 1)
+        ahead = self._concurrency * _AHEAD
         opened: deque[OpenRun] = deque()
         number = count()
         while True:

@@ -1,7 +1,7 @@
 """Points of series: pages of the server's answers as arrays, and arrays as Arrow batches.
 
-Times are the epoch milliseconds of the answer itself. What the client makes of them, local times without a zone, says
-nothing definite about the hour that comes twice in autumn.
+Times are the epoch milliseconds of the answer itself: the client makes local times without a zone of them, in which an
+hour of autumn comes twice.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ class Page:
     times: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64] | list[str]
     total: int
-    unsure: int = 0
-    """Times that could be an hour later, for the hour came twice."""
     sent: int = 0
     refused: str = ""
     """Why the first of the points that no row can hold was left out."""
@@ -80,7 +78,7 @@ def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
     Raises TypeError, KeyError, ValueError or OverflowError if it is not a page.
     """
     points = _points(answer)
-    total, unsure = whole(answer["totalItemCount"]), int(answer.get("unsureTimes") or 0)
+    total = whole(answer["totalItemCount"])
     refused = ""
     try:
         steps, values = _columns(points, kind)
@@ -99,7 +97,7 @@ def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
     else:
         sent = len(points)
     times, untold = _times(points)
-    return Page(steps, times, values, total, unsure, sent, refused, untold)
+    return Page(steps, times, values, total, sent, refused, untold)
 
 
 def _points(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -28,8 +28,3 @@ class Neptune2Source(LiveSource):
         "files are listed only.",
     )
     artifact_storage: StorageSettings = Field(default_factory=StorageSettings, description="Access to artifacts in S3.")
-    client: Literal["fast", "public"] = Field(
-        default="fast",
-        description="fast: with a version of neptune-client that was tested for it, use its connection and take the "
-        "server's answers as they come. public: only call its public functions, as with any other version.",
-    )

@@ -141,9 +141,10 @@ class Neptune2:
                 token = read_token(self._settings)
                 allow_transport(token, allow_http=self._settings.allow_http)
                 from neptune_assets.sources.neptune2.artifacts import ArtifactStore
-                from neptune_assets.sources.neptune2.opening import open_calls
+                from neptune_assets.sources.neptune2.calls import Calls
+                from neptune_assets.sources.neptune2.connection import open_connection
 
-                calls = open_calls(token, self._settings)
+                calls = Calls(open_connection(token, self._settings), self._settings)
                 artifacts = ArtifactStore(self._settings.artifact_roots, self._settings.artifact_storage)
                 self._session = _Session(calls, artifacts)
             return self._session

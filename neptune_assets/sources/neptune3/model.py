@@ -6,10 +6,10 @@ says which series go on. Points are columns of numbers, never one object each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,48 +126,6 @@ class RunAttributes:
     run: ListedRun
     attributes: list[Attribute] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
-
-
-class Reader(Protocol):
-    """One way to ask the server. Every method raises :class:`RefusedError` for what will not heal.
-
-    Methods may be called from several threads at a time.
-    """
-
-    def projects(self, workspace: str | None) -> list[str]:
-        """Return the projects that the token may see."""
-
-    def alive(self, project: str) -> None:
-        """Ask for next to nothing, with patience."""
-
-    def list_runs(self, project: str, query: Any = None) -> list[ListedRun]:
-        """Return the runs of a project; ``query`` is a :class:`neptune_query.filters.Filter`, None for all."""
-
-    def attributes(
-        self,
-        project: str,
-        runs: Sequence[ListedRun],
-        types: Sequence[str] | None,
-        names: Sequence[str] | None = None,
-    ) -> list[RunAttributes]:
-        """Return the attributes of runs, of these types (None for all), with the values of those that are single.
-
-        With ``names``, those of these names only, whatever their types, and with less patience.
-        """
-
-    def definitions(
-        self, project: str, runs: Sequence[ListedRun], types: Sequence[str] | None
-    ) -> Mapping[str, Set[AttributeType]]:
-        """Return the path of every attribute that any of the runs has, and its types as far as they are known."""
-
-    def page(self, project: str, requests: Sequence[Request], *, again: bool = False) -> Page:
-        """Return points of series: float series only, or others only; ``again`` if these failed among others."""
-
-    def groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
-        """Cut requests, in order, into groups that :meth:`page` can answer at once."""
-
-    def download(self, project: str, run_id: str, path: str, step: float | None, reference: FileReference) -> BinaryIO:
-        """Open a file for streaming."""
 
 
 class RefusedError(Exception):

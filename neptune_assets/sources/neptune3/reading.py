@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
@@ -29,7 +29,6 @@ from neptune_assets.sources.neptune3.model import (
     ListedRun,
     ObjectPart,
     Page,
-    Reader,
     RefusedError,
     Request,
     RunAttributes,
@@ -38,6 +37,9 @@ from neptune_assets.sources.neptune3.pages import Pages
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets.sources.rows import together
+
+if TYPE_CHECKING:
+    from neptune_assets.sources.neptune3.client import Client
 
 _ATTRIBUTES_TOGETHER: Final = 20_000
 """Attributes of a batch of runs, as far as their number is known beforehand."""
@@ -76,9 +78,9 @@ class Reading:
     """Reads runs of one project."""
 
     def __init__(
-        self, reader: Reader, settings: Neptune3Source, filters: Filters, selection: Selection, project: str
+        self, client: Client, settings: Neptune3Source, filters: Filters, selection: Selection, project: str
     ) -> None:
-        self._reader = reader
+        self._client = client
         self._settings = settings
         self._selection = selection
         self._project = project
@@ -122,7 +124,7 @@ class Reading:
 
     def _attributes(self, runs: list[ListedRun], batch: _Batch) -> None:
         try:
-            batch.found.extend(self._reader.attributes(self._project, runs, self._types))
+            batch.found.extend(self._client.attributes(self._project, runs, self._types))
         except RefusedError as error:
             self._check_alive(error)
             if len(runs) == 1:
@@ -139,7 +141,7 @@ class Reading:
         """
         found = RunAttributes(run)
         try:
-            listed = self._reader.definitions(self._project, [run], self._types)
+            listed = self._client.definitions(self._project, [run], self._types)
         except RefusedError as error:
             self._check_alive(error)
             listed = {}
@@ -154,7 +156,7 @@ class Reading:
             reason = f"given up after {failures} requests that failed, the first with {failure}"
             if failures < (_MOST_FAILURES if found.attributes else _FIRST_FAILURES):
                 try:
-                    (came,) = self._reader.attributes(self._project, [run], self._types, names)
+                    (came,) = self._client.attributes(self._project, [run], self._types, names)
                 except RefusedError as error:
                     self._check_alive(error)
                     failures += 1
@@ -180,14 +182,14 @@ class Reading:
         if not runs:
             return
         try:
-            listed = self._reader.definitions(self._project, [run.run for run in runs], self._types)
+            listed = self._client.definitions(self._project, [run.run for run in runs], self._types)
             came = {item.path for run in runs for item in run.attributes}
             if listed.keys() <= came:
                 return
             # Which of them lacks what: only asked for one by one when something is missing.
             for run in runs:
                 has = {item.path for item in run.attributes}
-                lacks = self._reader.definitions(self._project, [run.run], self._types).keys() - has
+                lacks = self._client.definitions(self._project, [run.run], self._types).keys() - has
                 if lacks:
                     batch.missing[run.run.sys_id] = sorted(lacks)
         except RefusedError as error:
@@ -208,7 +210,7 @@ class Reading:
             if batch.unchecked:
                 collector.note(f"Whether all attributes came could not be checked: {batch.unchecked}")
             collectors.append(collector)
-        pages = Pages(collectors, pool, self._settings.concurrency, self._reader.groups, self._answer)
+        pages = Pages(collectors, pool, self._settings.concurrency, self._client.groups, self._answer)
         pages.begin()
         return _Begun(batch, collectors, pages)
 
@@ -255,7 +257,7 @@ class Reading:
     def _answer(self, requests: Sequence[Request], *, again: bool = False) -> Answer:
         """Ask for points; where that fails for good, ask for less until only what fails is left."""
         try:
-            return Answer(self._reader.page(self._project, requests, again=again))
+            return Answer(self._client.page(self._project, requests, again=again))
         except RefusedError as error:
             self._check_alive(error)
             if len(requests) == 1:
@@ -267,7 +269,7 @@ class Reading:
 
     def _last_try(self, request: Request) -> Answer:
         try:
-            return Answer(self._reader.page(self._project, [request], again=True))
+            return Answer(self._client.page(self._project, [request], again=True))
         except RefusedError as error:
             return Answer(Page(), [(request, str(error))])
 
@@ -276,7 +278,7 @@ class Reading:
         if not error.exhausted:
             return
         try:
-            self._reader.alive(self._project)
+            self._client.alive(self._project)
         except RefusedError as failure:
             raise SourceUnavailableError(
                 str(failure), hint="Runs that were read are kept; materialize again when the server is back."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from neptune_assets.sources.live_settings import LiveSource
@@ -22,9 +20,4 @@ class Neptune3Source(LiveSource):
         default=False,
         description="Also take points of metrics that are not final, as series of their own: `<path>:preview` and "
         "`<path>:preview_completion`.",
-    )
-    client: Literal["fast", "public"] = Field(
-        default="fast",
-        description="fast: with a version of neptune-query that was tested for it, turn its answers into Parquet "
-        "without its data frames. public: only call its public functions, as with any other version.",
     )

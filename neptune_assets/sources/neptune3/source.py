@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from neptune_assets.errors import FileGoneError, SourceError, SourceUnavailableError, UnknownProjectError
 from neptune_assets.partitions import validate_project_key
@@ -20,12 +20,14 @@ from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune3.access import find_access
-from neptune_assets.sources.neptune3.model import FileReference, ListedRun, Reader, RefusedError
+from neptune_assets.sources.neptune3.model import FileReference, ListedRun, RefusedError
 from neptune_assets.sources.neptune3.reading import Reading
 from neptune_assets.sources.neptune3.rows import file_of
 from neptune_assets.sources.neptune3.settings import Neptune3Source
-from neptune_assets.sources.neptune3.versions import fast_way_is_tested
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
+
+if TYPE_CHECKING:
+    from neptune_assets.sources.neptune3.client import Client
 
 _READING: Final = "neptune3-1"
 """Part of every fingerprint: raised when the same run would be read differently."""
@@ -46,17 +48,17 @@ class Neptune3:
         self._filters = filters
         self._selection = Selection(filters)
         self._lock = threading.Lock()
-        self._made: Reader | None = None
+        self._made: Client | None = None
         self._listed: dict[str, dict[str, ListedRun]] = {}
         self._problems: dict[str, list[Issue]] = {}
 
     def projects(self) -> list[str]:
         """Projects of the settings, or those the token may see, after filters, sorted."""
-        reader = self._reader()
+        client = self._client()
         names = self._settings.projects
         if names is None:
             try:
-                names = reader.projects(self._settings.workspace)
+                names = client.projects(self._settings.workspace)
             except RefusedError as error:
                 raise self._broken(error, "Its projects cannot be listed") from error
         return sorted({name for name in names if self._selection.project(name)})
@@ -77,7 +79,7 @@ class Neptune3:
         listed = self._listed.get(project_id)
         if listed is None or any(run_id not in listed for run_id in run_ids):
             listed = self._list(project_id)
-        reading = Reading(self._reader(), self._settings, self._filters, self._selection, project_id)
+        reading = Reading(self._client(), self._settings, self._filters, self._selection, project_id)
         known = [run_id for run_id in run_ids if run_id in listed]
         chunks = reading.read([listed[run_id] for run_id in known])
         for run_id in run_ids:
@@ -93,31 +95,26 @@ class Neptune3:
     def files(self, project_id: str, run_id: str, reference: str, scope: Scope = Scope.RUNS) -> Sequence[SourceFile]:
         """The file behind ``file_value.path`` of a row. Raises FileGoneError if the reference names none."""
         file, step = file_of(reference)
-        return [ServerFile(self._reader(), project_id, run_id, file, step)]
+        return [ServerFile(self._client(), project_id, run_id, file, step)]
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
         """Runs that the server lists and that cannot be told apart; all else is told with the run it belongs to."""
         return () if project_id is None else self._problems.get(project_id, ())
 
-    def _reader(self) -> Reader:
+    def _client(self) -> Client:
         access = find_access(self._settings)
         with self._lock:
             if self._made is None:
-                if self._settings.client == "fast" and fast_way_is_tested():
-                    from neptune_assets.sources.neptune3.fast import FastReader
+                from neptune_assets.sources.neptune3.client import Client
 
-                    self._made = FastReader(self._settings, access)
-                else:
-                    from neptune_assets.sources.neptune3.public import PublicReader
-
-                    self._made = PublicReader(self._settings, access)
+                self._made = Client(self._settings, access)
             return self._made
 
     def _list(self, project_id: str) -> dict[str, ListedRun]:
-        reader = self._reader()
+        client = self._client()
         validate_project_key(project_id)
         try:
-            runs = [run for query in self._queries() for run in reader.list_runs(project_id, query)]
+            runs = [run for query in self._queries() for run in client.list_runs(project_id, query)]
         except RefusedError as error:
             if error.status in {403, 404}:
                 raise self._unknown(project_id) from error
@@ -212,7 +209,7 @@ class Neptune3:
 class ServerFile:
     """One file of a run on the server; ``relative_path`` is its name there, with the extension of its type."""
 
-    reader: Reader
+    client: Client
     project_id: str
     run_id: str
     file: FileReference
@@ -233,7 +230,7 @@ class ServerFile:
         """Open for streaming. Raises FileGoneError if the bytes are not there or fewer than was logged."""
         if not self.file.key or "\0" in self.file.key:
             raise FileGoneError(f"{self.file.key!r} names no file on the server.", hint="List the runs again.")
-        return self.reader.download(self.project_id, self.run_id, "file", self.step, self.file)
+        return self.client.download(self.project_id, self.run_id, "file", self.step, self.file)
 
 
 def _both(first: Any, second: Any) -> Any:

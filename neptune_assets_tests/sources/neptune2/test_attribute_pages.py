@@ -20,8 +20,6 @@ RUNS = [Listed(f"P-{number}", f"key P-{number}", "") for number in range(30)]
 class Answers:
     """Answers with as many attributes as each run has."""
 
-    tables_tell_all = True
-
     def __init__(self, sizes: dict[str, int], failure: Exception | None = None) -> None:
         self.sizes = sizes
         self.failure = failure

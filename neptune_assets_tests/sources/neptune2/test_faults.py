@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from neptune_assets.errors import FileGoneError, SourceError, SourceUnavailableError
+from neptune_assets.errors import FileGoneError, SettingsError, SourceError, SourceUnavailableError
+from neptune_assets.sources.neptune2.connection import Connection
 from neptune_assets.sources.neptune2.source import Neptune2
 from neptune_assets.testing.sources import key, read
 from neptune_assets_tests.sources.neptune2.stub import PROJECT, Container, Stub, attribute, token_for
@@ -197,3 +198,8 @@ def test_no_more_requests_than_allowed_at_a_time_and_in_a_second(stub: Stub, sou
     read(opened, PROJECT, [f"P-{number}" for number in range(10)])
     assert proxy.seen.at_once <= 2
     assert time.monotonic() - started >= (opened.requests - 1) / 20
+
+
+def test_another_version_of_the_client_is_named_with_what_it_lacks() -> None:
+    with pytest.raises(SettingsError, match=r"not version 1\.14\.0\.post2.*backend_client"):
+        Connection(object(), "http://localhost", 1)

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import neptune
 import pytest
 
 from neptune_assets.lake.reader import Lake
@@ -149,20 +150,21 @@ def test_times_filter_and_queries_are_left_to_the_server(opened: Callable[..., N
     assert [info.run_id for info in found] == [logged.SECOND]
 
 
-def test_the_public_functions_give_the_same_but_for_what_they_cannot_tell(opened: Callable[..., Neptune2]) -> None:
-    for run_id, scope in ((logged.FIRST, Scope.RUNS), (logged.VERSIONS[0], Scope.MODEL_VERSIONS)):
-        fast, public = (by_path(opened(client=client), run_id, scope) for client in ("fast", "public"))
-        only_fast = set(fast) - set(public)
-        assert all(path.startswith(GIT) for path in only_fast)
-        assert not set(public) - set(fast)
-        for path in set(public) - FLEETING:
-            columns = [column for column in public[path][0] if column not in {"file_value", "step", "timestamp"}]
-            assert [[repr(row[column]) for column in columns] for row in public[path]] == [
-                [repr(row[column]) for column in columns] for row in fast[path]
+def test_what_is_read_is_what_the_client_shows(
+    opened: Callable[..., Neptune2], rows: dict[str, list[dict[str, Any]]], served: Served
+) -> None:
+    opening = neptune.init_run(with_id=logged.FIRST, project=logged.PROJECT, api_token=served.token, mode="read-only")
+    with opening as run:
+        for path in logged.SINGLES:
+            value = run[path].fetch()
+            (row,) = rows[path]
+            found = row[f"{row['attribute_type']}_value"]
+            assert bits(found) == bits(value) if isinstance(value, float) else found == value, path
+        for path, column in (("m/points", "float_value"), ("m/many", "float_value"), ("m/texts", "string_value")):
+            frame = run[path].fetch_values(progress_bar=False, include_timestamp=False)
+            assert [(float(row["step"]), repr(row[column])) for row in rows[path]] == [
+                (step, repr(value)) for step, value in zip(frame["step"], frame["value"].tolist(), strict=True)
             ], path
-            if path != "i/images":  # of images the public functions tell neither step nor time
-                assert [row["step"] for row in public[path]] == [row["step"] for row in fast[path]], path
-                assert [row["timestamp"] for row in public[path]] == [row["timestamp"] for row in fast[path]], path
 
 
 def test_artifact_files_are_copied_from_directories_that_settings_name(

@@ -9,8 +9,9 @@ import pytest
 from neptune_assets.errors import FileGoneError
 from neptune_assets.settings import StorageSettings
 from neptune_assets.sources.neptune2.artifacts import ArtifactStore
+from neptune_assets.sources.neptune2.calls import Calls
+from neptune_assets.sources.neptune2.connection import open_connection
 from neptune_assets.sources.neptune2.files import Files
-from neptune_assets.sources.neptune2.opening import open_calls
 from neptune_assets.sources.neptune2.references import Reference, parse_reference
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
@@ -86,7 +87,8 @@ def files(stub: Stub, run: Container) -> Callable[..., Files]:
     def make(*, unpack: bool = True, **limits: int) -> Files:
         token = ApiToken(stub.token, stub.url)
         allow_transport(token, allow_http=False)
-        calls = open_calls(token, Neptune2Source(retry_seconds=1))
+        settings = Neptune2Source(retry_seconds=1)
+        calls = Calls(open_connection(token, settings), settings)
         return Files(calls, ArtifactStore([], StorageSettings()), unpack=unpack, patience=5, **limits)
 
     return make

@@ -28,12 +28,6 @@ def token(served: Served, monkeypatch: pytest.MonkeyPatch) -> str:
     return served.token
 
 
-@pytest.fixture(params=["fast", "public"])
-def client(request: pytest.FixtureRequest) -> str:
-    """Both ways to read."""
-    return str(request.param)
-
-
 @pytest.fixture
 def open_source(token: str) -> Open:
     """Opens the source on the server of these tests."""

@@ -64,10 +64,10 @@ def token_for(served: Served, proxy: FaultyProxy) -> str:
     return base64.b64encode(json.dumps(fields).encode()).decode()
 
 
-def open_behind(proxy: FaultyProxy, client: str = "fast", **settings: object) -> Neptune3:
+def open_behind(proxy: FaultyProxy, **settings: object) -> Neptune3:
     from neptune_assets.sources.neptune3.settings import Neptune3Source
 
-    chosen = {"retry_seconds": 30, "client": client, "concurrency": 2, **settings}
+    chosen = {"retry_seconds": 30, "concurrency": 2, **settings}
     return Neptune3(Neptune3Source.model_validate(chosen), Filters())
 
 
@@ -175,7 +175,7 @@ def test_a_file_goes_on_where_it_broke_off(kind: str, proxy: FaultyProxy) -> Non
 
 
 def test_a_file_that_ends_early_is_told(proxy: FaultyProxy, client: str) -> None:
-    source = open_behind(proxy, client, retry_seconds=10)
+    source = open_behind(proxy, retry_seconds=10)
     reference = file_reference(source)
     proxy.faults.append(Fault(BYTES, "short", times=-1))
     (member,) = source.files(PROJECT, "a", reference)
@@ -207,13 +207,11 @@ def file_reference(source: Neptune3) -> str:
     raise AssertionError("there is no file")
 
 
-def test_a_bad_token_fails_at_once_with_one_clear_error(
-    proxy: FaultyProxy, client: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_token_fails_at_once_with_one_clear_error(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = json.loads(base64.b64decode(os.environ["NEPTUNE_API_TOKEN"]))
     fields["api_key"] = "0" * 64
     monkeypatch.setenv("OTHER_TOKEN", base64.b64encode(json.dumps(fields).encode()).decode())
-    source = open_behind(proxy, client, api_token_env="OTHER_TOKEN")
+    source = open_behind(proxy, api_token_env="OTHER_TOKEN")
     with pytest.raises(SourceError, match="OTHER_TOKEN") as caught:
         source.runs(PROJECT)
     assert "0000" not in str(caught.value)
@@ -240,10 +238,10 @@ def test_what_is_no_token_is_told_without_repeating_it(
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1"])
 def test_where_neptune_is_switched_off_no_call_is_made(
-    value: str, proxy: FaultyProxy, client: str, monkeypatch: pytest.MonkeyPatch
+    value: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISABLE_NEPTUNE_LOGGING", value)
-    source = open_behind(proxy, client, projects=[PROJECT])
+    source = open_behind(proxy, projects=[PROJECT])
     with pytest.raises(SourceError, match="DISABLE_NEPTUNE_LOGGING"):
         source.projects()
     with pytest.raises(SourceError, match="DISABLE_NEPTUNE_LOGGING"):
@@ -251,23 +249,6 @@ def test_where_neptune_is_switched_off_no_call_is_made(
     with pytest.raises(SourceError, match="DISABLE_NEPTUNE_LOGGING"):
         list(source.read(PROJECT, RUNS))
     assert not proxy.seen.requests
-
-
-def test_public_functions_leave_the_environment_as_it_was(proxy: FaultyProxy) -> None:
-    before = dict(os.environ)
-    proxy.faults.append(Fault(SEARCH, status=503))
-    source = open_behind(proxy, "public")
-    source.runs(PROJECT)
-    assert read(source, PROJECT, ["c"]).rows["c"]
-    assert dict(os.environ) == before
-
-
-def test_public_functions_give_up_when_told_to(proxy: FaultyProxy) -> None:
-    proxy.faults.append(Fault(SEARCH, times=-1, status=503))
-    begin = time.monotonic()
-    with pytest.raises(SourceUnavailableError):
-        open_behind(proxy, "public", retry_seconds=2).runs(PROJECT)
-    assert time.monotonic() - begin < 120
 
 
 def test_no_more_requests_at_once_than_allowed(proxy: FaultyProxy) -> None:

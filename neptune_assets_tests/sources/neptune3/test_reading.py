@@ -3,18 +3,20 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 
+import neptune_query
+import neptune_query.runs
 import pytest
 
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import AttributeFilter, Filters, LakeSettings, RunFilter
-from neptune_assets_tests.conformance.sources import key, read
+from neptune_assets_tests.conformance.sources import read
 from neptune_assets_tests.sources.neptune3.conftest import Open
 from neptune_assets_tests.support.server import Served
 from neptune_assets_tests.support.wire_logging import WireLogger
 
 
-def test_values_come_exactly(served: Served, client: str, open_source: Open) -> None:
-    logger = WireLogger(served, f"reading/values-{client}")
+def test_values_come_exactly(served: Served, open_source: Open) -> None:
+    logger = WireLogger(served, "reading/values")
     values = {
         "big": 2**63 - 1,
         "small": -(2**63),
@@ -38,7 +40,7 @@ def test_values_come_exactly(served: Served, client: str, open_source: Open) -> 
         logger.create(run_id)
     logger.configs("full", values)
     logger.metrics("full", {"m/a": points, "m/b": [(3.25, 1.0)]})
-    result = read(open_source(client=client), logger.project, ["bare", "full"])
+    result = read(open_source(), logger.project, ["bare", "full"])
     rows = result.rows["full"]
     columns = ("int_value", "float_value", "string_value", "bool_value")
     found = {
@@ -81,21 +83,12 @@ def test_long_series_come_whole_in_pages(
         assert texts == {f"{run_id} {step}" for step in range(300)}
 
 
-def test_public_functions_take_long_series_in_pieces(served: Served, open_source: Open) -> None:
-    logger = WireLogger(served, "reading/pieces")
-    logger.create("r")
-    logger.metrics("r", {"long": [(step / 4, step * 0.5) for step in range(2_500)], "short": [(1.0, 1.0)]})
-    rows = read(open_source(client="public", points_per_page=1_000), logger.project, ["r"]).rows["r"]
-    points = sorted((row["step"], row["float_value"]) for row in rows if row["attribute_path"] == "long")
-    assert points == [(Decimal(step) / 4, step * 0.5) for step in range(2_500)]
-
-
-def test_disjoint_grids_are_no_trouble(served: Served, client: str, open_source: Open) -> None:
-    logger = WireLogger(served, f"reading/disjoint-{client}")
+def test_disjoint_grids_are_no_trouble(served: Served, open_source: Open) -> None:
+    logger = WireLogger(served, "reading/disjoint")
     logger.create("r")
     grids = {f"m{number}": [(float(step * 30 + number), step + 0.5) for step in range(40)] for number in range(30)}
     logger.metrics("r", grids)
-    rows = read(open_source(client=client), logger.project, ["r"]).rows["r"]
+    rows = read(open_source(), logger.project, ["r"]).rows["r"]
     for name, points in grids.items():
         mine = sorted((row["step"], row["float_value"]) for row in rows if row["attribute_path"] == name)
         assert mine == [(Decimal(step), value) for step, value in points]
@@ -110,16 +103,16 @@ def previews(served: Served) -> str:
     return logger.project
 
 
-def test_previews_stay_out(previews: str, client: str, open_source: Open) -> None:
-    result = read(open_source(client=client), previews, ["r"])
+def test_previews_stay_out(previews: str, open_source: Open) -> None:
+    result = read(open_source(), previews, ["r"])
     series = {(row["attribute_path"], row["step"]) for row in result.rows["r"] if row["step"] is not None}
     assert series == {("m", 1), ("m", 2)}
     assert not result.ends["r"].errors
     assert any(note.attribute_path == "only" for note in result.ends["r"].notes)
 
 
-def test_previews_come_marked_if_asked_for(previews: str, client: str, open_source: Open) -> None:
-    result = read(open_source(client=client, metric_previews=True), previews, ["r"])
+def test_previews_come_marked_if_asked_for(previews: str, open_source: Open) -> None:
+    result = read(open_source(metric_previews=True), previews, ["r"])
     points = {
         (row["attribute_path"], int(row["step"]), row["float_value"])
         for row in result.rows["r"]
@@ -144,13 +137,13 @@ def test_asking_for_previews_reads_runs_again(previews: str, open_source: Open) 
     assert without.fingerprint != with_them.fingerprint
 
 
-def test_a_fork_holds_its_own_points_only(served: Served, client: str, open_source: Open) -> None:
-    logger = WireLogger(served, f"reading/forks-{client}")
+def test_a_fork_holds_its_own_points_only(served: Served, open_source: Open) -> None:
+    logger = WireLogger(served, "reading/forks")
     logger.create("parent")
     logger.metrics("parent", {"m": [(step, 1.0) for step in range(5)], "parent's": [(1.0, 1.0)]})
     logger.create("child", parent="parent", fork_step=2.0)
     logger.metrics("child", {"m": [(3.0, 2.0)]})
-    result = read(open_source(client=client), logger.project, ["parent", "child"])
+    result = read(open_source(), logger.project, ["parent", "child"])
     points = {
         (row["attribute_path"], int(row["step"]), row["float_value"])
         for row in result.rows["child"]
@@ -178,13 +171,13 @@ def test_only_runs_that_changed_are_asked_for_again(served: Served, open_source:
     assert (third.new, third.changed, third.skipped) == (["c"], ["b"], ["a"])
 
 
-def test_filters_on_runs(served: Served, client: str, open_source: Open) -> None:
-    logger = WireLogger(served, f"reading/filters-{client}")
+def test_filters_on_runs(served: Served, open_source: Open) -> None:
+    logger = WireLogger(served, "reading/filters")
     for run_id in ("alpha", "beta", "gamma"):
         logger.create(run_id)
 
     def chosen(**filters: object) -> list[str]:
-        source = open_source(Filters(runs=RunFilter.model_validate(filters)), client=client)
+        source = open_source(Filters(runs=RunFilter.model_validate(filters)))
         return [info.run_id for info in source.runs(logger.project)]
 
     assert chosen() == ["alpha", "beta", "gamma"]
@@ -195,13 +188,13 @@ def test_filters_on_runs(served: Served, client: str, open_source: Open) -> None
     assert chosen(created_until="2025-03-01") == []
     assert chosen(modified_since="2999-01-01T00:00:00+02:00") == []
     assert chosen(modified_until="2999-01-01") == ["alpha", "beta", "gamma"]
-    created = open_source(client=client).runs(logger.project)[0].created_at
+    created = open_source().runs(logger.project)[0].created_at
     assert created is not None
     assert created.isoformat() == "2025-03-01T12:00:00.123000+00:00"
 
 
-def test_archived_and_trashed_runs(served: Served, open_source: Open, client: str) -> None:
-    logger = WireLogger(served, f"reading/put-away-{client}")
+def test_archived_and_trashed_runs(served: Served, open_source: Open) -> None:
+    logger = WireLogger(served, "reading/put-away")
     for run_id in ("there", "archived", "trashed"):
         logger.create(run_id)
     assert served.service is not None
@@ -212,13 +205,13 @@ def test_archived_and_trashed_runs(served: Served, open_source: Open, client: st
             writing.update_run(run, **{run_id: 1})
 
     def chosen(**filters: bool) -> list[str]:
-        source = open_source(Filters(runs=RunFilter.model_validate(filters)), client=client)
+        source = open_source(Filters(runs=RunFilter.model_validate(filters)))
         return [info.run_id for info in source.runs(logger.project)]
 
     assert chosen() == ["archived", "there"]
     assert chosen(archived=False) == ["there"]
     assert chosen(trashed=True) == ["archived", "there", "trashed"]
-    result = read(open_source(Filters(runs=RunFilter(trashed=True)), client=client), logger.project, ["trashed"])
+    result = read(open_source(Filters(runs=RunFilter(trashed=True))), logger.project, ["trashed"])
     assert result.rows["trashed"]
 
 
@@ -241,15 +234,18 @@ def test_projects_are_found_or_named(served: Served, open_source: Open) -> None:
     assert open_source(projects=["b/c", "a/b"]).projects() == ["a/b", "b/c"]
 
 
-def test_both_ways_to_read_give_the_same(served: Served, open_source: Open) -> None:
+def test_what_is_read_is_what_neptune_query_shows(served: Served, open_source: Open) -> None:
     logger = WireLogger(served, "reading/same")
-    for run_id in ("a", "b"):
-        logger.create(run_id, experiment_id="e")
-        logger.configs(run_id, {"p": 1, "q": math.nan, "s": "x"})
-        logger.metrics(run_id, {f"m{n}": [(step / 3, step * n / 7) for step in range(30)] for n in range(12)})
-        logger.strings(run_id, {"log": [(0.000001 * n, str(n)) for n in range(20)]})
-        logger.file(run_id, "f", f"{run_id}/f.bin", b"123", "image/png")
-    fast, public = (read(open_source(client=way), logger.project, ["a", "b"]) for way in ("fast", "public"))
-    for run_id in ("a", "b"):
-        assert sorted(map(key, fast.rows[run_id])) == sorted(map(key, public.rows[run_id]))
-        assert fast.ends[run_id].promised == public.ends[run_id].promised
+    logger.create("r", experiment_id="e")
+    logger.metrics("r", {f"m{n}": [(step / 3, step * n / 7) for step in range(30)] for n in range(12)})
+    logger.strings("r", {"log": [(0.000001 * n, str(n)) for n in range(20)]})
+    rows = read(open_source(), logger.project, ["r"]).rows["r"]
+    neptune_query.set_api_token(served.token)
+    metrics = neptune_query.runs.fetch_metrics(project=logger.project, runs=["r"], attributes="m[0-9]+")
+    texts = neptune_query.runs.fetch_series(project=logger.project, runs=["r"], attributes="log")
+    for frame, column in ((metrics, "float_value"), (texts, "string_value")):
+        for path in frame.columns:
+            shown = [(round(step, 6), value) for (_, step), value in frame[path].items()]
+            mine = sorted((float(row["step"]), row[column]) for row in rows if row["attribute_path"] == path)
+            assert mine == shown
+    assert len(metrics.columns) + len(texts.columns) == 13

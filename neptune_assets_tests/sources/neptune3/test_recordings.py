@@ -53,11 +53,11 @@ def sent(served: Served, everything: Path, family: Path) -> None:
     logger.replay(family)
 
 
-def test_the_lake_is_the_same(everything: Path, family: Path, client: str, open_source: Open, tmp_path: Path) -> None:
+def test_the_lake_is_the_same(everything: Path, family: Path, open_source: Open, tmp_path: Path) -> None:
     filters = without([*SERVER_MADE, "sys/tags", "sys/creation_time"])
     offline = Offline(OfflineSource(paths=[str(everything), str(family)]), filters)
     expected = brought_home(offline, tmp_path / "offline", PROJECT)
-    found = brought_home(open_source(filters, client=client), tmp_path / "server", PROJECT)
+    found = brought_home(open_source(filters), tmp_path / "server", PROJECT)
     assert HOSTILE_RUN in expected
     assert set(found) == set(expected)
     for run_id, record in expected.items():

@@ -31,9 +31,9 @@ class TestContract(SourceContract):
     spec = SOURCE
 
     @pytest.fixture
-    def case(self, contract: str, client: str, open_source: Open, tmp_path: Path) -> SourceCase:
+    def case(self, contract: str, open_source: Open, tmp_path: Path) -> SourceCase:
         def open_(filters: Filters) -> Neptune3:
-            return open_source(filters, client=client, projects=[contract])
+            return open_source(filters, projects=[contract])
 
         place = tmp_path / "nothing is written here"
         place.mkdir()

@@ -1,4 +1,4 @@
-"""The fast way to read: the server's answers become columns without neptune-query's data frames.
+"""Requests to a 3.x server, and its answers as columns, without neptune-query's data frames.
 
 The requests are those that neptune-query sends (see its ``internal/retrieval``); what differs is that points are cut
 out of the answer's bytes by numpy, that pages have a size of our choice, and that many runs share a request.
@@ -60,8 +60,11 @@ _GUESS: Final = 1_000.0
 """Points of a series, before any was read."""
 
 
-class FastReader:
-    """Implements :class:`~neptune_assets.sources.neptune3.model.Reader` on the wire."""
+class Client:
+    """Asks one server. Every method raises :class:`RefusedError` for what will not heal.
+
+    Methods may be called from several threads at a time. Those that take ``types`` take None for all.
+    """
 
     def __init__(self, settings: Neptune3Source, access: Access) -> None:
         self._settings = settings
@@ -101,7 +104,10 @@ class FastReader:
         self._connection.post(_DEFINITIONS, body)
 
     def list_runs(self, project: str, query: Any = None) -> list[ListedRun]:
-        """Return the runs of a project, the oldest first; one request for each ``runs_per_page``."""
+        """Return the runs of a project, the oldest first; one request for each ``runs_per_page``.
+
+        ``query`` is a :class:`neptune_query.filters.Filter`, None for all.
+        """
         limit = self._settings.runs_per_page
         runs: dict[tuple[str, str], ListedRun] = {}
         body: dict[str, Any] = {
@@ -133,7 +139,10 @@ class FastReader:
         types: Sequence[str] | None,
         names: Sequence[str] | None = None,
     ) -> list[RunAttributes]:
-        """Return what each run has, with the values of single attributes, in the order of ``runs``."""
+        """Return what each run has, with the values of single attributes, in the order of ``runs``.
+
+        With ``names``, attributes of these names only, whatever their types, and with less patience.
+        """
         found = {run.sys_id: RunAttributes(run) for run in runs}
         body: dict[str, Any] = {**_scope(project, runs, types), "nextPage": {"limit": _PAGE}}
         if names is not None:
@@ -192,7 +201,7 @@ class FastReader:
             yield group
 
     def page(self, project: str, requests: Sequence[Request], *, again: bool = False) -> Page:
-        """Return the next points of series: float series only, or others only."""
+        """Return the next points of series: float series only, or others only; ``again`` if these failed before."""
         if requests[0].type is AttributeType.FLOAT_SERIES:
             return self._float_page(project, requests, again)
         return self._object_page(project, requests, again)
