@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neptune_assets.errors import TargetError
-from neptune_assets.targets.wandb import codec
 from neptune_assets.targets.wandb.codec import LogWriter, windows
 from neptune_assets_tests.support.wandb_files import payloads, pb
 
@@ -28,10 +27,10 @@ def write(path: Path, records: Sequence[bytes]) -> None:
             log.append(record)
 
 
-def fast(path: Path) -> tuple[list[Row], list[tuple[int, Any]]]:
+def fast(path: Path, **limits: int) -> tuple[list[Row], list[tuple[int, Any]]]:
     rows: list[Row] = []
     others: list[tuple[int, Any]] = []
-    for window in windows(path):
+    for window in windows(path, **limits):
         items: list[list[tuple[str, str]]] = [[] for _ in range(window.history.row_count)]
         history = window.history
         for row, code, value in zip(history.rows.tolist(), history.codes.tolist(), history.values, strict=True):
@@ -101,18 +100,19 @@ def odd_records(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    plain=st.lists(plain_rows, max_size=30), odd=st.lists(odd_records(), max_size=6), seed=st.integers(), few=st.data()
+    plain=st.lists(plain_rows, max_size=30),
+    odd=st.lists(odd_records(), max_size=6),
+    seed=st.integers(),
+    limits=st.data(),
 )
-def test_it_reads_what_protobuf_reads(tmp_path_factory: Any, plain: Any, odd: Any, seed: int, few: Any) -> None:
+def test_it_reads_what_protobuf_reads(tmp_path_factory: Any, plain: Any, odd: Any, seed: int, limits: Any) -> None:
     records = [history(*row).SerializeToString() for row in plain] + [record.SerializeToString() for record in odd]
     random.Random(seed).shuffle(records)
     path = tmp_path_factory.mktemp("log") / "x.wandb"
     write(path, records)
     # However few rows are taken apart side by side, and wherever windows end, the answer is the same.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "_FEW", few.draw(st.sampled_from([1, 2, 48])))
-        patch.setattr(codec, "WINDOW_BYTES", few.draw(st.sampled_from([1, 500, 4 << 20])))
-        assert fast(path) == slow(path)
+    few, size = limits.draw(st.sampled_from([1, 2, 48])), limits.draw(st.sampled_from([1, 500, 4 << 20]))
+    assert fast(path, few=few, window_bytes=size) == slow(path)
 
 
 @settings(max_examples=300, deadline=None)
@@ -136,20 +136,18 @@ def test_bytes_that_are_no_record_are_never_read_as_another_one(tmp_path_factory
         with pytest.raises(TargetError):
             fast(path)
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "_FEW", 1)
-        assert fast(path) == expected
+    assert fast(path, few=1) == expected
 
 
-def test_plain_rows_go_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def add(*_: Any) -> None:
-        raise AssertionError("a plain row went through protobuf")
-
-    monkeypatch.setattr(codec._Parsed, "add", add)
+def test_plain_rows_go_the_fast_way_and_some_of_them_through_protobuf_as_well(tmp_path: Path) -> None:
     rows = [[(f"m/{n}", repr(n * row / 7)) for n in range(100)] for row in range(200)]
     records = [history(n, items, n + 1) for n, items in enumerate(rows)]
     write(tmp_path / "x.wandb", [record.SerializeToString() for record in records])
     assert fast(tmp_path / "x.wandb") == ([(items, n + 1) for n, items in enumerate(rows)], [])
+    (window,) = windows(tmp_path / "x.wandb")
+    # Rows that went through protobuf alone are not sampled once more.
+    assert [row for row, _ in window.sample] == [0, 66, 132, 199]
+    assert [record for _, record in window.sample] == [records[row] for row, _ in window.sample]
 
 
 def test_few_and_very_wide_rows(tmp_path: Path) -> None:

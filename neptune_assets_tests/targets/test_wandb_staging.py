@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.wandb import codec, history
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets_tests.support.lake_factory import (
@@ -161,6 +164,30 @@ def test_verify_finds_damage(tmp_path: Path, what: str) -> None:
         assert "damaged" in str(error) or "ends within" in str(error)  # noqa: PT017
     else:
         assert not verdict.ok
+
+
+MISUNDERSTANDINGS = {
+    "keys and values change places": lambda f: replace(
+        f, items=replace(f.items, key=f.items.value_json, value_json=f.items.key)
+    ),
+    "the step is another field": lambda f: replace(f, step_num=f.step_num + 1),
+    "a row is another kind of record": lambda f: replace(f, history=f.history + 1_000),
+}
+
+
+@pytest.mark.parametrize("what", MISUNDERSTANDINGS)
+def test_a_misunderstanding_that_encoder_and_decoder_share_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    run = make_lake(tmp_path / "lake", {PROJECT: {"RUN-1": metric("m", [n / 7 for n in range(100)])}})
+    lake_run = run.project(PROJECT).run("RUN-1")
+    target = WandbTarget(WandbSettings(staging=str(tmp_path / "staged")), LakeSettings(root=str(tmp_path / "lake")))
+    fields = MISUNDERSTANDINGS[what](codec.history_fields())
+    for module in (codec, history):
+        monkeypatch.setattr(module, "history_fields", lambda: fields)
+    verdict = target.verify(lake_run, target.replace(lake_run, target.plan(lake_run)))
+    (difference,) = verdict.differences
+    assert re.fullmatch(r"history row \d+ is not what wandb's own classes read", difference)
 
 
 def test_a_remote_lake_needs_a_place_to_stage() -> None:

@@ -553,6 +553,8 @@ _WINDOW_RECORDS: Final = 65_536
 _FEW: Final = 48
 """With fewer rows than this still going on, taking them apart side by side is slower than protobuf."""
 _PADDING: Final = bytes(16)
+SAMPLE: Final = 4
+"""Rows of each window, of those taken apart side by side, that wandb's own classes read as well."""
 
 Data = npt.NDArray[np.uint8]
 
@@ -583,37 +585,46 @@ class Window:
     """Place in the file and parsed record of everything that is no history row."""
     end: int
     """Place in the file after the last record of the window."""
+    sample: list[tuple[int, Any]]
+    """Number in ``history`` of some rows, and their records as wandb's own classes read them."""
 
 
-def windows(path: Path) -> Iterator[Window]:
-    """Yield the content of a ``.wandb`` file piece by piece. Raises TargetError if it is damaged."""
+def windows(path: Path, *, window_bytes: int = WINDOW_BYTES, few: int = _FEW) -> Iterator[Window]:
+    """Yield the content of a ``.wandb`` file piece by piece. Raises TargetError if it is damaged.
+
+    Side by side go ``few`` rows or more, out of ``window_bytes`` bytes at a time; others go through wandb's classes.
+    """
     held: list[bytes] = []
     size = begin = 0
     for payload in read_log(path):
         held.append(payload)
         size += len(payload)
-        if size >= WINDOW_BYTES or len(held) >= _WINDOW_RECORDS:
-            yield _window(held, begin, path)
+        if size >= window_bytes or len(held) >= _WINDOW_RECORDS:
+            yield _window(held, begin, path, few)
             begin += len(held)
             held, size = [], 0
     if held:
-        yield _window(held, begin, path)
+        yield _window(held, begin, path, few)
 
 
-def _window(payloads: Sequence[bytes], begin: int, path: Path) -> Window:
+def _window(payloads: Sequence[bytes], begin: int, path: Path, few: int) -> Window:
     try:
-        fast = _Rows(payloads)
+        fast = _Rows(payloads, few)
         slow = _Parsed()
         others = []
+        parse = protobuf().Record.FromString
         history = fast.good.copy()
         for place in np.flatnonzero(~fast.good).tolist():
-            record = protobuf().Record.FromString(payloads[place])
+            record = parse(payloads[place])
             if record.WhichOneof("record_type") == "history":
                 history[place] = True
                 slow.add(place, record.history)
             else:
                 others.append((begin + place, record))
-        return Window(_joined(fast, slow, history), others, begin + len(payloads))
+        numbers, good = np.cumsum(history) - 1, np.flatnonzero(fast.good)
+        chosen = good[np.linspace(0, len(good) - 1, min(SAMPLE, len(good)), dtype=np.int64)].tolist()
+        sample = [(int(numbers[place]), parse(payloads[place])) for place in chosen]
+        return Window(_joined(fast, slow, history), others, begin + len(payloads), sample)
     except (pa.ArrowInvalid, ValueError, _decode_error()) as error:
         raise TargetError(
             f"{path.name} holds a record that cannot be read.", hint="Load the run again; it is staged anew."
@@ -673,11 +684,12 @@ class _Rows:
     ``good`` marks these records; ``places`` has the record of each item, in the order of the file.
     """
 
-    def __init__(self, payloads: Sequence[bytes]) -> None:
+    def __init__(self, payloads: Sequence[bytes], few: int) -> None:
         fields = history_fields()
         item = fields.items
         self._item, self._step, self._step_num = item.item << 3 | 2, fields.step << 3 | 2, fields.step_num << 3
         self._key, self._value = item.key << 3 | 2, item.value_json << 3 | 2
+        self._few = few
         count = len(payloads)
         raw = b"".join((*payloads, _PADDING))
         self._data: Data = np.frombuffer(raw, dtype=np.uint8)
@@ -709,7 +721,7 @@ class _Rows:
         """Take one field of every row at a time, until all are done."""
         data, at = self._data, places[rows]
         while rows.size:
-            if rows.size < _FEW:
+            if rows.size < self._few:
                 self.good[rows] = False
                 return
             ends = self._ends[rows]

@@ -186,6 +186,7 @@ class ContentReader:
         for window in windows(path):
             try:
                 self._history(window.history)
+                self._witness(window)
             except (pa.ArrowInvalid, ValueError, KeyError) as error:
                 raise TargetError(
                     f"{path.name} holds what was not staged: {error}.", hint="Load the run again; it is staged anew."
@@ -237,6 +238,23 @@ class ContentReader:
         values = items.values.filter(pa.array(wanted)).cast(pa.float64()).to_numpy()
         self._content.points.add(items.codes[wanted], items.names, steps[items.rows[wanted]], values)
         self._content.rows += items.row_count
+
+    def _witness(self, window: Window) -> None:
+        """Compare some rows with what wandb's own classes and Python's JSON read: our encoder needs another witness."""
+        history, before = window.history, self._content.rows - window.history.row_count
+        for row, record in window.sample:
+            begin, end = np.searchsorted(history.rows, [row, row + 1])
+            names = [history.names[code] for code in history.codes[begin:end].tolist()]
+            values = history.values.slice(begin, end - begin)
+            found = [(".".join(item.nested_key), item.value_json) for item in record.history.item]
+            same = (
+                record.WhichOneof("record_type") == "history"
+                and found == list(zip(names, values.to_pylist(), strict=True))
+                and record.history.step.num == history.step_numbers[row]
+            )
+            if not same or not _same_numbers(values):
+                self._content.problems.append(f"history row {before + row} is not what wandb's own classes read")
+                return
 
     def _steps(self, items: HistoryItems) -> Ints:
         """Return the micro-step of each row, after looking whether rows are in order."""
@@ -290,6 +308,14 @@ def _add_system(sums: SeriesSums, rows: list[tuple[int, list[str], list[float]]]
     times = np.repeat([time for time, _, _ in rows], [len(keys) for _, keys, _ in rows])
     values = np.array([value for _, _, found in rows for value in found], dtype=np.float64)
     sums.add(np.array(codes, dtype=np.int64), list(numbers), times.astype(np.int64), values)
+
+
+def _same_numbers(values: Any) -> bool:
+    """True if Python's JSON reads the same bits from the numbers among these texts as Arrow."""
+    numbers = values.filter(pa.array(~_begins_with(values, ord("{"))))
+    theirs = np.array([json.loads(text) for text in numbers.to_pylist()], dtype=np.float64)
+    ours = numbers.cast(pa.float64()).to_numpy()
+    return bool(np.all((ours.view(np.int64) == theirs.view(np.int64)) | (np.isnan(ours) & np.isnan(theirs))))
 
 
 def _begins_with(texts: Any, byte: int) -> Bools:
