@@ -103,6 +103,7 @@ def load_asset(migration: Migration, load: Load) -> dg.AssetsDefinition:
                     open_target,
                     ledgers[scope],
                     parallel_runs=settings.targets.parallel_runs,
+                    derived=plans[scope].derived,
                     progress=log.update,
                     **choices,
                 )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavailableError
 from neptune_assets.lake.lock import ProjectLock
@@ -39,14 +39,16 @@ def load_project(
     parallel_runs: int = PARALLEL_RUNS,
     rules: Rules | None = None,
     full_refresh: bool = False,
+    derived: Mapping[str, tuple[str, dict[object, Any]]] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> LoadReport:
     """Make the target hold every complete run of the project exactly once, and read back what was written.
 
     Up to ``parallel_runs`` runs are loaded at once where the target takes several, a fork never beside its parent.
-    ``progress`` gets (runs done, runs in all, rows loaded so far). Raises TargetError if the target cannot be used at
-    all and LakeBusyError if the same load is running; what goes wrong with one run is in the report, the others go on.
+    ``derived`` is what a plan of this load worked out of runs. ``progress`` gets (runs done, runs in all, rows so far).
+    Raises TargetError if the target cannot be used at all and LakeBusyError if the same load is running; what goes
+    wrong with one run is in the report, the others go on.
     """
     started = time.monotonic()
     ruled = RenamedProject(project, rules)
@@ -56,7 +58,8 @@ def load_project(
             target.check()
             report = LoadReport(target.name, project.project_id)
             at_once = min(parallel_runs, runs_at_once(target))
-            loading = _Loading(ruled, open_target, target, ledger, report, lock, full_refresh, sleep, at_once)
+            known = dict(derived or {})
+            loading = _Loading(ruled, open_target, target, ledger, report, lock, full_refresh, sleep, at_once, known)
             loading.run(partial_runs, progress)
         finally:
             target.close()
@@ -98,6 +101,8 @@ class _Loading:
     sleep: Callable[[float], None]
     at_once: int
     """Runs loaded at the same time."""
+    derived: dict[str, tuple[str, dict[object, Any]]]
+    """Of runs not begun yet."""
     gone: TargetUnavailableError | None = None
     over: bool = False
     ledger_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -208,6 +213,9 @@ class _Loading:
             return None
         started = time.monotonic()
         run = self.project.run(run_id)
+        digest, derived = self.derived.pop(run_id, ("", {}))
+        if digest == run.record.digest:
+            run.derived.update(derived)
         # Before anything is written, so that what the target holds stays: a damaged run must not replace a good one.
         run.check()
         plan = self.target.plan(run)

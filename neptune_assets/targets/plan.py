@@ -17,9 +17,9 @@ from neptune_assets.markdown import Cell, duration_text, escape, size_text, tabl
 from neptune_assets.targets.concurrency import parents_first, why_partial
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import refusals
+from neptune_assets.targets.profile import count_values
 from neptune_assets.targets.protocol import Plan, Target, TargetRun
 from neptune_assets.targets.rules import RenamedProject, RenamedRun, Rules
-from neptune_assets.targets.survey import count_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,9 @@ def measured(entries: Iterable[Entry]) -> Speed:
     return Speed(runs, rows, points, size, seconds)
 
 
+KEPT_ATTRIBUTES: Final = 50_000
+"""Attributes of runs whose plans are kept for the load that follows; those of further runs are made again."""
+
 LISTED: Final = 200
 """Names, collisions, notes that a plan lists; it counts all of them."""
 
@@ -105,6 +108,8 @@ class ProjectPlan:
     file_bytes: int = 0
     """Size of the files of runs to load."""
     speed: Speed = field(default_factory=Speed)
+    derived: dict[str, tuple[str, dict[object, Any]]] = field(default_factory=dict, repr=False)
+    """Run id -> its digest and what was worked out of it, which a load that follows need not read again."""
     values_counted: bool = True
     """False if values were not looked at, so that ``unsupported`` is not known."""
 
@@ -166,6 +171,7 @@ def plan_project(
         if not plan.speed.known:
             plan.speed = measured(ledger.of_other_projects())
         records = ruled.records()
+        attributes = 0
         for run_id in parents_first(records):
             record = records[run_id]
             if not record.complete and partial_runs == "withhold":
@@ -183,6 +189,9 @@ def plan_project(
                     plan.refuse[run_id] = "; ".join(refused[:5])
                     continue
                 _add(plan, target, run, of_run)
+                attributes += sum(record.attributes.values())
+                if attributes <= KEPT_ATTRIBUTES:
+                    plan.derived[run_id] = (run.record.digest, run.derived)
                 (plan.create if found is None else plan.replace).append(run_id)
             except NeptuneAssetsError as error:
                 plan.refuse[run_id] = str(error)

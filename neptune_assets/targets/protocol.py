@@ -6,13 +6,16 @@ digest is partial and is loaded again. Targets know the lake's reader and nothin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from neptune_assets.targets.profile import UnsupportedValues as UnsupportedValues
+from neptune_assets.targets.profile import ValueCounts
+
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
-    from neptune_assets.targets.survey import ValueCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,6 @@ class Dropped:
     attribute_type: str
     reason: str
     rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnsupportedValues:
-    """Values of one attribute type that a target cannot hold as they are, and what becomes of each."""
-
-    attribute_type: str
-    what: str
-    rows: int
-    fate: str
-    """What happens to them, as a clause: ``kept exactly in artifact ...``, ``dropped``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +75,42 @@ class Receipt:
         kinds = {*self.rows_in, *self.written, *self.mapped, *dropped}
         sums = {k: self.written.get(k, 0) + self.mapped.get(k, 0) + dropped.get(k, 0) for k in kinds}
         return {k: (self.rows_in.get(k, 0), sums[k]) for k in sorted(kinds) if self.rows_in.get(k, 0) != sums[k]}
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """What becomes of the rows of one run while it is written, by attribute type: from here to its receipt."""
+
+    rows_in: dict[str, int] = field(default_factory=dict)
+    written: Counter[str] = field(default_factory=Counter)
+    mapped: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(attribute type, reason) -> rows."""
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, kind: str, *, written: int = 0, mapped: int = 0, dropped: int = 0, reason: str = "") -> None:
+        """Count rows that were read and what became of them; ``reason`` is why some were dropped."""
+        self.rows_in[kind] = self.rows_in.get(kind, 0) + written + mapped + dropped
+        self.written[kind] += written
+        self.mapped[kind] += mapped
+        if dropped:
+            self.dropped[kind, reason] += dropped
+
+    def receipt(self, run: LakeRun, target_id: str, *, bytes_written: int, checks: Mapping[str, str]) -> Receipt:
+        """Return the receipt of the run, which the target knows as ``target_id``."""
+        return Receipt(
+            project_id=run.project_id,
+            run_id=run.run_id,
+            target_id=target_id,
+            digest=run.record.digest,
+            rows_in=self.rows_in,
+            written={kind: rows for kind, rows in self.written.items() if rows},
+            mapped={kind: rows for kind, rows in self.mapped.items() if rows},
+            dropped=tuple(Dropped(kind, reason, rows) for (kind, reason), rows in sorted(self.dropped.items())),
+            notes=tuple(self.notes),
+            bytes_written=bytes_written,
+            checks=checks,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.concurrency import parents_first
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.load import load_project
+from neptune_assets.targets.profile import ValueCounts
 from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.report import RECEIPTS, receipts_reader
-from neptune_assets.targets.survey import ValueCounts
 from neptune_assets_tests.support.lake_factory import make_lake, metric
 
 PROJECT = "ws/p"

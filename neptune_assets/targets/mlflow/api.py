@@ -697,7 +697,7 @@ class ApiBackend:
                 self._discard(item)
         calls.log_texts(run_uuid, {}, digest)
         if any(item.digest is not None for item in job.old):
-            accounts.notes.append("the run it replaces is in MLflow's trash until `mlflow gc`")
+            accounts.counts.notes.append("the run it replaces is in MLflow's trash until `mlflow gc`")
         return ExistingRun.from_tags(run_uuid, store.uri, {**tags, **digest}), accounts.receipt(run_uuid)
 
     def remove(self, runs: list[ExistingRun]) -> None:

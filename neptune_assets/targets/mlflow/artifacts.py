@@ -43,7 +43,7 @@ from neptune_assets.targets.mlflow import mapping
 from neptune_assets.targets.mlflow.connection import Connection
 from neptune_assets.targets.mlflow.points import SIDECAR
 from neptune_assets.targets.naming import distinct_paths
-from neptune_assets.targets.protocol import Dropped
+from neptune_assets.targets.protocol import RowCounts
 from neptune_assets.targets.times import iso, whole_milliseconds
 
 
@@ -275,7 +275,7 @@ _BLOCK: Final = 1 << 20
 _STAMPED: Final = ("attribute_path", "step", "timestamp")
 
 
-def write_artifacts(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: Counts) -> None:
+def write_artifacts(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: RowCounts) -> None:
     """Write everything of a run that becomes an artifact, except what is only known after the points."""
     for attribute, value in mapping.parameters(run) if plan.long_params else ():
         path = plan.long_params.get(attribute)
@@ -308,30 +308,6 @@ def write_manifest(store: Artifacts) -> str:
     store.write(MANIFEST_FILE, [json.dumps(listing, ensure_ascii=False).encode()])
     store.sync()
     return store.written[MANIFEST_FILE][1]
-
-
-class Counts:
-    """Rows of one run by attribute type: read, and what became of them."""
-
-    def __init__(self) -> None:
-        self.rows_in: dict[str, int] = {}
-        self.written: dict[str, int] = {}
-        self.mapped: dict[str, int] = {}
-        self.dropped: dict[tuple[str, str], int] = {}
-
-    def take(self, kind: str, *, written: int = 0, mapped: int = 0, dropped: int = 0, reason: str = "") -> None:
-        """Count rows that were read and what became of them."""
-        self.rows_in[kind] = self.rows_in.get(kind, 0) + written + mapped + dropped
-        if written:
-            self.written[kind] = self.written.get(kind, 0) + written
-        if mapped:
-            self.mapped[kind] = self.mapped.get(kind, 0) + mapped
-        if dropped:
-            self.dropped[(kind, reason)] = self.dropped.get((kind, reason), 0) + dropped
-
-    def drops(self) -> list[Dropped]:
-        """Return what was dropped, sorted."""
-        return [Dropped(kind, reason, rows) for (kind, reason), rows in sorted(self.dropped.items())]
 
 
 class _Counted:
@@ -380,7 +356,7 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _write_files(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: Counts) -> None:
+def _write_files(run: LakeRun, plan: mapping.MlflowPlan, store: Artifacts, counts: RowCounts) -> None:
     for batch in run.batches(FILE_TYPES, ("attribute_path", "attribute_type", "step", "file_value")):
         for path, kind, step, value in zip(
             batch["attribute_path"].to_pylist(),

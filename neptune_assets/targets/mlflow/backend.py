@@ -19,7 +19,7 @@ from neptune_assets.targets.mlflow import artifacts, mapping
 from neptune_assets.targets.mlflow.artifacts import MANIFEST_FILE, Artifacts
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.points import Latest, Points, PointStream, SeriesSum, Sums
-from neptune_assets.targets.protocol import Receipt
+from neptune_assets.targets.protocol import Receipt, RowCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +186,7 @@ class Accounts:
     def __init__(self, job: Job, store: Artifacts) -> None:
         self._job = job
         self._store = store
-        self.counts = artifacts.Counts()
-        self.notes: list[str] = list(job.plan.notes)
+        self.counts = RowCounts(notes=[*job.plan.notes])
         self._checks: dict[str, str] = {}
 
     def settle(self, stream: PointStream) -> None:
@@ -205,29 +204,17 @@ class Accounts:
                 counts.take(kind, mapped=rows - plan.nulls.get(kind, 0))
             if plan.nulls.get(kind):
                 counts.take(kind, dropped=plan.nulls[kind], reason="the source had no value")
-        self.notes += [
+        counts.notes += [
             f"{count:,} {_APART[reason]}; they are exact in {artifacts.SIDECAR_FILE}"
             for reason, count in sorted(stream.apart.items())
         ]
         if stream.filled:
-            self.notes.append(f"{stream.filled:,} points had no time and got the run's start time")
+            counts.notes.append(f"{stream.filled:,} points had no time and got the run's start time")
 
     def receipt(self, uuid: str) -> Receipt:
         """Return the receipt of the run, which MLflow knows as ``uuid``."""
-        run, counts = self._job.run, self.counts
-        return Receipt(
-            project_id=run.project_id,
-            run_id=run.run_id,
-            target_id=uuid,
-            digest=run.record.digest,
-            rows_in=counts.rows_in,
-            written=counts.written,
-            mapped=counts.mapped,
-            dropped=counts.drops(),
-            notes=self.notes,
-            bytes_written=sum(size for size, _ in self._store.written.values()),
-            checks=self._checks,
-        )
+        size = sum(size for size, _ in self._store.written.values())
+        return self.counts.receipt(self._job.run, uuid, bytes_written=size, checks=self._checks)
 
 
 MAX_DIFFERENCES = 100

@@ -24,8 +24,8 @@ from neptune_assets.targets.mlflow.connection import Client, connection
 from neptune_assets.targets.mlflow.database import DIRECT_DIALECTS, TESTED_REVISIONS, DatabaseBackend
 from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.settings import MlflowSettings
+from neptune_assets.targets.profile import ValueCounts
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
-from neptune_assets.targets.survey import ValueCounts
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class MlflowTarget:
         """Return the values of a run that MLflow cannot hold, and what becomes of them."""
         if not isinstance(plan, MlflowPlan):
             raise TypeError("this plan was made by another target")
-        return mapping.unsupported_values(values, plan)
+        return mapping.unsupported(values, plan)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by the hash of project and run id that its tags hold. Raises TargetError if two are complete."""

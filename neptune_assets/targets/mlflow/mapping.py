@@ -19,19 +19,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from neptune_assets.lake.layout import extension_of, format_step
+from neptune_assets.lake.layout import format_step
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.lake.rows import NONE, microsteps
-from neptune_assets.schema import FILE_TYPES, PARAMETER_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.targets.mlflow.points import smallest_multiplier
+from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
 from neptune_assets.targets.naming import (
     colliding_keys,
     colliding_paths,
@@ -41,92 +35,18 @@ from neptune_assets.targets.naming import (
     shorten,
     split_extension,
 )
+from neptune_assets.targets.profile import (
+    Attribute,
+    Kind,
+    Outcomes,
+    RunProfile,
+    ValueCounts,
+    profile,
+    unsupported_values,
+)
 from neptune_assets.targets.protocol import Plan, UnsupportedValues
 from neptune_assets.targets.rules import wanted_name
-from neptune_assets.targets.survey import Kind, ValueCounts
 from neptune_assets.targets.times import iso, parsed, whole_milliseconds
-
-Attribute = tuple[str, str]
-"""(attribute path, attribute type)."""
-
-_SERIES: Final = (AttributeType.FLOAT_SERIES, AttributeType.STRING_SERIES, AttributeType.HISTOGRAM_SERIES)
-_VALUES: Final = tuple(sorted({VALUE_COLUMN[kind] for kind in PARAMETER_TYPES}))
-_COLUMNS: Final = ("attribute_path", "attribute_type", "step", "timestamp", "file_value", *_VALUES)
-
-
-@dataclass
-class Overview:
-    """A run without the values of its series and the content of its files."""
-
-    parameters: list[tuple[Attribute, Any]] = field(default_factory=list)
-    """In the lake's order; the value is None where the source had none, and a time is in milliseconds since 1970."""
-    series: dict[Attribute, None] = field(default_factory=dict)
-    multiplier: int = 1
-    """The smallest power of ten that makes the steps of all float series whole."""
-    earliest: int | None = None
-    latest: int | None = None
-    """Of the points of all series, in milliseconds since 1970."""
-    files: dict[Attribute, str] = field(default_factory=dict)
-    """Attributes that are files, and the extension, without dot, that the lake's file of each has."""
-
-
-def overview(run: LakeRun) -> Overview:
-    """Read a run once, in bounded memory."""
-    result = Overview()
-    for batch in run.batches(columns=_COLUMNS):
-        kinds = batch["attribute_type"].dictionary_encode()
-        present = set(kinds.dictionary.to_pylist())
-        if present & {*PARAMETER_TYPES}:
-            _take_parameters(result, _only(batch, kinds, PARAMETER_TYPES))
-        if present & {*FILE_TYPES}:
-            _take_files(result, _only(batch, kinds, FILE_TYPES))
-        if present & {*_SERIES}:
-            _take_series(result, batch if present <= {*_SERIES} else _only(batch, kinds, _SERIES))
-    return result
-
-
-def _only(batch: pa.RecordBatch, kinds: pa.DictionaryArray, wanted: Collection[AttributeType]) -> pa.RecordBatch:
-    mask = pc.is_in(kinds.dictionary, pa.array([str(kind) for kind in wanted])).take(kinds.indices)
-    return batch.filter(mask)
-
-
-def _take_parameters(result: Overview, batch: pa.RecordBatch) -> None:
-    columns = {name: whole_milliseconds(batch[name]) for name in _VALUES}
-    for row, (path, kind) in enumerate(
-        zip(batch["attribute_path"].to_pylist(), batch["attribute_type"].to_pylist(), strict=True)
-    ):
-        result.parameters.append(((path, kind), columns[VALUE_COLUMN[AttributeType(kind)]][row].as_py()))
-
-
-def _take_files(result: Overview, batch: pa.RecordBatch) -> None:
-    for path, kind, value in zip(
-        batch["attribute_path"].to_pylist(),
-        batch["attribute_type"].to_pylist(),
-        batch["file_value"].to_pylist(),
-        strict=True,
-    ):
-        result.files[(path, kind)] = extension_of((value or {}).get("path") or "")
-
-
-def _take_series(result: Overview, batch: pa.RecordBatch) -> None:
-    paths, types = batch["attribute_path"].dictionary_encode(), batch["attribute_type"].dictionary_encode()
-    codes = paths.indices.to_numpy().astype(np.int64) * len(types.dictionary) + types.indices.to_numpy()
-    path_names, type_names = paths.dictionary.to_pylist(), types.dictionary.to_pylist()
-    # Counting finds the distinct ones of a small dense range without sorting.
-    for code in np.flatnonzero(np.bincount(codes)).tolist():
-        result.series[(path_names[code // len(type_names)], type_names[code % len(type_names)])] = None
-    if AttributeType.FLOAT_SERIES in type_names:
-        steps = batch["step"]
-        if len(type_names) > 1:
-            steps = steps.filter(pc.equal(batch["attribute_type"], AttributeType.FLOAT_SERIES))
-        micro = microsteps(steps)
-        result.multiplier = smallest_multiplier(micro[micro != NONE], result.multiplier)
-    limits = pc.min_max(whole_milliseconds(batch["timestamp"]))
-    if limits["min"].is_valid:
-        least, most = limits["min"].as_py(), limits["max"].as_py()
-        result.earliest = least if result.earliest is None else min(least, result.earliest)
-        result.latest = most if result.latest is None else max(most, result.latest)
-
 
 MAX_PARAM: Final = 6_000
 MAX_TAG: Final = 5_000
@@ -260,7 +180,7 @@ def make_plan(
     long: set[Attribute] = set()
     rows: dict[str, int] = {}
     nulls: dict[str, int] = {}
-    seen = overview(run)
+    seen = profile(run)
     for attribute, value in seen.parameters:
         path, kind = attribute
         rows[kind] = rows.get(kind, 0) + 1
@@ -380,7 +300,7 @@ def _artifact_path(attribute: Attribute, extension: str = "") -> str:
             return f"artifacts/{path_with}"
 
 
-def _times(run: LakeRun, sys: Mapping[str, Any], seen: Overview) -> tuple[int, int]:
+def _times(run: LakeRun, sys: Mapping[str, Any], seen: RunProfile) -> tuple[int, int]:
     """Return start and end: creation, and the last point or else the last change."""
     created, modified = sys.get("sys/creation_time"), sys.get("sys/modification_time")
     start: int | None = created if isinstance(created, int) else None
@@ -442,30 +362,28 @@ def _tags(run: LakeRun, sys: Mapping[str, Any], multiplier: int) -> dict[str, st
 
 
 _SIDECAR: Final = "not a metric; exact in artifact neptune/points_apart.parquet"
-_POINTS: Final = (
-    (Kind.INFINITE, _SIDECAR),
-    (Kind.UNEVEN_STEP, _SIDECAR),
-    (Kind.BEFORE_1970, _SIDECAR),
-    (Kind.NEGATIVE_ZERO, "a metric of 0.0; exact in artifact neptune/points_apart.parquet"),
-    (Kind.NO_TIME, "a metric with the run's start time"),
+_POINTS: Final = frozenset({AttributeType.FLOAT_SERIES})
+_OUTCOMES: Final[Outcomes] = (
+    (Kind.INFINITE, _POINTS, _SIDECAR),
+    (Kind.UNEVEN_STEP, _POINTS, _SIDECAR),
+    (Kind.BEFORE_1970, _POINTS, _SIDECAR),
+    (Kind.NEGATIVE_ZERO, _POINTS, "a metric of 0.0; exact in artifact neptune/points_apart.parquet"),
+    (Kind.NO_TIME, _POINTS, "a metric with the run's start time"),
+    (Kind.NO_FILE, None, "dropped: the file is missing"),
 )
 
 
-def unsupported_values(values: ValueCounts, plan: MlflowPlan) -> list[UnsupportedValues]:
+def unsupported(values: ValueCounts, plan: MlflowPlan) -> list[UnsupportedValues]:
     """Return what MLflow cannot hold of a run whose values were counted."""
-    points = AttributeType.FLOAT_SERIES
-    found = [UnsupportedValues(points, kind.value, values.of(points, kind), fate) for kind, fate in _POINTS]
     long = Counter(kind for _, kind in plan.long_params)
-    found += [
-        UnsupportedValues(kind, "too long for a param, or with NUL", rows, "whole in an artifact under params/")
-        for kind, rows in sorted(long.items())
+    return [
+        *unsupported_values(values, _OUTCOMES),
+        *(
+            UnsupportedValues(kind, "too long for a param, or with NUL", rows, "whole in an artifact under params/")
+            for kind, rows in sorted(long.items())
+        ),
+        *(
+            UnsupportedValues(kind, Kind.NULL.value, rows, "dropped: the source had no value")
+            for kind, rows in sorted(plan.nulls.items())
+        ),
     ]
-    found += [
-        UnsupportedValues(kind, Kind.NULL.value, rows, "dropped: the source had no value")
-        for kind, rows in sorted(plan.nulls.items())
-    ]
-    found += [
-        UnsupportedValues(kind, Kind.NO_FILE.value, rows, "dropped: the file is missing")
-        for kind, rows in values.each(Kind.NO_FILE)
-    ]
-    return [item for item in found if item.rows]

@@ -39,11 +39,10 @@ from neptune_assets.targets.concurrency import natural
 from neptune_assets.targets.mlflow import mapping
 from neptune_assets.targets.mlflow.connection import Client, connection
 from neptune_assets.targets.mlflow.load import MlflowTarget
-from neptune_assets.targets.mlflow.mapping import Attribute
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.model_scope import SourceRuns, scoped_project_id, scoped_run
+from neptune_assets.targets.profile import Attribute, ValueCounts
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
-from neptune_assets.targets.survey import ValueCounts
 
 OURS: Final = ("neptune_assets.", "neptune.", "neptune/")
 """What tags of ours begin with; all others on an entry of ours are kept."""
@@ -538,7 +537,7 @@ class ModelsTarget:
 
     def _texts(self, run: LakeRun, uuid: str) -> tuple[str, dict[str, str], dict[str, str]]:
         """Return description, tags and the tags that say what the thing is, all of one model or version."""
-        values: dict[mapping.Attribute, Any] = {
+        values: dict[Attribute, Any] = {
             attribute: value for attribute, value in mapping.parameters(run) if value is not None
         }
         sys = {path: value for (path, _), value in values.items() if path.startswith("sys/")}

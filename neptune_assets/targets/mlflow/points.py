@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.rows import microsteps
-from neptune_assets.schema import MICROSTEPS, STEP_TYPE, TIME_TYPE, AttributeType
+from neptune_assets.schema import STEP_TYPE, TIME_TYPE, AttributeType
+from neptune_assets.targets.profile import Ints, scale
 
 COLUMNS: Final = ("attribute_path", "step", "timestamp", "float_value")
 
@@ -30,8 +31,6 @@ SIDECAR: Final = pa.schema(
     ]
 )
 """Points kept beside the metrics. ``reason``: infinite, step, time (not in MLflow); negative_zero (there as 0.0)."""
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,29 +102,6 @@ class PointStream:
         part = batch.take(pa.array(rows))
         columns = [part[name] for name in COLUMNS]
         self.sidecar.append(pa.RecordBatch.from_arrays([*columns, pa.array(chosen.tolist())], schema=SIDECAR))
-
-
-def scale(micro: Ints, multiplier: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Return micro-steps times the multiplier as whole steps, and where that is exact and fits 64 bits.
-
-    Exact integer arithmetic: nothing is rounded, so two steps never become one.
-    """
-    divisor = MICROSTEPS // np.gcd(multiplier, MICROSTEPS)
-    factor = multiplier // int(np.gcd(multiplier, MICROSTEPS))
-    whole, rest = np.divmod(micro, np.int64(divisor))
-    if factor >= 2**63:
-        return np.zeros_like(whole), (rest == 0) & (whole == 0)
-    limit = (2**63 - 1) // factor
-    fits = (rest == 0) & (np.abs(whole) <= limit)
-    return np.where(fits, whole, 0) * np.int64(factor), fits
-
-
-def smallest_multiplier(micro: Ints, so_far: int = 1) -> int:
-    """Return the smallest power of ten, not below ``so_far``, that makes all these micro-steps whole."""
-    multiplier = so_far
-    while multiplier < MICROSTEPS and np.any(micro % (MICROSTEPS // multiplier)):
-        multiplier *= 10
-    return multiplier
 
 
 def point_hashes(points: Points) -> npt.NDArray[np.uint64]:

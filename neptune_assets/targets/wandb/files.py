@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +17,7 @@ import pyarrow as pa
 from neptune_assets.errors import FileGoneError, TargetError
 from neptune_assets.lake.layout import extension_of, format_step, member_paths
 from neptune_assets.schema import AttributeType
-from neptune_assets.targets.protocol import Dropped
+from neptune_assets.targets.protocol import RowCounts
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.wandb import codec
 from neptune_assets.targets.wandb.codec import (
@@ -39,14 +38,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Account:
-    """What became of every row, and what has to be said of it."""
+class Account(RowCounts):
+    """What became of every row, and of the staged run."""
 
-    rows_in: dict[str, int] = field(default_factory=dict)
-    written: Counter[str] = field(default_factory=Counter)
-    mapped: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
     history_rows: int = 0
     system_rows: int = 0
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -54,10 +48,6 @@ class Account:
     version: dict[str, str] = field(default_factory=dict)
     """Collection and digest of the model version, if it is one."""
     bytes: int = 0
-
-    def drops(self) -> tuple[Dropped, ...]:
-        """Return dropped rows as the receipt has them."""
-        return tuple(Dropped(kind, reason, rows) for (kind, reason), rows in sorted(self.dropped.items()))
 
 
 MEDIA: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.profile import ValueCounts, unsupported_values
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.rules import wanted_name
-from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb.client import WandbClient, carry_over, upload
 from neptune_assets.targets.wandb.codec import history_fields
 from neptune_assets.targets.wandb.mapping import (
+    OUTCOMES,
     Layout,
     ancestors,
     chain,
@@ -24,7 +25,6 @@ from neptune_assets.targets.wandb.mapping import (
     plan_of,
     run_key,
     survey,
-    unsupported_values,
 )
 from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.staged_runs import (
@@ -66,7 +66,6 @@ class WandbTarget:
         self._root = staging_root(settings, lake)
         self._client = WandbClient(settings) if settings.api_key_env is not None else None
         self._choices = choices(settings)
-        self._layouts: dict[int, tuple[tuple[str, str, str], Layout]] = {}
         self._lock = threading.Lock()
         self._names = ProjectNames(settings, lake, self._root)
         self._swept: set[str] = set()
@@ -95,7 +94,7 @@ class WandbTarget:
 
     def unsupported_values(self, values: ValueCounts, plan: Plan) -> Sequence[UnsupportedValues]:
         """Say which of a run's values W&B cannot hold, and what becomes of them."""
-        return unsupported_values(values)
+        return unsupported_values(values, OUTCOMES)
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
         """Find a run by its key; its digest is None if staging or upload did not finish. Raises if there are two."""
@@ -161,22 +160,20 @@ class WandbTarget:
 
     def close(self) -> None:
         """Forget what was read of runs."""
-        self._layouts.clear()
         self._records.clear()
 
     # -- what stands where
 
     def _layout(self, run: LakeRun) -> Layout:
-        """The layout of a run; each thread keeps that of the run it is at, and no more."""
-        key = (run.project_id, run.run_id, run.record.digest)
-        known = self._layouts.get(threading.get_ident())
-        if known is None or known[0] != key:
+        """The layout of a run, made once for each state of the lake that an opened run is."""
+        key = (Layout, run.project_id, self._settings.forks, str(self._choices))
+        known: Layout | None = run.derived.get(key)
+        if known is None:
             lineage = ancestors(run) if self._settings.forks == "stitched" else ()
-            naming = self._settings.naming
             section = self._choices["system_metrics"] == "section"
-            known = key, layout(survey(run), naming, wanted_name(run), lineage, section=section)
-            self._layouts[threading.get_ident()] = known
-        return known[1]
+            known = layout(survey(run), self._settings.naming, wanted_name(run), lineage, section=section)
+            run.derived[key] = known
+        return known
 
     def _current(self, marker: Marker | None) -> bool:
         """True if a staged run is whole and named as it would be named now."""
@@ -244,19 +241,9 @@ class WandbTarget:
             directory = project.new()
         try:
             account = RunStage(run, self._layout(run), place, directory, self._lake).build()
-            receipt = Receipt(
-                project_id=run.project_id,
-                run_id=run.run_id,
-                target_id=wandb_run,
-                digest=run.record.digest,
-                rows_in=account.rows_in,
-                written={kind: rows for kind, rows in account.written.items() if rows},
-                mapped={kind: rows for kind, rows in account.mapped.items() if rows},
-                dropped=account.drops(),
-                notes=(*plan.notes, *account.notes),
-                bytes_written=account.bytes,
-                checks={"history_rows": str(account.history_rows), "wandb_project": place.project},
-            )
+            account.notes[:0] = plan.notes
+            checks = {"history_rows": str(account.history_rows), "wandb_project": place.project}
+            receipt = account.receipt(run, wandb_run, bytes_written=account.bytes, checks=checks)
             marker = Marker(
                 project_id=run.project_id,
                 run_id=run.run_id,

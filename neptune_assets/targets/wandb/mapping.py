@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
-from neptune_assets.targets.protocol import Plan, UnsupportedValues
+from neptune_assets.targets.profile import Kind, Outcomes
+from neptune_assets.targets.protocol import Plan
 from neptune_assets.targets.rules import RenamedRun
-from neptune_assets.targets.survey import Kind, ValueCounts
 from neptune_assets.targets.times import iso, whole_milliseconds
 from neptune_assets.targets.wandb.codec import (
     MAX_EXACT,
@@ -501,34 +501,12 @@ def json_value(kind: str, value: Any) -> tuple[Any, bool]:
     return value, True
 
 
-def unsupported_values(values: ValueCounts) -> list[UnsupportedValues]:
-    """Return what W&B cannot hold of a run whose values were counted."""
-    found = [
-        UnsupportedValues(kind, Kind.NO_STEP.value, rows, f"not in the history; kept in {EXACT}")
-        for kind, rows in values.each(Kind.NO_STEP)
-    ]
-    found += [
-        UnsupportedValues(
-            kind, Kind.NO_TIME.value, rows, f"takes the time of its step; {EXACT} says that there was none"
-        )
-        for kind, rows in values.each(Kind.NO_TIME)
-    ]
-    found += [
-        UnsupportedValues(kind, Kind.MANY_BINS.value, rows, f"re-binned for the page; exact in {EXACT}")
-        for kind, rows in values.each(Kind.MANY_BINS)
-    ]
-    found += [
-        UnsupportedValues(kind, Kind.BEYOND_DOUBLE.value, rows, "exact in the config, rounded by browsers")
-        for kind, rows in values.each(Kind.BEYOND_DOUBLE)
-        if kind == AttributeType.INT
-    ]
-    found += [
-        UnsupportedValues(kind, Kind.NULL.value, rows, "dropped: it has no value")
-        for kind, rows in values.each(Kind.NULL)
-        if AttributeType(kind) in PARAMETER_TYPES
-    ]
-    found += [
-        UnsupportedValues(kind, Kind.NO_FILE.value, rows, "dropped: its file is not in the lake")
-        for kind, rows in values.each(Kind.NO_FILE)
-    ]
-    return found
+OUTCOMES: Final[Outcomes] = (
+    (Kind.NO_STEP, None, f"not in the history; kept in {EXACT}"),
+    (Kind.NO_TIME, None, f"takes the time of its step; {EXACT} says that there was none"),
+    (Kind.MANY_BINS, None, f"re-binned for the page; exact in {EXACT}"),
+    (Kind.BEYOND_DOUBLE, frozenset({AttributeType.INT}), "exact in the config, rounded by browsers"),
+    (Kind.NULL, frozenset(PARAMETER_TYPES), "dropped: it has no value"),
+    (Kind.NO_FILE, None, "dropped: its file is not in the lake"),
+)
+"""What becomes of values that W&B cannot hold as they are: the plan's words for what the receipt will count."""

@@ -27,8 +27,8 @@ from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.concurrency import natural
 from neptune_assets.targets.model_scope import SourceRuns, scoped_project_id, scoped_run
+from neptune_assets.targets.profile import ValueCounts
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
-from neptune_assets.targets.survey import ValueCounts
 from neptune_assets.targets.wandb import client as api
 from neptune_assets.targets.wandb.artifacts import (
     DIGEST,

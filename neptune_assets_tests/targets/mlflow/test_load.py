@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 
 from neptune_assets.errors import SettingsError
-from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.reader import Lake, LakeRun
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.load import MlflowTarget as Opened
+from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.settings import MlflowSettings
+from neptune_assets.targets.plan import plan_project
+from neptune_assets.targets.protocol import Plan
 from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import make_lake
@@ -147,3 +150,24 @@ def test_verify_names_what_was_changed(place: MlflowPlace) -> None:
     found = "\n".join(place.open().verify(run, report.receipts[0]).differences)
     for words in ("param 'p'", "metric 'm'", "start_time", "series/t.jsonl"):
         assert words in found
+
+
+def test_a_load_reads_names_and_steps_once_for_plan_load_and_verification(place: MlflowPlace) -> None:
+    seen: list[Plan] = []
+
+    class Recording(Opened):
+        def plan(self, run: LakeRun) -> MlflowPlan:
+            seen.append(super().plan(run))
+            return seen[-1]
+
+    lake = LakeSettings(root=str(place.root / "lake"))
+    project = make_lake(lake.root, {PROJECT: {"R-1": born(point("m", 0, 1.0))}}).project(PROJECT)
+
+    def opened() -> Recording:
+        return Recording(MlflowSettings(), lake)
+
+    planned = plan_project(project, opened, Ledger(lake, "mlflow", PROJECT))
+    report = load_project(project, opened, Ledger(lake, "mlflow", PROJECT), derived=planned.derived)
+    assert report.loaded == ["R-1"]
+    assert len(seen) == 3
+    assert len({id(plan) for plan in seen}) == 1

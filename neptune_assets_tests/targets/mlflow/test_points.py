@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neptune_assets.targets.mlflow.points import Latest, Points, Sums, scale, smallest_multiplier
+from neptune_assets.targets.mlflow.points import Latest, Points, Sums
+from neptune_assets.targets.profile import scale, smallest_multiplier
 
 MICRO = st.integers(-(10**18) + 1, 10**18 - 1)
 
