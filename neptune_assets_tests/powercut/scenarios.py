@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.errors import UnknownProjectError
+from neptune_assets.lake.hashed_files import difference
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
@@ -130,11 +131,18 @@ def _old_or_new(root: Path, labels: frozenset[str], old: int | None, new: int) -
     assert before.keys() <= found.keys(), f"lost: {before.keys() - found.keys()}"
     if "done" in labels:
         assert found == after, "what was said to be done is not there"
+    check_hashes(root / "statistics" / safe_name(P))
     if "done" in labels and "again" not in labels:
         statistics = root / "statistics" / safe_name(P)
         for name in ("series", "params"):
             runs = set(pq.read_table(statistics / f"{name}.parquet", columns=["run_id"])["run_id"].to_pylist())
             assert runs == after.keys(), "statistics are lost"
+
+
+def check_hashes(directory: Path) -> None:
+    """Assert that the hash beside each derived file is that of the old one or of the new one: nothing looks damaged."""
+    for path in directory.rglob("*.parquet"):
+        assert difference(str(path)) is None, f"{path.name} looks damaged"
 
 
 def nothing(root: Path) -> None:
@@ -267,6 +275,7 @@ def expected_tables(version: int) -> dict[str, pa.Table]:
 
 
 def check_summary(root: Path, labels: frozenset[str]) -> None:
+    check_hashes(root / "summary")
     found = tables(root)
     for name, table in found.items():
         assert any(table.equals(expected_tables(version)[name]) for version in (1, 2)), f"{name} is neither old nor new"
