@@ -375,10 +375,19 @@ def loaded_into_wandb(root: Path) -> None:
 
 
 def load_into_wandb(root: Path, say: Say) -> None:
+    from neptune_assets.targets.wandb.staged_runs import Synced, read_marker, write_marker
+
     load(root, lambda: wandb(root), "wandb")
+    # What an upload notes of a run that arrived; to upload it needs W&B's server.
+    for directory in sorted((root / "wandb").glob("*/offline-run-*")):
+        marker = read_marker(directory)
+        assert marker is not None
+        write_marker(directory, Synced.of(marker, "https://wandb.test", confirmed=True))
+        say(f"synced {directory.name}")
 
 
 def check_wandb(root: Path, labels: frozenset[str]) -> None:
+    from neptune_assets.targets.wandb.staged_runs import read_synced
     from neptune_assets_tests.support.wandb_files import read_wandb
 
     target = wandb(root)
@@ -392,6 +401,9 @@ def check_wandb(root: Path, labels: frozenset[str]) -> None:
             data = (directory / "files" / fact["path"]).read_bytes()
             assert (len(data), sha256(data).hexdigest()) == (fact["size"], fact["sha256"]), f"{fact['path']} is damaged"
         assert (directory / "neptune_assets.json").exists()
+    for name in (label.removeprefix("synced ") for label in labels if label.startswith("synced ")):
+        (directory,) = (root / "wandb").glob(f"*/{name}")
+        assert read_synced(directory) is not None, "what was uploaded is forgotten"
     if "done" in labels:
         assert {run: held and held.digest for run, held in found.items()} == {
             run: record.digest for run, record in records.items()
