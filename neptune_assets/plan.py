@@ -62,7 +62,12 @@ def migration_settings(root: Path, name: str) -> Settings:
 
     from neptune_assets.components import NeptuneMigration
 
-    tree = dg.ComponentTree.for_project(root.resolve())
+    try:
+        tree = dg.ComponentTree.for_project(root.resolve())
+    except dg.DagsterError as error:
+        raise SettingsError(
+            f"{root.resolve()} is not a Dagster project: {error}", hint="Give its directory as --root."
+        ) from error
     if not (Path(tree.defs_module_path) / name / "defs.yaml").is_file():
         raise SettingsError(
             f"There is no migration {name!r} below {tree.defs_module_path}.",

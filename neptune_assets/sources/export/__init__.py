@@ -17,8 +17,9 @@ def _open(settings: ExportSource, filters: Filters) -> Source:
 
 
 def _settings_at(path: Path) -> dict[str, str] | None:
-    """Read the exporter's four directories where they lie side by side, or a directory of data alone."""
-    places = {name: path / name for name in ("data", "files", "model_data", "model_files")}
+    """Read the exporter's four directories where they are side by side, or a directory of data alone."""
+    beside = path.parent if path.name == "data" and not (path / "data").is_dir() else path
+    places = {name: beside / name for name in ("data", "files", "model_data", "model_files")}
     found = {name: str(place) for name, place in places.items() if place.is_dir()}
     data = Path(found.setdefault("data", str(path)))
     return found if next(data.glob("*/*_part_*.parquet"), None) else None
