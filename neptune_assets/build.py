@@ -34,7 +34,7 @@ from neptune_assets.targets.registry import loads
 
 _LOG = logging.getLogger(__name__)
 
-# Partitioned check specs are a preview feature of Dagster: known, wanted, and tested here. A warning at every one would
+# Partitioned check specs are a preview feature of Dagster: intended and tested here. A warning at every one would
 # bury what a user must read.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning, module=r"neptune_assets\.")
 
@@ -62,9 +62,9 @@ def build_defs(
     migration = Migration(settings, prefix, project_keys(keys))
     source_and_lake = [*source_assets(migration), *lake_assets(migration)]
     summary = summary_assets(migration)
-    wanted = [load for load in loads(settings) if Scope.RUNS in load.openers or settings.model_registry]
-    targets = [load_asset(migration, load) for load in wanted]
-    comparisons = [reconciliation_asset(migration, load) for load in wanted]
+    built = [load for load in loads(settings) if Scope.RUNS in load.openers or settings.model_registry]
+    targets = [load_asset(migration, load) for load in built]
+    comparisons = [reconciliation_asset(migration, load) for load in built]
     database = database_asset(migration)
     verified = verified_asset(migration)
     verify = _job(f"{prefix}_verify", [verified], "A share of the lake read again and compared with what was recorded.")

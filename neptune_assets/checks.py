@@ -107,7 +107,7 @@ def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "ru
     ``things`` is what the plans are of.
     """
     wrong = [item for plan in plans for item in sorted(plan.refuse.items())]
-    said = "; ".join(warning for plan in plans for warning in plan.warnings)
+    warnings = "; ".join(warning for plan in plans for warning in plan.warnings)
     seconds = [plan.seconds for plan in plans if plan.seconds is not None]
     fate = {
         "create": sum(len(plan.create) for plan in plans),
@@ -116,7 +116,7 @@ def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "ru
         "withhold": sum(len(plan.withhold) for plan in plans),
         "refuse": len(wrong),
     }
-    word = things.replace(" ", "_")
+    counted = things.replace(" ", "_")
     return dg.AssetCheckResult(
         passed=not wrong,
         check_name="plan",
@@ -126,10 +126,10 @@ def check_plan(plans: Sequence[ProjectPlan], key: dg.AssetKey, things: str = "ru
             f"{len(wrong):,} {things} are refused; the first: {wrong[0][0]}: {wrong[0][1]}"
             if wrong
             else f"{fate['create'] + fate['replace']:,} {things} to load, {fate['skip']:,} already there. "
-            f"{said and said + '.'}".strip()
+            f"{warnings and warnings + '.'}".strip()
         ),
         metadata={
-            **{f"{word}_to_{name}": number for name, number in fate.items()},
+            **{f"{counted}_to_{name}": number for name, number in fate.items()},
             "rows_to_load": sum(plan.total_rows for plan in plans),
             "file_bytes_to_load": sum(plan.file_bytes for plan in plans),
             **({"seconds_expected": round(sum(seconds), 1)} if len(seconds) == len(plans) else {}),

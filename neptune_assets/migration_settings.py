@@ -66,7 +66,7 @@ class SourceSettings(Model):
 
 
 class TargetSettings(Model):
-    """Where to load runs. No target, if nothing is said."""
+    """Where to load runs. No target, if nothing is set."""
 
     names: NameRules | str | None = Field(
         default=None, description="Rules for names, here or as the path of a YAML file that holds them."
@@ -97,7 +97,7 @@ class Settings(Model):
 
     source: SourceSettings = Field(description="Where runs come from.")
     filters: Filters = Field(default_factory=Filters, description="What to take.")
-    lake: LakeSettings = Field(description="Where the Parquet lake lies.")
+    lake: LakeSettings = Field(description="Where the Parquet lake is.")
     summary: SummarySettings = Field(default_factory=SummarySettings, description="DuckDB summaries.")
     targets: TargetSettings = Field(default_factory=TargetSettings, description="Where to load runs.")
     automation: AutomationSettings = Field(default_factory=AutomationSettings, description="What runs by itself.")

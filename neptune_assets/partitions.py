@@ -21,13 +21,13 @@ def validate_project_key(key: str) -> str:
     """
     if not _KEY.fullmatch(key) or any(part in {".", ".."} for part in key.split("/")):
         raise SettingsError(
-            f"{key!r} is no project name.",
+            f"{key!r} is not a valid project name.",
             hint="Write it as 'workspace/project', with one slash and no control characters.",
         )
-    for word in _RESERVED:
-        if word in key:
+    for token in _RESERVED:
+        if token in key:
             raise SettingsError(
-                f"Project {key!r} holds {word!r}, which Dagster reserves in partition keys.",
+                f"Project {key!r} holds {token!r}, which Dagster reserves in partition keys.",
                 hint="Leave the project out with filters.projects.exclude, or rename it in the source.",
             )
     return key

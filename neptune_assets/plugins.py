@@ -32,7 +32,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _SUFFIXES: Final = ("_models", "_model_versions", "_reconciled")
 """What names of assets and ledgers end with that follow from a target's: no target may be called so."""
 _TAKEN: Final = frozenset({"names", "partial_runs", "parallel_runs"})
-"""Settings that stand beside those of targets."""
+"""Settings beside those of targets."""
 
 
 @dataclass(frozen=True, kw_only=True)

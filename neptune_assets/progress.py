@@ -22,7 +22,7 @@ class ProgressLog:
     def update(self, done: int, total: int, rows: int, share: float | None = None, more: str = "") -> None:
         """Report ``done`` of ``total`` runs and ``rows``; ``share`` is the part of the work done, if known better.
 
-        ``more`` is said as well.
+        ``more`` is added to the line.
         """
         now = time.monotonic()
         if now - self._last < self._interval:

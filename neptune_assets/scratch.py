@@ -1,7 +1,7 @@
 """Temporary directories that nobody leaves behind for ever.
 
 A process that ends removes its own. One that is killed cannot; so each directory is locked while its process lives, and
-the next process that makes one in the same place first removes those that nobody holds any more.
+the next process that makes one in the same place first removes those that nobody holds any longer.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import Final
 
 PREFIX: Final = "neptune_assets."
-"""What the name of every directory begins with, in whatever place it lies."""
+"""What the name of every directory begins with, wherever it is."""
 
 
 class ScratchDirectory:
     """A new, empty directory below ``parent`` (the system's temporary directory if None), removed by :meth:`close`.
 
-    ``purpose`` is a word for its name. A context manager; also removed when it is forgotten or the interpreter ends.
+    ``purpose`` is part of its name. A context manager; also removed when it is forgotten or the interpreter ends.
     Raises OSError if it cannot be made.
     """
 

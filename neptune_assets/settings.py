@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 _SECRET = re.compile(r"secret|token|password|passwd|api_?key|credential|(^|_)key($|_)", re.IGNORECASE)
 PARALLEL_RUNS: Final = 4
-"""Runs loaded at once, where a target takes several and nothing else is said."""
+"""Runs loaded at once, where a target takes several and nothing else is set."""
 
 
 class Model(BaseModel):
@@ -126,7 +126,7 @@ class AttributeFilter(Model):
 
 
 class Filters(Model):
-    """What to take from the source. Everything, if nothing is said."""
+    """What to take from the source. Everything, if nothing is set."""
 
     projects: ProjectFilter = Field(default_factory=ProjectFilter, description="Which projects.")
     runs: RunFilter = Field(default_factory=RunFilter, description="Which runs.")
@@ -135,7 +135,7 @@ class Filters(Model):
 
 
 class LakeSettings(Model):
-    """Where the Parquet lake lies, and how much memory and disk writing it may use."""
+    """Where the Parquet lake is, and how much memory and disk writing it may use."""
 
     root: str = Field(description="Directory or fsspec URL of the lake.")
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Access to the lake if it is remote.")
@@ -197,7 +197,7 @@ class AutomationSettings(Model):
 
 
 class PrefixRename(Model):
-    """One prefix of attribute paths and what stands in its place."""
+    """One prefix of attribute paths and what replaces it."""
 
     prefix: str = Field(min_length=1, description="What the attribute's path begins with.")
     to: str = Field(description="What the name in the target begins with instead; may be empty.")

@@ -145,7 +145,7 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
                 blocking=True,
             ),
             migration.check(
-                key, "files_present", "Every file that a run names lies in the lake with the size that was recorded."
+                key, "files_present", "Every file that a run names is in the lake with the size that was recorded."
             ),
             migration.check(
                 key,
@@ -179,14 +179,14 @@ def _lake_asset(migration: Migration, scope: Scope) -> dg.AssetsDefinition:
 
 def _log_incomplete(context: dg.AssetExecutionContext, report: WriteReport) -> None:
     """Name partial and stale runs in the log: the check `complete` that shows them is only a warning."""
-    for word, run_ids in (("partial", report.partial), ("stale", report.stale)):
+    for state, run_ids in (("partial", report.partial), ("stale", report.stale)):
         if run_ids:
             more = f" and {len(run_ids) - _LOGGED:,} more" if len(run_ids) > _LOGGED else ""
             context.log.warning(
                 "%d runs of %s are %s: %s%s. The check `complete` has the reasons.",
                 len(run_ids),
                 report.project_id,
-                word,
+                state,
                 ", ".join(run_ids[:_LOGGED]),
                 more,
             )

@@ -60,9 +60,9 @@ def reconciliation_asset(migration: Migration, load: Load) -> dg.AssetsDefinitio
                     progress=log.update,
                 )
         metadata: dict[str, Any] = {
-            f"{scope.value}_{word}": count
+            f"{scope.value}_{verdict}": count
             for scope, comparison in found.items()
-            for word, count in comparison.counts.items()
+            for verdict, count in comparison.counts.items()
         }
         metadata["seconds"] = round(sum(comparison.seconds for comparison in found.values()), 3)
         wrong = [item for comparison in found.values() for item in comparison.wrong]

@@ -48,10 +48,10 @@ def summary_assets(migration: Migration) -> list[dg.AssetsDefinition]:
         pool=migration.pool("summary"),
     )
     def summary(context: dg.AssetExecutionContext, runs: LakeProject) -> Iterator[Any]:
-        wanted = [name for name in TABLES if name in context.op_execution_context.selected_output_names]
+        selected = [name for name in TABLES if name in context.op_execution_context.selected_output_names]
         settings = migration.settings
         with clear_failures(), summarize(runs, settings.summary, settings.lake) as scanned:
-            for name in wanted:
+            for name in selected:
                 # Each table is written before the next one is computed.
                 yield dg.Output(TableStream(scanned.table(name), runs.digest), output_name=name)
 

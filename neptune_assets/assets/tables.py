@@ -43,7 +43,7 @@ def kinds_reader(readers: Mapping[Scope, pa.RecordBatchReader], columns: pa.Sche
 
 
 def report_path(settings: LakeSettings, target: str, project_id: str) -> str:
-    """Return where the table lies that says where every row of a load went."""
+    """Return the path of the table with the outcome of every row of a load."""
     return Layout(settings.root.rstrip("/")).ledger(target, project_id, "report.parquet")
 
 
@@ -60,7 +60,7 @@ class ParquetTables(dg.IOManager):
         self._settings = settings
 
     def path(self, key: dg.AssetKey, project_id: str) -> str:
-        """Return where the table of one project lies."""
+        """Return the path of the table of one project."""
         *_, stage, name = key.path
         return f"{self._settings.root.rstrip('/')}/{stage}/{name}/{safe_name(project_id)}.parquet"
 

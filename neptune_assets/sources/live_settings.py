@@ -24,11 +24,11 @@ class LiveSource(Model):
     )
     concurrency: int = Field(default=8, ge=1, le=64, description="Requests to the server at the same time.")
     requests_per_second: float | None = Field(
-        default=None, gt=0, description="Most requests a second; as fast as the server answers if left out."
+        default=None, gt=0, description="Maximum requests per second; no limit if left out."
     )
     request_seconds: float = Field(default=120, gt=0, description="Give up waiting for one answer after this long.")
     retry_seconds: float = Field(
-        default=300, ge=0, description="Try a request that fails in passing again for this long, then give it up."
+        default=300, ge=0, description="Seconds to keep retrying a request that fails with a transient error."
     )
     runs_per_page: int = Field(default=1_000, ge=1, le=10_000, description="Runs asked for at once.")
     points_per_page: int = Field(

@@ -21,7 +21,7 @@ class ExportSource(Model):
     model_files: str | None = Field(default=None, description="Files directory of `export-models`.")
     error_report: str | None = Field(
         default=None,
-        description="The exporter's `--error-report-file`, if it lies elsewhere than in the data directory or the two "
+        description="The exporter's `--error-report-file`, if it is elsewhere than in the data directory or the two "
         "above it.",
     )
     mode: Literal["copy", "in_place"] = Field(
