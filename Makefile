@@ -19,7 +19,7 @@ DEMO_PROJECTS := demo/vision demo/tabular
 DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-all proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check docs format bench record-demo clean
+.PHONY: help install demo dev test test-all coverage proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check docs format bench record-demo clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ test: install ## Run the tests
 
 test-all: install ## Run the tests, and those that install the wheel elsewhere
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not peer and not official"
+
+coverage: install ## Measure which lines and branches of the package the tests run
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not full and not peer and not official" --cov --cov-report=term
 
 proofs: install ## Run the slow proofs: random kills, full disk, memory caps
 	@$(BIN)/pytest -m "slow and not peer and not official"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,16 @@ from neptune_assets.errors import SettingsError
 from neptune_assets.migration_settings import Settings, TargetSettings
 from neptune_assets.plugins import SourceSpec, TargetSpec, find_plugins, source_plugins, target_plugins
 from neptune_assets.schema import Scope
-from neptune_assets.settings import Model
+from neptune_assets.settings import Filters, Model
+from neptune_assets.sources.protocol import Source
+from neptune_assets.targets.protocol import Target
 from neptune_assets.targets.registry import loads
 
 TARGET = """
 from neptune_assets.plugins import TargetSpec
-from neptune_assets.settings import Model
+from neptune_assets.settings import Filters, Model
+from neptune_assets.sources.protocol import Source
+from neptune_assets.targets.protocol import Target
 
 class Mine(Model):
     '''Settings of mine.'''
@@ -190,3 +195,15 @@ def test_an_unknown_target_is_named() -> None:
         Settings.model_validate(
             {"source": {"export": {"data": "x"}}, "lake": {"root": "l"}, "targets": {"nothing": {}}}
         )
+
+
+def test_the_plug_ins_of_the_slower_proof_speak_the_protocols_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their suites run from the wheel in `make test-all`; a change of a protocol is noticed here."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "plugins" / "toy"))
+    for name, protocol, made in (
+        ("toy_plugins.source", Source, lambda module: module.JsonLines("x", Filters())),
+        ("toy_plugins.target", Target, lambda module: module.ParquetFolder("x")),
+    ):
+        found = made(import_module(name))
+        missing = [member for member in vars(protocol) if not member.startswith("_") and not hasattr(found, member)]
+        assert not missing, f"{name} lacks {missing}"

@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from neptune_assets.targets.ruled import wanted_name
 
 from neptune_assets import durable
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import FILE_TYPES, SCHEMA
-from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, Unfit, Verdict
-from neptune_assets.targets.survey import ValueCounts
+from neptune_assets.targets.profile import ValueCounts
+from neptune_assets.targets.protocol import Dropped, Plan, Receipt, TargetRun, UnsupportedValues, Verdict
+from neptune_assets.targets.rules import wanted_name
 
 GONE = "the bytes are gone"
 
@@ -48,7 +48,7 @@ class ParquetFolder:
         names = {path: new for new, paths in wanted.items() for path in paths if path != new}
         return Plan(run.run_id, names, collisions={new: paths for new, paths in wanted.items() if len(paths) > 1})
 
-    def unfit(self, values: ValueCounts, plan: Plan) -> Sequence[Unfit]:
+    def unsupported_values(self, values: ValueCounts, plan: Plan) -> Sequence[UnsupportedValues]:
         return ()
 
     def find(self, project_id: str, run_id: str) -> TargetRun | None:
