@@ -11,8 +11,8 @@ import duckdb
 
 from neptune_assets.errors import NeptuneAssetsError
 from neptune_assets.lake.layout import Layout, safe_name
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import Lake, LakeProject
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.settings import LakeSettings
 from neptune_assets.summary.tables import TABLES
 from neptune_assets.targets.ledger import Ledger

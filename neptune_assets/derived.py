@@ -12,7 +12,7 @@ from typing import Literal
 
 import duckdb
 
-from neptune_assets.lake.hashed_files import UNKNOWN, difference
+from neptune_assets.lake.integrity import UNKNOWN, difference
 from neptune_assets.lake.layout import Layout, safe_name
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.verification import Damage, VerifyReport

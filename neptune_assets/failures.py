@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from neptune_assets.errors import NeptuneAssetsError
-from neptune_assets.lake.storage_errors import disk_message, next_action
+from neptune_assets.lake.storage import disk_message, next_action
 
 RETRY_POLICY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 

@@ -24,9 +24,16 @@ from neptune_assets.errors import (
     UnknownProjectError,
 )
 from neptune_assets.lake.layout import safe_name
-from neptune_assets.lake.maintenance import save_manifest, upgrade_project
 from neptune_assets.lake.reader import Lake
-from neptune_assets.lake.verification import Damage, Subset, Verification, VerifyReport, projects_of
+from neptune_assets.lake.verification import (
+    Damage,
+    Subset,
+    Verification,
+    VerifyReport,
+    projects_of,
+    save_manifest,
+    upgrade_project,
+)
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.migration_settings import Settings
 from neptune_assets.plan import migration_settings

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from neptune_assets import markdown
 from neptune_assets.errors import LakeError, SettingsError
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import LakeProject
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import WriteReport
 from neptune_assets.markdown import escape
 from neptune_assets.migration_settings import Settings

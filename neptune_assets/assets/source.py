@@ -14,8 +14,8 @@ from neptune_assets.assets.metadata import arrow_column_schema, problem_table
 from neptune_assets.assets.tables import TableStream
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.failures import RETRY_POLICY, clear_failures
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import Lake
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.schema import TIME_TYPE, Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import RunInfo, Source

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from neptune_assets.lake.records import FileRecord, RunRecord
+from neptune_assets.lake.manifest import FileRecord, RunRecord
 from neptune_assets.lake.rows import NONE, raw, validity
 from neptune_assets.schema import FILE_TYPES, VALUE_COLUMN
 

@@ -16,7 +16,7 @@ from neptune_assets import durable
 from neptune_assets.errors import FileGoneError, LakeError, UnsafePathError
 from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.layout import Layout, extension_of, file_path, file_set_path, member_paths
-from neptune_assets.lake.records import FileRecord, IssueRecord
+from neptune_assets.lake.manifest import FileRecord, IssueRecord
 from neptune_assets.lake.storage import BLOCK, Storage
 from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.scratch import ScratchDirectory

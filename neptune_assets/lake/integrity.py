@@ -1,21 +1,30 @@
-"""Find damage: the sha256 of every part and file, made while its bytes are written and compared while they are read.
+"""Find damage: sha256 of parts, files and derived files, made while they are written and compared when they are read.
 
-One hash everywhere. Files had sha256 from the first version and targets and servers know it; processors hash it at
-1.4 to 2 GB/s, a hundredth of what decoding the same bytes takes, so a faster hash would win nothing that can be
-measured. Unlike a checksum it also tells apart contents that somebody made to look alike.
+Files had sha256 from the first version and targets and servers know it; processors hash it at 1.4 to 2 GB/s, a
+hundredth of what decoding the same bytes takes. Derived files (statistics, tables, reports) have theirs in
+``.<name>.sha256`` beside them, as coreutils' ``sha256sum --check`` reads it. Damaged runs are noted for the writer.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from neptune_assets.errors import NeptuneAssetsError
+from neptune_assets import durable
+from neptune_assets.errors import LakeDamagedError, NeptuneAssetsError
+from neptune_assets.lake.layout import Layout
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.storage import BLOCK, Storage
+from neptune_assets.schema import Scope
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 REPAIR: Final = (
     "Restore it from a backup, run `python -m neptune_assets.verify --repair`, or materialize the project's lake asset "
@@ -169,3 +178,128 @@ def hash_stream(stream: BinaryIO, progress: Callable[[int], None] | None = None)
         if progress is not None:
             progress(count)
     return size, digest.hexdigest()
+
+
+NOTE: Final = ".sha256"
+
+
+@contextmanager
+def replacing_hashed(local: Path, path: str, filesystem: AbstractFileSystem | None = None) -> Iterator[None]:
+    """Note the sha256 of ``local`` beside ``path``, where the block puts it; ``filesystem`` None is the local disk."""
+    with local.open("rb") as stream:
+        _, new = hash_stream(stream)
+    old = [digest for digest in _noted(path, filesystem) or [] if digest != new]
+    _write(path, filesystem, [*old[-1:], new])
+    yield
+    _write(path, filesystem, [new])
+
+
+UNKNOWN: Final = "it was written before derived files were hashed"
+
+
+def difference(path: str, filesystem: AbstractFileSystem | None = None) -> str | None:
+    """Return how a file is not what was noted, :data:`UNKNOWN` if nothing was, and None if it is.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    with Path(path).open("rb") if filesystem is None else filesystem.open(path, "rb") as stream:
+        _, found = hash_stream(stream)
+    noted = _noted(path, filesystem)
+    if noted is None:
+        return UNKNOWN
+    if found in noted:
+        return None
+    return f"its sha256 is {found} instead of {' or '.join(noted) or 'what ' + _note(path) + ' held'}"
+
+
+def _note(path: str) -> str:
+    """Return where the hash of a file is: in a hidden file, so that who reads a directory of tables passes over it."""
+    directory, slash, name = path.rpartition("/")
+    return f"{directory}{slash}.{name}{NOTE}"
+
+
+def _noted(path: str, filesystem: AbstractFileSystem | None) -> list[str] | None:
+    try:
+        raw = Path(_note(path)).read_bytes() if filesystem is None else filesystem.cat_file(_note(path))
+    except FileNotFoundError:
+        return None
+    return [line.split(b" ", 1)[0].decode("ascii", "replace") for line in raw.splitlines() if line]
+
+
+def _write(path: str, filesystem: AbstractFileSystem | None, digests: list[str]) -> None:
+    name = path.rpartition("/")[2]
+    data = "".join(f"{digest}  {name}\n" for digest in digests).encode()
+    if filesystem is None:
+        durable.write(_note(path), data)
+    else:
+        filesystem.pipe_file(_note(path), data)
+
+
+_NAME: Final = "damaged.json"
+
+
+class DamagedRuns:
+    """The damaged runs of one project, by id with what is wrong, in ``.manifest/damaged.json``; no file if none is.
+
+    Two that note at once can lose one note: what is damaged is found again by the next check.
+    """
+
+    def __init__(self, storage: Storage, layout: Layout, project_id: str, scope: Scope) -> None:
+        self._storage = storage
+        self._path = f"{layout.manifest(project_id, scope)}/{_NAME}"
+
+    def read(self) -> dict[str, str]:
+        """Return what is noted. Raises LakeDamagedError if the notes cannot be read."""
+        try:
+            found = json.loads(self._storage.read(self._path))
+            return {str(run_id): str(reason) for run_id, reason in found.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            raise LakeDamagedError(
+                f"The notes of damaged runs in {self._storage.url(self._path)} cannot be read: {error}.",
+                hint="Remove that file and run `python -m neptune_assets.verify`, which makes it again.",
+            ) from error
+
+    def add(self, found: Mapping[str, str]) -> None:
+        """Note runs that were found damaged; the next materialization reads them anew."""
+        if found:
+            self._write({**self.read(), **found})
+
+    def remove(self, run_ids: Collection[str]) -> None:
+        """Forget runs that were written anew, are whole after all, or are gone."""
+        known = self.read()
+        left = {run_id: reason for run_id, reason in known.items() if run_id not in run_ids}
+        if left != known:
+            self._write(left)
+
+    def _write(self, runs: dict[str, str]) -> None:
+        if runs:
+            self._storage.put(self._path, json.dumps(runs, sort_keys=True).encode("ascii"))
+        else:
+            self._storage.delete(self._path)
+
+
+class Holdings:
+    """What the lake holds for the runs of one project, by two listings: sizes of parts and of files.
+
+    What listings cannot show, bytes of the right length and parts of another commit, is found by the checks ``schema``
+    and ``intact``, which note the run as damaged. Opening every part at each materialization would cost large lakes on
+    object stores more than all the rest of one that finds nothing new.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, int], files: Mapping[str, int], files_root: str, damaged: Collection[str]
+    ) -> None:
+        self._parts = parts
+        self._files = files
+        self._root = files_root
+        self._damaged = damaged
+
+    def holds(self, record: RunRecord) -> bool:
+        """True if the lake has the run's parts and files in the sizes recorded, and it is not known as damaged."""
+        return (
+            record.run_id not in self._damaged
+            and all(self._parts.get(part.name) == part.bytes for part in record.parts)
+            and all(self._files.get(f"{self._root}/{item.path}") == item.size for item in record.files)
+        )

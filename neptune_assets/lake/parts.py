@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.lake.integrity import HashingSink
-from neptune_assets.lake.records import PartRecord
+from neptune_assets.lake.manifest import PartRecord
 from neptune_assets.lake.rows import Attributes, concat, no_rows, raw, unpack
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA

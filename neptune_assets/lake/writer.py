@@ -1,39 +1,231 @@
 """Write a project into the lake: read only what changed, commit whole runs, never mix old and new.
 
-Belongs here: in what order things are done. Which runs are read is decided in :mod:`neptune_assets.lake.selection`,
-what becomes of one that was read in :mod:`neptune_assets.lake.run_ends`, what it is made of in
-:mod:`neptune_assets.lake.commits`, and how it becomes visible in :mod:`neptune_assets.lake.staging`.
+Belongs here: which runs are read, in what order, and what happens to one that was read or failed. A run is built by
+:mod:`neptune_assets.lake.run_builder` and committed by :mod:`neptune_assets.lake.committer`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
+import pyarrow as pa
+
 from neptune_assets.errors import NeptuneAssetsError, SourceError
-from neptune_assets.lake.commits import RunBuilder, now
-from neptune_assets.lake.damage import DamagedRuns, Holdings
+from neptune_assets.lake.committer import Publication, Staging, now
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
+from neptune_assets.lake.integrity import DamagedRuns, Holdings
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import LEASE_SECONDS, project_lock
-from neptune_assets.lake.manifest import Manifest, ManifestStore
-from neptune_assets.lake.publication import Publication
-from neptune_assets.lake.readings import Chunks, Reading
-from neptune_assets.lake.records import RunRecord
-from neptune_assets.lake.reports import Progress, RunIssue, WriteReport
-from neptune_assets.lake.run_ends import RunEnds
-from neptune_assets.lake.selection import Selection, asked_in_place
-from neptune_assets.lake.staging import Staging
-from neptune_assets.lake.statistics_files import StatisticsFiles
-from neptune_assets.lake.storage import Storage
-from neptune_assets.lake.storage_errors import storage_errors
-from neptune_assets.lake.tracker import Tracker
+from neptune_assets.lake.manifest import IssueRecord, Manifest, ManifestStore, RunRecord
+from neptune_assets.lake.reports import Progress, RunIssue, Tracker, WriteReport
+from neptune_assets.lake.run_builder import Chunks, Reading, RunBuilder, SmallRuns, SortedRun
+from neptune_assets.lake.statistics import StatisticsFiles
+from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
 from neptune_assets.schema import Scope
 from neptune_assets.scratch import sweep
 from neptune_assets.settings import LakeSettings
-from neptune_assets.sources.protocol import InPlaceRun, Issue, RunInfo, RunRows, Source
+from neptune_assets.sources.protocol import InPlaceRun, Issue, ReadsInPlace, RunEnd, RunInfo, RunRows, Source
+
+COPIED_INSTEAD: Final = (
+    "This run was copied into the lake although it was to be read in place: the export's parts as they lie, with the "
+    "repairs a reader can make, do not give the rows that were wanted (filters on attributes, or damaged parts)."
+)
+"""Note of a run that could not stay in place."""
+
+
+class Selection:
+    """Compares what a source lists with what the lake holds, and tells the report. Nothing is written.
+
+    ``holds`` says whether the lake has the parts and files of a record as they were written.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        scope: Scope,
+        manifest: Manifest,
+        report: WriteReport,
+        holds: Callable[[RunRecord], bool],
+        *,
+        full_refresh: bool,
+    ) -> None:
+        self._source = source
+        self._scope = scope
+        self._manifest = manifest
+        self._report = report
+        self._holds = holds
+        self._full_refresh = full_refresh
+
+    def choose(self, infos: Mapping[str, RunInfo]) -> list[str]:
+        """Return the ids of the runs to read, in the source's order."""
+        todo = []
+        for run_id, info in infos.items():
+            record = self._manifest.records.get(run_id)
+            if record is None:
+                self._report.new.append(run_id)
+            elif self._full_refresh or not self._is_current(record, info):
+                self._report.changed.append(run_id)
+            elif not record.complete or record.stale is not None:
+                self._report.retried.append(run_id)
+            else:
+                self._report.skipped.append(run_id)
+                continue
+            todo.append(run_id)
+        return todo
+
+    def vanished(self, infos: Mapping[str, RunInfo]) -> list[RunRecord]:
+        """Return the records whose mark is to change: runs that vanished, and runs that came back unchanged.
+
+        Called after :meth:`choose`, because a run that is read gets a new record anyway.
+        """
+        moment = now()
+        changed = []
+        skipped = set(self._report.skipped)
+        for record in self._manifest.records.values():
+            if record.run_id not in infos:
+                self._report.vanished.append(record.run_id)
+                if record.vanished_at is None:
+                    changed.append(replace(record, vanished_at=moment))
+            elif record.vanished_at is not None:
+                self._report.reappeared.append(record.run_id)
+                if record.run_id in skipped:
+                    changed.append(replace(record, vanished_at=None))
+        return changed
+
+    def _is_current(self, record: RunRecord, info: RunInfo) -> bool:
+        """True if the record was made from what the source has now, and its parts are still there and whole."""
+        if record.fingerprint != info.fingerprint or record.source != self._source.kind:
+            return False
+        in_place = asked_in_place(self._source, self._manifest.project_id, record.run_id, self._scope)
+        if in_place is not None:
+            if record.in_place is not None:
+                return record.in_place == in_place.files_root
+            if all(note.message != COPIED_INSTEAD for note in record.notes):
+                return False
+        return record.in_place is None and self._holds(record)
+
+
+def asked_in_place(source: Source, project_id: str, run_id: str, scope: Scope) -> InPlaceRun | None:
+    """Ask a source that can leave runs where they are whether this one stays there."""
+    return source.in_place(project_id, run_id, scope) if isinstance(source, ReadsInPlace) else None
+
+
+class RunEnds:
+    """Ends the runs of one project, each once.
+
+    ``builder`` makes the builder of a run; ``in_place`` tells where it lies if it shall stay there.
+    """
+
+    def __init__(
+        self,
+        infos: Mapping[str, RunInfo],
+        todo: Iterable[str],
+        builder: Callable[[RunInfo], RunBuilder],
+        in_place: Callable[[str], InPlaceRun | None],
+        publication: Publication,
+        report: WriteReport,
+        tracker: Tracker,
+    ) -> None:
+        self._infos = infos
+        self._builder = builder
+        self._asked_in_place = in_place
+        self._publication = publication
+        self._report = report
+        self._small = SmallRuns()
+        self.tracker = tracker
+        self.remaining = dict.fromkeys(todo)
+        """Runs that have not ended, in order."""
+        self.copied_instead: set[str] = set()
+        """Runs that were to stay in place and have to be copied, for which they are read again."""
+
+    def end(self, reading: Reading, end: RunEnd | None) -> None:
+        """End a run that was read, or have it wait for others if it is small."""
+        if reading.error is None and reading.small and self._in_place(reading.run_id) is None:
+            self._small.add(reading, end)
+            self.tick()
+        else:
+            self.end_small()
+            self._end(reading, end, None)
+
+    def tick(self) -> None:
+        """End the small ones that wait if they are many, or have waited long enough."""
+        if self._small.due:
+            self.end_small()
+
+    def end_small(self) -> None:
+        """End the small ones that wait."""
+        for reading, end, run in self._small.take():
+            self._end(reading, end, run)
+
+    def fail(self, run_id: str, message: str) -> None:
+        """End a run that could not be read: it stays as it is and is reported."""
+        self._report_failure(run_id, message)
+        self._ended(run_id)
+
+    def _end(self, reading: Reading, end: RunEnd | None, run: SortedRun | None) -> None:
+        if self._finish(reading, end, run):
+            self._ended(reading.run_id)
+        else:
+            self.copied_instead.add(reading.run_id)
+
+    def _ended(self, run_id: str) -> None:
+        self.remaining.pop(run_id)
+        self.tracker.done(run_id)
+
+    def _finish(self, reading: Reading, end: RunEnd | None, run: SortedRun | None) -> bool:
+        """Build and publish one run; one with rows that cannot be understood fails alone.
+
+        False if it was to stay in place but has to be copied, which takes reading it again.
+        """
+        run_id = reading.run_id
+        in_place = None if run is not None else self._in_place(run_id)
+        builder = self._builder(self._infos[run_id])
+        try:
+            if run is not None:
+                record = builder.build_small(run, end)
+            else:
+                sorter = reading.sorter()
+                if reading.error is not None:
+                    self._report_failure(run_id, f"Its rows cannot be understood: {reading.error}")
+                    return True
+                record = builder.build(sorter, end, in_place)
+        except (ValueError, pa.ArrowException) as error:
+            if isinstance(error, OSError):
+                raise
+            if in_place is not None:
+                return False
+            self._publication.withdraw(run_id, builder.generation)
+            self._report_failure(run_id, f"Its rows cannot be understood: {error}")
+            return True
+        except BaseException as error:
+            self._publication.withdraw(run_id, builder.generation)
+            if in_place is not None and isinstance(error, OSError) and error.errno not in DISK_FULL:
+                # Nothing was being written: the export's own parts cannot be read as they are.
+                return False
+            raise
+        finally:
+            reading.close()
+        if in_place is not None and not self._publication.reads_the_same(record):
+            return False
+        if run_id in self.copied_instead:
+            record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
+        self._publication.publish(record, builder.statistics)
+        return True
+
+    def _report_failure(self, run_id: str, message: str) -> None:
+        self._report.failed[run_id] = message
+        self._report.issues.append(RunIssue(run_id, message))
+        for listed in (self._report.new, self._report.changed, self._report.retried):
+            if run_id in listed:
+                listed.remove(run_id)
+
+    def _in_place(self, run_id: str) -> InPlaceRun | None:
+        return None if run_id in self.copied_instead else self._asked_in_place(run_id)
+
 
 __all__ = ["LakeWriter", "Progress", "RunIssue", "WriteReport"]
 

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from neptune_assets.lake.manifest import FileRecord
 from neptune_assets.lake.parts import row_group_bounds
-from neptune_assets.lake.records import FileRecord
+from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.rows import NONE, microsteps
-from neptune_assets.lake.runs import LakeRun
 from neptune_assets.schema import MICROSTEPS, VALUE_COLUMN, AttributeType
 from neptune_assets.server.catalog.catalog import lineage
 from neptune_assets.server.catalog.tables import Run

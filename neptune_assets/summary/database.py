@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from neptune_assets import durable
 from neptune_assets.errors import LakeDamagedError, LakeError, SettingsError
-from neptune_assets.lake.hashed_files import UNKNOWN, difference, replacing_hashed
+from neptune_assets.lake.committer import COMPLETE
+from neptune_assets.lake.integrity import UNKNOWN, difference, replacing_hashed
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.reader import Lake
-from neptune_assets.lake.staging import COMPLETE
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
 from neptune_assets.scratch import ScratchDirectory
@@ -292,7 +292,7 @@ def _left_out(place: str) -> str:
     """Return a SELECT of the parts that must not be read now, mostly none.
 
     While parts of a run are moved, or when a killed writer left them so, all parts of the new run are in a directory
-    beside the project's, see :mod:`neptune_assets.lake.staging`: those in the final places are left out if it is
+    beside the project's, see :mod:`neptune_assets.lake.committer`: those in the final places are left out if it is
     complete, it is left out itself if not. Where names hold a generation, which on object stores they do, a run's parts
     are left out unless they are of its newest generation that has a part_0, which comes last.
     """

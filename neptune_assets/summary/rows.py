@@ -29,8 +29,8 @@ from neptune_assets.summary.sql import identifier, literal, literals, parquet, p
 if TYPE_CHECKING:
     import duckdb
 
+    from neptune_assets.lake.manifest import RunRecord
     from neptune_assets.lake.reader import LakeProject
-    from neptune_assets.lake.records import RunRecord
 
 _STEP: Final = "DECIMAL(18, 6)"
 _MANIFEST: Final = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
-from neptune_assets.lake.in_place import storage_in_place
+from neptune_assets.lake.reader import storage_in_place
 
 if TYPE_CHECKING:
     import duckdb

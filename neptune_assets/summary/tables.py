@@ -22,9 +22,7 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import LakeBusyError, LakeError, NeptuneAssetsError
 from neptune_assets.lake.lock import project_lock
 from neptune_assets.lake.rows import Attributes, pack
-from neptune_assets.lake.statistics import RunStatistics
-from neptune_assets.lake.statistics_files import StatisticsFiles, usable_statistics
-from neptune_assets.lake.statistics_tables import PARAMS, SERIES
+from neptune_assets.lake.statistics import PARAMS, SERIES, RunStatistics, StatisticsFiles, usable_statistics
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE, TIME_TYPE, VALUE_COLUMN, AttributeType, Scope
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.summary.rows import load_manifest, project_rows

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from neptune_assets.lake.records import RunRecord
+from neptune_assets.lake.manifest import RunRecord
 
 
 def natural(run_id: str) -> tuple[tuple[int, str], ...]:

@@ -20,8 +20,7 @@ from typing import Any, Final
 from neptune_assets import durable
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import ProjectLock, project_lock
-from neptune_assets.lake.storage import Storage
-from neptune_assets.lake.storage_errors import storage_errors
+from neptune_assets.lake.storage import Storage, storage_errors
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Dropped, Receipt, TargetRun
 

@@ -15,9 +15,9 @@ from typing import Any, Final, Literal
 
 from neptune_assets.errors import NeptuneAssetsError, TargetError, TargetUnavailableError
 from neptune_assets.lake.lock import ProjectLock
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import LakeProject
-from neptune_assets.lake.records import RunRecord
-from neptune_assets.lake.storage_errors import disk_message
+from neptune_assets.lake.storage import disk_message
 from neptune_assets.retries import RetryPolicy
 from neptune_assets.settings import PARALLEL_RUNS
 from neptune_assets.targets.concurrency import ReadyQueue, parents_first, run_concurrently, why_partial

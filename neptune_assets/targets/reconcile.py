@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from neptune_assets.errors import LakeDamagedError, NeptuneAssetsError, TargetUnavailableError
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import LakeProject
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.targets.ledger import Entry, Ledger
 from neptune_assets.targets.protocol import Receipt, Target, TargetRun
 from neptune_assets.targets.rules import RenamedProject, Rules

@@ -21,8 +21,8 @@ import yaml
 from pydantic import ValidationError
 
 from neptune_assets.errors import SettingsError
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import LakeProject, LakeRun
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.schema import AttributeType
 from neptune_assets.settings import NameRules
 from neptune_assets.targets.protocol import Dropped, Receipt

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from neptune_assets.errors import LakeError, UnknownProjectError
-from neptune_assets.lake import publication, waiting
+from neptune_assets.lake import committer
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
@@ -22,7 +22,7 @@ from neptune_assets_tests.support.lake_factory import file, metric
 from neptune_assets_tests.support.lake_writing import DIRECTORY, P, rows_of, run, write
 from neptune_assets_tests.support.table_source import TableSource
 
-NAMES = [f"r{number:03d}" for number in range(publication.GROUP_RUNS + 20)]
+NAMES = [f"r{number:03d}" for number in range(committer.GROUP_RUNS + 20)]
 
 
 def records(root: Path) -> dict[str, Any]:
@@ -45,11 +45,11 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_many_small_runs_take_few_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SECONDS", 3600.0)
+    monkeypatch.setattr(committer, "SECONDS", 3600.0)
     found = commits(monkeypatch)
     report = write(tmp_path, TableSource({P: {name: run(metric("m", [1.0]), name) for name in NAMES}}))
     # The first delta, without runs, is of the project itself.
-    assert found == [0, publication.GROUP_RUNS, 20]
+    assert found == [0, committer.GROUP_RUNS, 20]
     assert report.new == NAMES == list(records(tmp_path))
     assert (report.total_rows, len(list((tmp_path / "data" / DIRECTORY).glob("*.parquet")))) == (len(NAMES), len(NAMES))
     assert {name for name in NAMES if len(rows_of(tmp_path, name)) == 1} == set(NAMES)
@@ -57,8 +57,8 @@ def test_many_small_runs_take_few_commits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_large_runs_do_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SECONDS", 3600.0)
-    monkeypatch.setattr(publication, "GROUP_BYTES", 1)
+    monkeypatch.setattr(committer, "SECONDS", 3600.0)
+    monkeypatch.setattr(committer, "GROUP_BYTES", 1)
     found = commits(monkeypatch)
     write(tmp_path, TableSource({P: {name: run(metric("m", [1.0]), name) for name in NAMES[:3]}}))
     assert found == [0, 1, 1, 1]
@@ -83,7 +83,7 @@ class Watched(TableSource):
 
 
 def test_a_run_does_not_wait_longer_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SECONDS", 0.0)
+    monkeypatch.setattr(committer, "SECONDS", 0.0)
     source = Watched(tmp_path, {P: {name: run(metric("m", [1.0]), name) for name in ("a", "b", "c")}})
     write(tmp_path, source)
     assert source.seen == [[], ["a"], ["a", "b"]]
@@ -92,7 +92,7 @@ def test_a_run_does_not_wait_longer_than_it_may(tmp_path: Path, monkeypatch: pyt
 def test_a_commit_that_cannot_be_written_leaves_its_runs_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "SECONDS", 3600.0)
+    monkeypatch.setattr(committer, "SECONDS", 3600.0)
     names = NAMES[:60]
 
     def source(version: int, some: Sequence[str]) -> TableSource:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neptune_assets.lake.digest import RunDigest, digest_of_project
-from neptune_assets.lake.records import FileRecord, RunRecord
+from neptune_assets.lake.manifest import FileRecord, RunRecord
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets_tests.support.lake_factory import file, histograms, metric, param, params, texts
 from neptune_assets_tests.support.table_source import as_table

@@ -10,13 +10,16 @@ from neptune_assets.errors import LakeBusyError, LakeError
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.manifest import (
     FORMAT,
+    FileRecord,
+    IssueRecord,
     Manifest,
     ManifestStore,
+    PartRecord,
+    RunRecord,
     manifest_bytes,
     parse_manifest,
     salvage_manifest,
 )
-from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 from neptune_assets_tests.support.lake_factory import forget_hashes

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from neptune_assets.lake.moments import Moments
+from neptune_assets.lake.statistics import Moments
 
 piece = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.lake import readings, small_runs, waiting
+from neptune_assets.lake import committer, run_builder
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.support.lake_factory import file, histograms, metric, param, params, texts
@@ -56,11 +56,11 @@ def contents(root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
 
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]) -> tuple[Any, Any]:
     """What the lake holds and what is reported, of runs sorted together and of runs sorted by themselves."""
-    monkeypatch.setattr(waiting, "SECONDS", 3600.0)
+    monkeypatch.setattr(committer, "SECONDS", 3600.0)
     found = []
     for name in ("together", "alone"):
         if name == "alone":
-            monkeypatch.setattr(readings.Reading, "small", property(lambda _: False))
+            monkeypatch.setattr(run_builder.Reading, "small", property(lambda _: False))
         report = write(tmp_path / name, TableSource({P: tables}))
         found.append((contents(tmp_path / name), report.rows, report.repairs, report.failed, report.partial))
     return found[0], found[1]
@@ -68,13 +68,13 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]
 
 def test_they_come_out_as_each_would_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    sort_together = small_runs.sort_together
+    sort_together = run_builder.sort_together
 
     def counted(runs: Sequence[Any]) -> Any:
         calls.append(len(runs))
         return sort_together(runs)
 
-    monkeypatch.setattr(small_runs, "sort_together", counted)
+    monkeypatch.setattr(run_builder, "sort_together", counted)
     tables = {f"r{seed:03d}": run(hostile_rows(seed) if seed % 7 else [], f"r{seed:03d}") for seed in range(150)}
     together, alone = both(tmp_path, monkeypatch, tables)
     assert together == alone
@@ -89,8 +89,8 @@ def test_one_with_files_or_many_rows_goes_by_itself(tmp_path: Path, monkeypatch:
     tables = {
         "a": run(metric("m", [1.0]), "a"),
         "b": run([*metric("m", [1.0]), file("f", b"content")], "b"),
-        "c": run(metric("m", [0.5] * (readings.SMALL_ROWS + 1)), "c"),
-        "d": run(texts("log", ["x" * readings.SMALL_BYTES]), "d"),
+        "c": run(metric("m", [0.5] * (run_builder.SMALL_ROWS + 1)), "c"),
+        "d": run(texts("log", ["x" * run_builder.SMALL_BYTES]), "d"),
         "e": run(metric("m", [2.0]), "e"),
     }
     together, alone = both(tmp_path, monkeypatch, tables)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.lake.commits import stale_reason
+from neptune_assets.lake.committer import stale_reason
+from neptune_assets.lake.manifest import IssueRecord, RunRecord
 from neptune_assets.lake.reader import Lake, LakeProject
-from neptune_assets.lake.records import IssueRecord, RunRecord
 from neptune_assets.lake.reports import WriteReport
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import Filters, LakeSettings

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from neptune_assets.errors import LakeBusyError, TargetError, TargetUnavailableError
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import LakeRun
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.concurrency import parents_first
 from neptune_assets.targets.ledger import Entry, Ledger

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import LakeDamagedError
-from neptune_assets.lake.moments import Moments
+from neptune_assets.lake.statistics import Moments
 from neptune_assets.schema import AttributeType
 from neptune_assets.server.catalog.tables import AGGREGATES, LAST, VARIANCE, Run, release_memory
 from neptune_assets.server.nql import (

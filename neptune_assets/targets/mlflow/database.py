@@ -38,7 +38,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
-from neptune_assets.lake.storage_errors import next_action
+from neptune_assets.lake.storage import next_action
 from neptune_assets.targets.mlflow import artifacts, backend, mapping
 from neptune_assets.targets.mlflow.artifacts import Artifacts
 from neptune_assets.targets.mlflow.backend import Accounts, Content, ExistingRun, Experiments, Job

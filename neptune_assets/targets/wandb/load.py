@@ -43,8 +43,8 @@ from neptune_assets.targets.wandb.staging import Destination, RunStage, start_of
 from neptune_assets.targets.wandb.verify import Content, differences
 
 if TYPE_CHECKING:
+    from neptune_assets.lake.manifest import RunRecord
     from neptune_assets.lake.reader import LakeRun
-    from neptune_assets.lake.records import RunRecord
 
 
 class WandbTarget:

@@ -31,8 +31,8 @@ from neptune_assets.targets.wandb.codec import (
 )
 
 if TYPE_CHECKING:
+    from neptune_assets.lake.manifest import RunRecord
     from neptune_assets.lake.reader import LakeRun
-    from neptune_assets.lake.records import RunRecord
 
 Naming = Literal["default", "neptune-exporter"]
 Key = TypeVar("Key", bound=Hashable)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from neptune_assets.lake.manifest import RunRecord
 from neptune_assets.lake.reader import Lake
-from neptune_assets.lake.records import RunRecord
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import AttributeFilter, Filters, LakeSettings
 from neptune_assets.sources.neptune3.source import Neptune3

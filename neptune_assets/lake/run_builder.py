@@ -1,35 +1,247 @@
-"""Turn the rows of one run into parts, files and a record, and commit it."""
+"""Turn the rows of one run into staged parts, stored files and a record that can be committed.
+
+Small runs are sorted, hashed and measured together, because numpy and Arrow cost a small run more per call than per
+row; the result for each is the same as by itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from neptune_assets.lake.digest import RunDigest
+from neptune_assets.errors import LakeError, NeptuneAssetsError
+from neptune_assets.lake.committer import Staging, Waiting, now
+from neptune_assets.lake.digest import HashedColumns, RunDigest
+from neptune_assets.lake.external_sort import stable_order
 from neptune_assets.lake.files import FileStore
-from neptune_assets.lake.in_place import storage_in_place
 from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.layout import part_name, stored_contents, unique_file_path
+from neptune_assets.lake.manifest import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.parts import PartWriter, open_parquet
-from neptune_assets.lake.records import FileRecord, IssueRecord, PartRecord, RunRecord
+from neptune_assets.lake.reader import storage_in_place
 from neptune_assets.lake.repair import CONFLICTING_ROWS, DUPLICATE_ROWS
-from neptune_assets.lake.rows import NONE, Attributes
-from neptune_assets.lake.small_runs import SortedRun
-from neptune_assets.lake.sorting import RunSorter
-from neptune_assets.lake.staging import Staging
+from neptune_assets.lake.rows import NONE, Attributes, compact, distinct_codes, no_rows
+from neptune_assets.lake.sorting import RunSorter, last_of_each, series_among, sort_keys
 from neptune_assets.lake.statistics import RunStatistics
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, SERIES_TYPES
 from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
-from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo
+from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows
+
+SMALL_ROWS: Final = 2_048
+SMALL_BYTES: Final = 1 << 20
+"""What a run that is handled together with others may hold."""
+
+
+class Reading:
+    """The rows of the run being read: as they came while they are few, then with a sorter."""
+
+    def __init__(self, run_id: str, settings: LakeSettings) -> None:
+        self.run_id = run_id
+        self.rows = 0
+        self.nbytes = 0
+        self.error: Exception | None = None
+        self.batches: list[pa.RecordBatch] = []
+        """The rows of a run that is small so far."""
+        self._sorter: RunSorter | None = None
+        self._settings = settings
+
+    @property
+    def small(self) -> bool:
+        """True if it has few rows and none with files, which have to be stored before rows can be hashed."""
+        return self._sorter is None and not any(_has_files(batch) for batch in self.batches)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take rows; the first batch that cannot be understood makes the run fail."""
+        if self.error is not None:
+            return
+        self.rows += batch.num_rows
+        if self._sorter is None and self.rows <= SMALL_ROWS:
+            self.nbytes += batch.nbytes
+            if self.nbytes <= SMALL_BYTES:
+                self.batches.append(batch)
+                return
+        self._sort(batch)
+
+    def sorter(self) -> RunSorter:
+        """All rows, to be given back in order."""
+        if self._sorter is None:
+            self._sort()
+        assert self._sorter is not None  # noqa: S101 - for the type checker
+        return self._sorter
+
+    def _sort(self, *more: pa.RecordBatch) -> None:
+        if self._sorter is None:
+            settings = self._settings
+            self._sorter = RunSorter(settings.rows_in_memory, settings.sort_memory_mb, settings.scratch)
+        batches, self.batches = [*self.batches, *more], []
+        try:
+            for batch in batches:
+                self._sorter.add(batch)
+        except (ValueError, KeyError, pa.ArrowException) as error:
+            if isinstance(error, OSError):
+                raise
+            self.error = error
+            self._sorter.close()
+
+    def close(self) -> None:
+        """Remove what sorting spilled."""
+        if self._sorter is not None:
+            self._sorter.close()
+
+
+def _has_files(batch: pa.RecordBatch) -> bool:
+    return bool(batch["file_value"].null_count < batch.num_rows)
+
+
+class Chunks:
+    """A source's chunks; an error of the source ends them and stays in :attr:`error`, apart from the lake's errors."""
+
+    def __init__(self, chunks: Iterator[RunRows | RunEnd]) -> None:
+        self._chunks = iter(chunks)
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[RunRows | RunEnd]:
+        while True:
+            try:
+                chunk = next(self._chunks)
+            except StopIteration:
+                return
+            except LakeError:
+                raise
+            except (NeptuneAssetsError, OSError, ValueError, KeyError, pa.ArrowException) as error:
+                self.error = error
+                return
+            yield chunk
+
+
+_RUNS: Final = 64
+_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SortedRun:
+    """One small run, ready to be written."""
+
+    attributes: Attributes
+    rows: pa.RecordBatch
+    """Compact rows in order, without duplicates."""
+    duplicates: int
+    """Rows left out as duplicates."""
+    conflicts: dict[int, int]
+    """How many of them had another value than the row that was kept, by attribute id."""
+    digest: str
+    statistics: RunStatistics
+
+
+class SmallRuns:
+    """Small runs that were read and wait for each other."""
+
+    def __init__(self) -> None:
+        self._waiting = Waiting[tuple[Reading, RunEnd | None]](_RUNS, _BYTES)
+
+    def add(self, reading: Reading, end: RunEnd | None) -> None:
+        """Take a run of few rows that was read to its end."""
+        self._waiting.add((reading, end), reading.nbytes)
+
+    @property
+    def due(self) -> bool:
+        """True if enough wait, or one for long enough."""
+        return self._waiting.due
+
+    def take(self) -> Iterator[tuple[Reading, RunEnd | None, SortedRun | None]]:
+        """Give all that wait, in order; a run without a SortedRun has to be sorted by itself."""
+        waiting = self._waiting.take()
+        if not waiting:
+            return
+        try:
+            runs: Sequence[SortedRun | None] = sort_together([reading.batches for reading, _ in waiting])
+        except (ValueError, pa.ArrowException):
+            # One of them cannot be understood: by itself it fails alone.
+            runs = [None] * len(waiting)
+        for (reading, end), run in zip(waiting, runs, strict=True):
+            yield reading, end, run
+
+
+def sort_together(runs: Sequence[Sequence[pa.RecordBatch]]) -> list[SortedRun]:
+    """Sort several runs, each given as its rows in the lake's schema, and find out what is to be known of them.
+
+    Rows with files are not meant to come here: what they hash to is known only once the files are stored. Raises
+    ValueError or pyarrow.ArrowException for rows that cannot be understood.
+    """
+    batches = [batch for run in runs for batch in run if batch.num_rows]
+    lengths = [sum(batch.num_rows for batch in run) for run in runs]
+    if not batches:
+        return [_empty() for _ in runs]
+    rows = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+    names, of_run, ids = _attributes(rows, np.repeat(np.arange(len(runs)), lengths), len(runs))
+    edges = np.searchsorted(of_run, np.arange(len(runs) + 1))
+    rows = compact(rows, ids)
+    order = stable_order(sort_keys(rows, _ranks(names, of_run)))
+    if order is not None:
+        rows = rows.take(pa.array(order))
+    kept, conflicts = last_of_each(rows, series_among(names))
+    conflicts_of: list[dict[int, int]] = [{} for _ in runs]
+    for number, count in conflicts.items():
+        run = int(of_run[number])
+        conflicts_of[run][number - int(edges[run])] = count
+    ids = kept["attribute"].to_numpy()
+    starts = np.searchsorted(of_run[ids], np.arange(len(runs) + 1)).tolist()
+    statistics = RunStatistics(names)
+    statistics.update(kept)
+    hashed = HashedColumns(kept)
+    local = ids - edges[of_run[ids]].astype(np.int32)
+    kept = kept.set_column(0, "attribute", pa.array(local))
+    found = []
+    for run, measured in enumerate(statistics.split(edges.tolist())):
+        start, end = starts[run], starts[run + 1]
+        digest = RunDigest(names)
+        if start < end:
+            digest.take(hashed, start, end)
+        found.append(
+            SortedRun(
+                attributes=Attributes(names[edges[run] : edges[run + 1]]),
+                rows=kept.slice(start, end - start),
+                duplicates=lengths[run] - (end - start),
+                conflicts=conflicts_of[run],
+                digest=digest.hexdigest(),
+                statistics=measured,
+            )
+        )
+    return found
+
+
+def _attributes(
+    rows: pa.RecordBatch, runs: npt.NDArray[np.int64], count: int
+) -> tuple[list[tuple[str, str]], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return the attributes of all runs, those of a run together, the run of each, and the attribute of each row."""
+    paths, kinds, codes = distinct_codes(rows["attribute_path"], rows["attribute_type"])
+    width = max(1, len(paths) * len(kinds))
+    distinct, ids = np.unique(runs * width + codes, return_inverse=True)
+    names = [(paths[code // len(kinds)], kinds[code % len(kinds)]) for code in (distinct % width).tolist()]
+    return names, distinct // width, ids.astype(np.int32)
+
+
+def _ranks(names: Sequence[tuple[str, str]], of_run: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Return the place of each attribute: by run, then by path and type in code point order."""
+    runs = of_run.tolist()
+    order = sorted(range(len(names)), key=lambda number: (runs[number], names[number]))
+    ranks = np.empty(len(order), np.int32)
+    ranks[order] = np.arange(len(order), dtype=np.int32)
+    return ranks
+
+
+def _empty() -> SortedRun:
+    return SortedRun(Attributes(), no_rows(), 0, {}, RunDigest([]).hexdigest(), RunStatistics([]))
+
 
 _FILE_TYPES: Final = frozenset(str(kind) for kind in FILE_TYPES)
 _SERIES_TYPES: Final = frozenset(str(kind) for kind in SERIES_TYPES)
@@ -271,33 +483,6 @@ class RunBuilder:
             fork_step=None if fork is None else round(fork * MICROSTEPS),
             in_place=None if in_place is None else in_place.files_root,
         )
-
-
-def same_content(old: RunRecord, new: RunRecord) -> bool:
-    """True if both records describe the same rows and files, so that the old parts can stay."""
-    return (
-        old.digest == new.digest
-        and old.rows == new.rows
-        and old.in_place == new.in_place
-        and set(old.files) == set(new.files)
-    )
-
-
-def keep_parts(old: RunRecord, new: RunRecord) -> RunRecord:
-    """Return the new record, pointing at the old parts."""
-    return replace(new, generation=old.generation, parts=old.parts, files=old.files)
-
-
-def stale_reason(errors: Sequence[IssueRecord]) -> str:
-    """Return why a state of a run was not taken, in one line of bounded length."""
-    told = [f"{error.attribute_path}: {error.message}" if error.attribute_path else error.message for error in errors]
-    rest = f" and {len(told) - 5:,} more" if len(told) > 5 else ""
-    return "; ".join(message[:1_000] for message in told[:5]) + rest
-
-
-def now() -> str:
-    """Return the present moment as the manifest writes it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _issues(issues: Sequence[Issue]) -> list[IssueRecord]:
