@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neptune_assets.errors import UnknownProjectError
-from neptune_assets.lake.hashed_files import difference
+from neptune_assets.lake.integrity import difference
 from neptune_assets.lake.layout import safe_name
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
