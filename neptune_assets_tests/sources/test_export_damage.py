@@ -207,6 +207,45 @@ def test_parts_named_for_another_run(factory):
     assert exported_name("wrong") in messages(export.problems(PROJECT))
 
 
+@pytest.mark.parametrize("how", ["no part 0", "truncated", "no part 1"])
+@pytest.mark.parametrize("partial", ["right", "wrong"])
+def test_of_two_sets_of_parts_of_one_run_the_whole_one_is_read(factory, partial, how):
+    content = run_v3("right")
+    for name in ("wrong", "right"):
+        factory.run(PROJECT, "right", content[:1], content[1:2], content[2:])
+        if name == "wrong":
+            for number in range(3):
+                factory.part(PROJECT, "right", number).rename(factory.part(PROJECT, "wrong", number))
+    number = 0 if how == "no part 0" else 1
+    part = factory.part(PROJECT, partial, number)
+    if how == "truncated":
+        part.write_bytes(part.read_bytes()[:-20])
+    else:
+        part.unlink()
+    export = source(factory)
+    assert [info.run_id for info in export.runs(PROJECT)] == ["right"]
+    table, end = read(export, "right")
+    assert not end.errors
+    assert table.num_rows == sum(len(group) for group in content)
+    (problem,) = [issue for issue in export.problems(PROJECT) if not issue.notice]
+    assert exported_name(partial) in problem.message
+
+
+def test_of_two_sets_of_parts_that_are_both_partial_the_one_named_for_the_run_is_read_and_is_partial(factory):
+    content = run_v3("right")
+    for name in ("wrong", "right"):
+        factory.run(PROJECT, "right", content[:1], content[1:])
+        factory.part(PROJECT, "right", 0).unlink()
+        if name == "wrong":
+            factory.part(PROJECT, "right", 1).rename(factory.part(PROJECT, "wrong", 1))
+    export = source(factory)
+    export.runs(PROJECT)
+    table, end = read(export, "right")
+    assert table.num_rows == sum(len(group) for group in content[1:])
+    assert "Part " + factory.part(PROJECT, "right").name in messages(end.errors)
+    assert exported_name("wrong") in messages(export.problems(PROJECT))
+
+
 def test_rows_of_unknown_type_and_points_without_step(factory):
     odd = [{"attribute_path": "x", "attribute_type": "tensor"}, {**point("m", 0, 1.0, CREATED), "step": None}]
     factory.run(PROJECT, "r", [*run_v3("r"), odd])

@@ -6,19 +6,26 @@ import os
 import shutil
 import tarfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import dagster as dg
 import fsspec
 import pytest
 
 from neptune_assets.build import build_defs
 from neptune_assets.errors import FileGoneError, SourceError
+from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.migration_settings import Settings
-from neptune_assets.settings import Filters
+from neptune_assets.schema import Scope
+from neptune_assets.settings import Filters, LakeSettings
 from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.export.source import Export
 from neptune_assets.sources.protocol import RunEnd
+from neptune_assets_tests.support.export_factory import ExportFactory, exported_name, file_row, run_v2, system_rows_v2
+from neptune_assets_tests.support.s3 import s3_server
 
 CASES = Path(__file__).resolve().parent.parent / "cases"
 PROJECT = "team/vision"
@@ -98,6 +105,126 @@ def test_urls_are_looked_at_alike(exports: Path) -> None:
         source("memory://files-root-case/data", "memory://files-root-case").projects()
     assert "Set it to memory://files-root-case/files." in caught.value.hint
     memory.rm("/files-root-case", recursive=True)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The export on an S3 server: real client, emulator. Gives the server's URL."""
+    with s3_server() as url:
+        client = boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="id", aws_secret_access_key="secret"
+        )
+        client.create_bucket(Bucket="exports")
+        root = CASES / "export-files-root/exports"
+        for path in root.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "exports", f"team/{path.relative_to(root)}")
+        yield url
+
+
+@pytest.mark.parametrize("mode", ["copy", "in_place"])
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ("team/nofiles", "does not exist"),
+        ("team", "holds no files of these projects"),
+        ("team/data", "holds no files of these projects"),
+        (f"team/files/{DIRECTORY}", "holds no files of these projects"),
+    ],
+    ids=["missing", "too high", "that of data", "too deep"],
+)
+def test_a_wrong_directory_of_files_on_s3_is_the_same_error(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, files: str, said: str, mode: str
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        on_s3(bucket, monkeypatch, "team/data", files, mode=mode).projects()
+    assert f"source.export.files s3://exports/{files} {said}" in str(caught.value)
+    assert "Set it to s3://exports/team/files." in caught.value.hint
+
+
+def test_wrong_directories_of_data_on_s3_are_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError, match="they are exchanged"):
+        on_s3(bucket, monkeypatch, "team/files", "team/data").projects()
+    with pytest.raises(SourceError) as caught:
+        on_s3(bucket, monkeypatch, "team", "team/files").projects()
+    assert "data s3://exports/team is not an export" in str(caught.value)
+    assert "s3://exports/team/data" in caught.value.hint
+    with pytest.raises(SourceError, match="s3://exports/elsewhere"):
+        on_s3(bucket, monkeypatch, "elsewhere", "team/files").projects()
+
+
+def test_the_right_directories_on_s3_give_every_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = on_s3(bucket, monkeypatch, "team/data", "team/files")
+    assert not [issue for issue in export.problems(PROJECT) if not issue.notice]
+
+
+def on_s3(url: str, monkeypatch: pytest.MonkeyPatch, data: str, files: str, mode: str = "copy") -> Export:
+    monkeypatch.setenv("EXPORT_KEY", "id")
+    monkeypatch.setenv("EXPORT_SECRET", "secret")
+    storage = {
+        "options": {"endpoint_url": url},
+        "secrets_env": {"key": "EXPORT_KEY", "secret": "EXPORT_SECRET"},
+    }
+    given = {"data": f"s3://exports/{data}", "files": f"s3://exports/{files}", "mode": mode, "storage": storage}
+    return Export(ExportSource.model_validate(given), Filters())
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> ExportFactory:
+    """An export of a run and a model, each with a file."""
+    factory = ExportFactory(tmp_path)
+    factory.run(PROJECT, "RUN-1", [*run_v2("RUN-1"), [file_row("f", "RUN-1/f")]])
+    factory.file(PROJECT, "RUN-1/f", b"run")
+    factory.run(PROJECT, "PRJ-MOD", [system_rows_v2("PRJ-MOD"), [file_row("f", "PRJ-MOD/f")]], scope="models")
+    factory.file(PROJECT, "PRJ-MOD/f", b"model", scope="models")
+    return factory
+
+
+def opened(factory: ExportFactory, **changed: Path) -> Export:
+    places = {name: getattr(factory, name) for name in ("data", "files", "model_data", "model_files")} | changed
+    return Export(ExportSource.model_validate({name: str(path) for name, path in places.items()}), Filters())
+
+
+@pytest.mark.parametrize("wrong", ["missing", "too high", "that of data", "too deep"])
+def test_a_wrong_directory_of_the_models_files_is_one_error_that_names_the_right_one(
+    registry: ExportFactory, wrong: str
+) -> None:
+    exports = registry.directory / "exports"
+    place = {
+        "missing": exports / "nothing",
+        "too high": exports,
+        "that of data": registry.model_data,
+        "too deep": registry.model_files / exported_name(PROJECT),
+    }[wrong]
+    with pytest.raises(SourceError) as caught:
+        opened(registry, model_files=place).projects()
+    assert f"source.export.model_files {place} " in str(caught.value)
+    assert caught.value.hint == f"Set it to {registry.model_files}."
+
+
+def test_files_of_models_that_are_nowhere_are_a_problem_of_their_project(registry: ExportFactory) -> None:
+    shutil.rmtree(registry.model_files)
+    (problem,) = [issue for issue in opened(registry).problems(PROJECT) if not issue.notice]
+    assert f"below source.export.model_files {registry.model_files}: it does not exist" in problem.message
+
+
+def test_models_data_and_files_that_are_exchanged_are_reported(registry: ExportFactory) -> None:
+    with pytest.raises(SourceError, match=r"model_files .* they are exchanged"):
+        opened(registry, model_data=registry.model_files, model_files=registry.model_data).projects()
+
+
+@pytest.mark.parametrize("mode", ["copy", "in_place"])
+@pytest.mark.parametrize(("scope", "run_id"), [(Scope.RUNS, "RUN-1"), (Scope.MODELS, "PRJ-MOD")])
+def test_what_names_files_is_partial_where_their_directory_is_not_set(
+    registry: ExportFactory, tmp_path: Path, mode: str, scope: Scope, run_id: str
+) -> None:
+    given = {name: str(getattr(registry, name)) for name in ("data", "model_data")}
+    export = Export(ExportSource.model_validate({**given, "mode": mode}), Filters())
+    report = LakeWriter(LakeSettings(root=str(tmp_path / "lake")), export, scope).write_project(PROJECT)
+    assert report.partial == [run_id]
+    setting = "files" if scope == Scope.RUNS else "model_files"
+    record = Lake(LakeSettings(root=str(tmp_path / "lake"))).project(PROJECT, scope).run(run_id).record
+    assert any(f"source.export.{setting} is not set" in issue.message for issue in record.errors)
 
 
 def test_a_materialization_ends_with_that_error(exports: Path, tmp_path: Path) -> None:

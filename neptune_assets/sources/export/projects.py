@@ -37,6 +37,12 @@ class FoundProject:
     problems: list[Issue] = field(default_factory=list)
 
 
+def _preference(run: FoundRun) -> tuple[bool, bool]:
+    """Sort key of several sets of parts that hold one run; the smallest is read."""
+    partial = bool(run.parts.missing or run.heading.unreadable or not run.heading.has_system_rows)
+    return partial, run.parts.prefix != safe_name(run.run_id)
+
+
 class Projects:
     """One data directory of the export. Headings are kept, so that an untouched run's are read only once."""
 
@@ -137,7 +143,8 @@ class Projects:
             run = FoundRun(run_id, parts, heading)
             other = found.runs.get(run_id)
             if other is not None:
-                kept, left_out = (run, other) if parts.prefix == safe_name(run_id) else (other, run)
+                # The whole one of the two; else the one that is named as the exporter names the run.
+                kept, left_out = sorted((run, other), key=_preference)
                 found.problems.append(
                     Issue(
                         f"Parts named {left_out.parts.prefix} hold run {run_id}, as {kept.parts.prefix} do; "

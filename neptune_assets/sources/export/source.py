@@ -16,7 +16,7 @@ from neptune_assets.sources.export.files import ExportFile, resolve_files
 from neptune_assets.sources.export.names import parse_part, safe_name
 from neptune_assets.sources.export.projects import FoundProject, FoundRun, Projects
 from neptune_assets.sources.export.reading import RunReading
-from neptune_assets.sources.export.roots import Root
+from neptune_assets.sources.export.roots import Entry, Root
 from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows
@@ -257,8 +257,8 @@ class Export:
         if not directories or any(not _only_parts(files, name) for name in sorted(there & wanted)[:_LOOKED_AT]):
             return
         url = files.url.rstrip("/")
-        nearby = [f"{url}/{name}" for name in sorted(there)]
-        nearby += [url.rpartition("/")[0], f"{data.rstrip('/').rpartition('/')[0]}/{files.setting}"]
+        nearby = [f"{data.rstrip('/').rpartition('/')[0]}/{files.setting}", f"{url}/{files.setting}"]
+        nearby += [*(f"{url}/{name}" for name in sorted(there)), url.rpartition("/")[0]]
         for place in filter(None, nearby):
             near = Root(place, self._settings.storage, files.setting)
             names = {entry.name for entry in near.entries() or [] if entry.is_directory} if near.exists() else set()
@@ -340,13 +340,25 @@ def _check_exchanged(data: Root, files: Root) -> None:
 
 def _holds_parts(root: Root, directory: str) -> bool:
     """True if a directory of the root holds Parquet parts, as a project's directory of data does."""
-    return any(parse_part(entry.name) is not None for entry in root.entries(directory) or [])
+    return any(parse_part(entry.name) is not None for entry in _data_entries(root, directory))
 
 
 def _only_parts(root: Root, directory: str) -> bool:
     """True if a directory of the root holds Parquet parts and nothing else, so that it is surely one of data."""
-    entries = root.entries(directory) or []
+    entries = _data_entries(root, directory)
     return bool(entries) and all(not entry.is_directory and parse_part(entry.name) is not None for entry in entries)
+
+
+def _data_entries(root: Root, directory: str) -> list[Entry]:
+    """Entries of a project's directory; those of models and their versions in place of the directories that hold them.
+
+    A directory of that name with other things in it is one of files.
+    """
+    entries = []
+    for entry in root.entries(directory) or []:
+        inside = root.entries(f"{directory}/{entry.name}") if entry.is_directory and entry.name in _REGISTRY else None
+        entries.extend(inside or [entry])
+    return entries
 
 
 def _optional_root(settings: ExportSource, name: str, url: str | None) -> Root | None:
