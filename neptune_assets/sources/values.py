@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final
 
-from neptune_assets.schema import MICROSTEPS
+import numpy as np
+import numpy.typing as npt
+
+from neptune_assets.schema import MAX_STEP, MICROSTEPS
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ESCAPED: Final = re.compile("[\\\\\ud800-\udfff]")
@@ -57,7 +60,26 @@ def _escape(character: str) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
-def micro_steps(step: float) -> int:
+def micro_steps(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Steps as whole micro-steps, each as :func:`micro_step` has it. Raises ValueError for what no step can be."""
+    sizes = np.abs(steps)
+    if not (sizes < MAX_STEP).all():
+        raise ValueError("a step is out of range")
+    whole = np.floor(steps)
+    micros: npt.NDArray[np.int64] = whole.astype(np.int64) * MICROSTEPS
+    if np.array_equal(whole, steps):
+        return micros
+    # Whole steps and fractions apart: the product of a large step and 10^6 would not be exact.
+    fractions = (steps - whole) * MICROSTEPS
+    near = np.rint(fractions)
+    micros += near.astype(np.int64)
+    # The decimal text of a double is less than its spacing away from it: only near a half can it round otherwise.
+    for place in np.flatnonzero(np.abs(fractions - near) >= 0.499 - np.spacing(sizes) * MICROSTEPS).tolist():
+        micros[place] = micro_step(float(steps[place]))
+    return micros
+
+
+def micro_step(step: float) -> int:
     """A step as whole micro-steps, rounded half to even in decimal; TypeError or ValueError if not finite."""
     return scaled(step, MICROSTEPS)
 

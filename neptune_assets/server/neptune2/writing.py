@@ -32,6 +32,7 @@ from neptune_assets.server.neptune2.filesets import (
 from neptune_assets.server.neptune2.responses import BadRequestError
 from neptune_assets.server.store.runs import SYSTEM_TYPES, bits_float, encode, file_value, float_bits, to_json
 from neptune_assets.server.store.writing import Attribute, Problem, Problems
+from neptune_assets.sources.values import micro_step
 
 if TYPE_CHECKING:
     from neptune_assets.server.store.files import ObjectStore
@@ -204,7 +205,7 @@ def _point(where: str, kind: AttributeType, entry: Any) -> Point:
 def _step(where: str, step: Any) -> int:
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not abs(step) < MAX_STEP:
         raise BadRequestError(f"{where} has an invalid step (must be a number below 10^12).")
-    return int(step) * MICROSTEPS if float(step).is_integer() else round(step * MICROSTEPS)
+    return micro_step(step)
 
 
 def _list(where: str, body: Mapping[str, Any], field: str) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
 from neptune_assets.sources.blocks import FULL, weight_of
 from neptune_assets.sources.neptune2.values import real, whole
 from neptune_assets.sources.rows import check_value, decimal_steps
@@ -28,8 +28,6 @@ CALLS: Final[Mapping[AttributeType, str]] = {
 }
 """The call that gives the points of each type."""
 
-_EXACT: Final = 2.0**43
-"""Below this, a double times a million is off by less than a thousandth."""
 NO_TIME: Final = np.iinfo(np.int64).min
 """Stands for the time of a point that has none."""
 _INT64: Final = range(-(2**63) + 1, 2**63)
@@ -111,7 +109,7 @@ def _columns(
     points: Sequence[Mapping[str, Any]], kind: AttributeType
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64] | list[str]]:
     raw = [point["value"] for point in points]
-    steps = steps_of([point["step"] for point in points])
+    steps = _steps(points)
     if kind is AttributeType.FLOAT_SERIES:
         # Whole numbers come without a point, and not-a-number may come as text.
         return steps, np.array([value if type(value) is float else real(value) for value in raw], np.float64)
@@ -121,19 +119,12 @@ def _columns(
     return steps, texts
 
 
-def steps_of(steps: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Steps as whole micro-steps, rounded half to even in decimal; raises ValueError for what is out of range."""
+def _steps(points: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
+    """Steps of points as whole micro-steps. Raises TypeError or ValueError for what no step can be."""
+    steps = [point["step"] for point in points]
     if any(isinstance(step, bool) or not isinstance(step, int | float) for step in steps):
         raise TypeError("a step is not a number")
-    numbers = np.array(steps, np.float64)
-    if len(numbers) and not (np.abs(numbers) < MAX_STEP).all():
-        raise ValueError("a step is out of range")
-    products = numbers * MICROSTEPS
-    near = np.rint(products)
-    result = near.astype(np.int64)
-    for place in np.flatnonzero((np.abs(products) >= _EXACT) | (np.abs(products - near) >= 0.499)).tolist():
-        result[place] = micro_steps(steps[place])
-    return result
+    return micro_steps(np.array(steps, np.float64))
 
 
 def _times(points: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.int64], int]:
@@ -156,7 +147,7 @@ def image_page(answer: Mapping[str, Any], offset: int, asked: int, refer: Callab
     points = _points(answer)
     if points and all("step" in point and "timestampMillis" in point for point in points):
         references = [refer(str(offset + place)) for place in range(len(points))]
-        steps = steps_of([point["step"] for point in points])
+        steps = _steps(points)
         times, untold = _times(points)
         return Page(steps, times, references, total, sent=len(points), untold=untold), True
     if total > _MOST_IMAGES:

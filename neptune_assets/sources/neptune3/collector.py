@@ -25,13 +25,13 @@ from neptune_assets.sources.neptune3.rows import (
     add_points,
     float_batches,
     in_range,
-    micro_step,
     value_cell,
 )
 from neptune_assets.sources.offline.state import Issues
 from neptune_assets.sources.protocol import RunEnd
 from neptune_assets.sources.rows import RowBuilder
 from neptune_assets.sources.times import OddTimes
+from neptune_assets.sources.values import micro_step
 
 _COUNTS: Final = "sys/diagnostics/attributes/"
 _COUNTED: Final = {

@@ -5,7 +5,6 @@ Float points come as columns and stay columns. Everything else goes through the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -15,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import FileGoneError
-from neptune_assets.schema import MAX_STEP, MICROSTEPS, SCHEMA, TIME_TYPE, AttributeType
+from neptune_assets.schema import MAX_STEP, SCHEMA, TIME_TYPE, AttributeType
 from neptune_assets.sources.neptune3.model import Attribute, FileReference, FloatPart, Floats, Ints, ObjectPart
 from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, decimal_steps
+from neptune_assets.sources.values import micro_steps
 
 PREVIEW: Final = ":preview"
 COMPLETION: Final = ":preview_completion"
@@ -30,26 +30,6 @@ _SENT: Final = {
     AttributeType.HISTOGRAM_SERIES: tuple,
     AttributeType.FILE_SERIES: FileReference,
 }
-
-
-def micro_steps(steps: Floats) -> Ints:
-    """Turn steps into whole micro-steps, the nearest; raises ValueError for what no step can be.
-
-    Whole steps and fractions are turned apart: the product of a large step and 10^6 would not be exact.
-    """
-    if not in_range(steps).all():
-        raise ValueError("a step is out of range")
-    whole = np.floor(steps)
-    micros = whole.astype(np.int64) * MICROSTEPS
-    if not np.array_equal(whole, steps):
-        micros += np.rint((steps - whole) * MICROSTEPS).astype(np.int64)
-    return micros
-
-
-def micro_step(step: float) -> int:
-    """Turn one step that is in range into micro-steps, as :func:`micro_steps` does."""
-    whole = math.floor(step)
-    return whole * MICROSTEPS + round((step - whole) * MICROSTEPS)
 
 
 def in_range(steps: Floats) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from neptune_assets.sources.offline.client_values import (
     tracked_entry,
 )
 from neptune_assets.sources.rows import is_time
-from neptune_assets.sources.values import micro_steps, scaled, text
+from neptune_assets.sources.values import micro_step, scaled, text
 
 ContainerKey = tuple[str, str]
 """Type and uuid of a container, as in the names of its folders."""
@@ -267,7 +267,7 @@ class Points:
         for index, item in enumerate(values):
             try:
                 given = item.get("step")
-                step = last + MICROSTEPS if given is None else micro_steps(given)
+                step = last + MICROSTEPS if given is None else micro_step(given)
                 self.numbered += given is None
                 last = step
                 ts = item.get("ts")

@@ -1,29 +1,13 @@
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as some
 
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets.sources.neptune2.series import NO_TIME, PointRows, Points, parse_page, steps_of
+from neptune_assets.sources.neptune2.series import NO_TIME, PointRows, Points, parse_page
 
 FLOATS = AttributeType.FLOAT_SERIES
-
-
-@given(some.lists(some.floats(-1e12, 1e12, exclude_min=True, exclude_max=True, allow_nan=False) | some.integers(0, 9)))
-def test_steps_are_rounded_as_their_decimal_text_says(steps: list[float]) -> None:
-    expected = [int((Decimal(repr(step)) * 10**6).to_integral_value(ROUND_HALF_EVEN)) for step in steps]
-    assert steps_of(steps).tolist() == expected
-
-
-@pytest.mark.parametrize("step", [1e12, -1e12, float("inf"), float("nan")])
-def test_steps_out_of_range_are_refused(step: float) -> None:
-    with pytest.raises(ValueError, match="range"):
-        steps_of([0, step])
 
 
 def test_values_are_exact() -> None:

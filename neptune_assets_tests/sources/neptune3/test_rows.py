@@ -11,7 +11,7 @@ import pytest
 from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import SCHEMA, AttributeType
 from neptune_assets.sources.neptune3.model import FileReference, FloatPart, ListedRun, ObjectPart, Request
-from neptune_assets.sources.neptune3.rows import add_points, file_of, float_batches, micro_steps, reference_of
+from neptune_assets.sources.neptune3.rows import add_points, file_of, float_batches, reference_of
 from neptune_assets.sources.rows import RowBuilder
 
 RUN = ListedRun("r", "T-1")
@@ -26,25 +26,6 @@ def part(path: str, steps: list[float], values: list[float], previews: list[bool
         None if previews is None else np.asarray(previews),
         None if previews is None else np.asarray([0.5 if preview else 1.0 for preview in previews]),
     )
-
-
-@pytest.mark.parametrize(
-    "step", ["0", "0.000001", "0.1", "0.29", "1.999999", "7.654321", "1234567.25", "9000000000.5", "999999999999"]
-)
-def test_steps_are_exact_to_six_places(step: str) -> None:
-    (micros,) = micro_steps(np.asarray([float(step)]))
-    assert Decimal(int(micros)) / 10**6 == Decimal(step)
-
-
-def test_every_hundredth_is_exact() -> None:
-    steps = [Decimal(n) / 100 for n in range(100_000)]
-    assert micro_steps(np.asarray([float(step) for step in steps])).tolist() == [int(step * 10**6) for step in steps]
-
-
-@pytest.mark.parametrize("step", [1e12, -1e12, math.nan, math.inf])
-def test_what_is_no_step_is_refused(step: float) -> None:
-    with pytest.raises(ValueError, match="range"):
-        micro_steps(np.asarray([step]))
 
 
 def test_float_points_become_rows_of_the_one_schema() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from neptune_assets.sources.offline.client_log import Garbage, Log, json_objects
 from neptune_assets.sources.offline.client_values import milliseconds
-from neptune_assets.sources.values import micro_steps
+from neptune_assets.sources.values import micro_step
 from neptune_assets_tests.support.client_reading import NAME, op, write_log
 
 
@@ -36,7 +36,7 @@ def test_milliseconds_are_rounded_half_even(seconds: float, expected: int) -> No
     "step", ["0.000001", "0.0000005", "0.0000015", "8796093.0000005", "123456789012.123456", "-7.5"]
 )
 def test_steps_are_rounded_like_decimals(step: str) -> None:
-    assert micro_steps(float(step)) == round(Decimal(repr(float(step))) * 1_000_000)
+    assert micro_step(float(step)) == round(Decimal(repr(float(step))) * 1_000_000)
 
 
 def chunks_of(data: bytes, tmp_path: Path) -> list[Any]:
