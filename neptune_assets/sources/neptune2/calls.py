@@ -16,11 +16,10 @@ from typing import Any, BinaryIO, Final
 import requests
 
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live_settings import LiveSource
+from neptune_assets.sources.live import LiveSource, Pace
 from neptune_assets.sources.neptune2.connection import Connection, refused
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.retrying import PASSING, PassingError, Retries, describe, quote, reason
-from neptune_assets.sources.pacing import Pace
 
 _CONNECT_SECONDS: Final = 30.0
 _BLOCK: Final = 1 << 20

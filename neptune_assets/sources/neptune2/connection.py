@@ -17,10 +17,9 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from neptune_assets.errors import SettingsError, SourceError, SourceUnavailableError
-from neptune_assets.sources.live_settings import LiveSource
+from neptune_assets.sources.live import ApiToken, LiveSource
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.lazy_grammar import import_jsonschema
-from neptune_assets.sources.neptune2.token import ApiToken
 
 _RETRIES_VARIABLE: Final = "NEPTUNE_RETRIES_TIMEOUT"
 _FIRST_CONTACT: Final = 30.0

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from neptune_assets.errors import SourceUnavailableError
-from neptune_assets.sources.live_settings import LiveSource
+from neptune_assets.sources.live import Attempts, LiveSource
 from neptune_assets.sources.neptune2.errors import CallError
-from neptune_assets.sources.pacing import Attempts
 
 PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that another try may heal."""

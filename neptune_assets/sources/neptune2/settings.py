@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from neptune_assets.settings import StorageSettings
-from neptune_assets.sources.live_settings import LiveSource
+from neptune_assets.sources.live import LiveSource
 
 
 class Neptune2Source(LiveSource):

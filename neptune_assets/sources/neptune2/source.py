@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
+from neptune_assets.sources.live import allow_transport, read_token, refuse_if_switched_off
 from neptune_assets.sources.neptune2.queries import listing_query
 from neptune_assets.sources.neptune2.references import parse_reference
 from neptune_assets.sources.neptune2.settings import Neptune2Source
-from neptune_assets.sources.neptune2.token import allow_transport, read_token, refuse_if_switched_off
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import Any, Final
 import httpx
 
 from neptune_assets.retries import retry_after
+from neptune_assets.sources.live import Attempts, Pace
 from neptune_assets.sources.neptune3.access import Access
 from neptune_assets.sources.neptune3.model import RefusedError
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.sign_in import SignIn
-from neptune_assets.sources.pacing import Attempts, Pace
 
 _FIRST_CONTACT: Final = 30.0
 """A server that never answered is given up after so many seconds: its address may be wrong."""

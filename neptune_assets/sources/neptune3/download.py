@@ -10,9 +10,9 @@ from typing import BinaryIO, Final, cast
 import httpx
 
 from neptune_assets.errors import FileGoneError
+from neptune_assets.sources.live import Attempts
 from neptune_assets.sources.neptune3.connection import Connection
 from neptune_assets.sources.neptune3.model import FileReference, RefusedError
-from neptune_assets.sources.pacing import Attempts
 
 _SIGN: Final = "/api/storagebridge/v1/signedUrl"
 _BLOCK: Final = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from neptune_assets.sources.live_settings import LiveSource
+from neptune_assets.sources.live import LiveSource
 
 
 class Neptune3Source(LiveSource):

@@ -6,7 +6,7 @@ from email.utils import formatdate
 import pytest
 
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.pacing import Attempts, Pace, backoff
+from neptune_assets.sources.live import Attempts, Pace, backoff
 
 
 def test_requests_are_spaced_out() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from neptune_assets.errors import SettingsError
 from neptune_assets.settings import Filters
+from neptune_assets.sources.live import allow_transport, read_token
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
-from neptune_assets.sources.neptune2.token import allow_transport, read_token
 from neptune_assets_tests.sources.neptune2.stub import Stub, token_for
 
 
