@@ -6,7 +6,6 @@ The protocols of the servers are in the packages of their sources.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from neptune_assets.errors import SettingsError
+from neptune_assets.errors import SettingsError, SourceError
 from neptune_assets.settings import EnvironmentName, Model
 
 
@@ -142,47 +141,61 @@ def backoff(failures: int) -> float:
 
 
 OFF_SWITCH: Final = "DISABLE_NEPTUNE_LOGGING"
-"""Set to true by teams that want nothing to call Neptune any more."""
+"""Set to true by teams that want nothing to call Neptune any longer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ApiToken:
-    """A token and the address of the server that it is for. Never shown in full."""
+    """A token, the address of the server that it is for, and the variable that holds it. Never shown in full."""
 
     text: str = field(repr=False)
     url: str
+    variable: str
 
     @property
     def host(self) -> str:
         """Name or number of the server."""
         return urlsplit(self.url).hostname or ""
 
-
-def refuse_if_switched_off() -> None:
-    """Raise SettingsError if the environment says that nothing may call Neptune."""
-    if os.environ.get(OFF_SWITCH, "").strip().lower() in {"1", "true", "yes", "on"}:
-        raise SettingsError(
-            f"{OFF_SWITCH} is set, which says that nothing may call Neptune any more; no call was made.",
-            hint=f"Unset {OFF_SWITCH} to export a server that still runs, or use source.export or source.offline.",
+    def rejected(self) -> SourceError:
+        """The error for a token that the server does not accept."""
+        return SourceError(
+            f"The server at {self.url} does not accept the API token in {self.variable}: it is unknown or has expired.",
+            hint=f"Put a valid token into {self.variable}; for a server of this project, `neptune-assets token` "
+            "prints it.",
         )
 
 
 def read_token(settings: LiveSource) -> ApiToken:
-    """Take the token from the environment. Raises SettingsError if there is none or it cannot be read."""
+    """Take the token from the environment.
+
+    Raises SettingsError if the environment forbids to call Neptune, or holds no usable token.
+    """
+    if os.environ.get(OFF_SWITCH, "").strip().lower() in {"1", "true", "yes", "on"}:
+        raise SettingsError(
+            f"{OFF_SWITCH} is set, which forbids to call Neptune; no request was sent.",
+            hint=f"Unset {OFF_SWITCH} to read a server that still runs, or use source.export or source.offline.",
+        )
     name = settings.api_token_env
     text = os.environ.get(name, "").strip()
     if not text:
-        raise SettingsError(f"The environment variable {name} holds no API token.", hint="Set it, or api_token_env.")
+        raise SettingsError(
+            f"The environment variable {name} holds no API token.",
+            hint="Set it, or name another variable with api_token_env.",
+        )
     try:
         content = json.loads(base64.b64decode(text, validate=True))
-        url = content.get("api_url") or content["api_address"]
-        scheme = urlsplit(url).scheme
-    except (binascii.Error, ValueError, KeyError, AttributeError, TypeError):
+        url = str(content.get("api_url") or content.get("api_address") or "").rstrip("/")
+        address = url if not url or urlsplit(url).scheme else f"https://{url}"
+    except (ValueError, AttributeError, RecursionError):
+        address = ""
+    if not address:
+        # The text may be another secret that was put there by mistake: it is not repeated.
         raise SettingsError(
-            f"What the environment variable {name} holds is no API token of Neptune.",
-            hint="Copy the token again, whole: it is base64 text that names the server's address.",
-        ) from None
-    return ApiToken(text, url if scheme else f"https://{url}")
+            f"The environment variable {name} does not hold a valid Neptune API token.",
+            hint="Copy the complete token: it is base64 of JSON that names the server's address.",
+        )
+    return ApiToken(text, address, name)
 
 
 def allow_transport(token: ApiToken, *, allow_http: bool) -> None:

@@ -92,20 +92,21 @@ def make_lake(root: Path, shapes: dict[str, Shape]) -> None:
 
 def serve_only(project: str) -> None:
     """Ask for all points of a project and throw the answers away."""
-    from neptune_assets.sources.neptune3 import fast
-    from neptune_assets.sources.neptune3.access import find_access
+    from neptune_assets.sources.live import read_token
+    from neptune_assets.sources.neptune3.client import Client
     from neptune_assets.sources.neptune3.model import FloatPart, Request
     from neptune_assets.sources.neptune3.settings import Neptune3Source
 
-    reader = fast.FastReader(Neptune3Source(projects=[project]), find_access(Neptune3Source()))
+    settings = Neptune3Source(projects=[project])
+    client = Client(settings, read_token(settings))
     points = 0
     begin = time.perf_counter()
-    found = reader.attributes(project, reader.list_runs(project), ["float_series"])
+    found = client.attributes(project, client.list_runs(project), ["float_series"])
     requests = [Request(run.run, item.path, item.type) for run in found for item in run.attributes]
-    for group in reader.groups(requests):
+    for group in client.groups(requests):
         left = group
         while left:
-            page = reader.page(project, left)
+            page = client.page(project, left)
             points += sum(len(part.steps) for part in page.parts if isinstance(part, FloatPart))
             left = list(page.rest)
     print(json.dumps([points, time.perf_counter() - begin]))

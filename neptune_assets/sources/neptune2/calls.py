@@ -17,7 +17,7 @@ import requests
 
 from neptune_assets.retries import retry_after
 from neptune_assets.sources.live import LiveSource, Pace
-from neptune_assets.sources.neptune2.connection import Connection, refused
+from neptune_assets.sources.neptune2.connection import Connection
 from neptune_assets.sources.neptune2.errors import CallError
 from neptune_assets.sources.neptune2.retrying import PASSING, PassingError, Retries, describe, quote, reason
 
@@ -142,7 +142,7 @@ class Calls:
             self._connection.refresh()
             raise PassingError("the access token had expired", status)
         if status == 401:
-            raise refused(self._connection.url)
+            raise self._connection.token.rejected()
         raise CallError(
             f"The server refused {operation}{describe(parameters)}: HTTP {status}{quote(body)}.",
             hint="Check that it still exists and that the token's user may see it.",

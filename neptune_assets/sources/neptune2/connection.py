@@ -32,9 +32,10 @@ _HEADERS: Final = {"X-Neptune-LegacyClient": "false"}
 class Connection:
     """One session with one server. Safe to use from many threads."""
 
-    def __init__(self, backend: Any, url: str, connections: int) -> None:
+    def __init__(self, backend: Any, token: ApiToken, connections: int) -> None:
         """Take the client's backend. Raises SettingsError if it lacks anything, SourceError if the server does."""
-        self.url = url
+        self.token = token
+        self.url = token.url
         self.broken: tuple[type[Exception], ...]
         """What is raised where an answer does not come."""
         try:
@@ -60,7 +61,7 @@ class Connection:
         self._environment = lru_cache(maxsize=64)(self._from_environment)
         self._known: dict[tuple[Any, ...], requests.PreparedRequest] = {}
         adapter = HTTPAdapter(pool_maxsize=connections)
-        self._session.mount(f"{url.rstrip('/')}/", adapter)
+        self._session.mount(f"{self.url}/", adapter)
 
     def operation(self, name: str) -> Any:
         """A call by its name; raises CallError if the server does not describe it."""
@@ -129,7 +130,7 @@ class Connection:
         try:
             return self._apply(request)
         except (NeptuneInvalidApiTokenException, Unauthorized) as error:
-            raise refused(self.url) from error
+            raise self.token.rejected() from error
 
 
 def _plain(parameters: Mapping[str, Any]) -> bool:
@@ -145,13 +146,6 @@ def _other_client(error: Exception) -> SettingsError:
     return SettingsError(
         f"The installed neptune-client is not version 1.14.0.post2, which is needed to read a server: {error}.",
         hint='Install it: pip install "neptune-assets[neptune2]".',
-    )
-
-
-def refused(url: str) -> SourceError:
-    """The error for a token that the server does not accept."""
-    return SourceError(
-        f"The server at {url} does not accept the API token.", hint="Check that the token is right and still valid."
     )
 
 
@@ -178,9 +172,9 @@ def open_connection(token: ApiToken, settings: LiveSource) -> Connection:
         raise _other_client(error) from error
     try:
         backend = HostedNeptuneBackend(Credentials.from_token(token.text), proxies=None)
-        return Connection(backend, token.url, settings.concurrency)
+        return Connection(backend, token, settings.concurrency)
     except (NeptuneInvalidApiTokenException, Unauthorized, Forbidden) as error:
-        raise refused(token.url) from error
+        raise token.rejected() from error
     except NeptuneSSLVerificationError as error:
         raise SourceError(
             f"The certificate of {token.url} cannot be verified.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
-from neptune_assets.sources.live import allow_transport, read_token, refuse_if_switched_off
+from neptune_assets.sources.live import allow_transport, read_token
 from neptune_assets.sources.neptune2.queries import listing_query
 from neptune_assets.sources.neptune2.references import parse_reference
 from neptune_assets.sources.neptune2.settings import Neptune2Source
@@ -135,10 +135,9 @@ class Neptune2:
         return [Issue(problem) for problem in problems]
 
     def _open(self) -> _Session:
-        refuse_if_switched_off()
+        token = read_token(self._settings)
         with self._lock:
             if self._session is None:
-                token = read_token(self._settings)
                 allow_transport(token, allow_http=self._settings.allow_http)
                 from neptune_assets.sources.neptune2.artifacts import ArtifactStore
                 from neptune_assets.sources.neptune2.calls import Calls

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.sources.neptune3.access import Access
+from neptune_assets.sources.live import ApiToken
 from neptune_assets.sources.neptune3.answers import (
     LISTED,
     NAMES_OF_TYPES,
@@ -66,9 +66,9 @@ class Client:
     Methods may be called from several threads at a time. Those that take ``types`` take None for all.
     """
 
-    def __init__(self, settings: Neptune3Source, access: Access) -> None:
+    def __init__(self, settings: Neptune3Source, token: ApiToken) -> None:
         self._settings = settings
-        self._connection = Connection(settings, access)
+        self._connection = Connection(settings, token)
         self._lock = threading.Lock()
         self._points_of_a_series = _GUESS
 

@@ -17,8 +17,7 @@ from typing import Any, Final
 import httpx
 
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live import Attempts, Pace
-from neptune_assets.sources.neptune3.access import Access
+from neptune_assets.sources.live import ApiToken, Attempts, Pace
 from neptune_assets.sources.neptune3.model import RefusedError
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.neptune3.sign_in import SignIn
@@ -31,18 +30,18 @@ _LOG = logging.getLogger(__name__)
 class Connection:
     """One server, one token, any number of threads."""
 
-    def __init__(self, settings: Neptune3Source, access: Access) -> None:
+    def __init__(self, settings: Neptune3Source, token: ApiToken) -> None:
         self._settings = settings
-        self._access = access
+        self._api_token = token
         self._lock = threading.Lock()
         self._client = httpx.Client(
-            base_url=access.server,
+            base_url=token.url,
             headers={"User-Agent": _user_agent()},
             timeout=httpx.Timeout(settings.request_seconds, pool=None),
             limits=httpx.Limits(max_connections=settings.concurrency + 1),
             verify=_verify_certificates(),
         )
-        self._sign_in = SignIn(access, self._client)
+        self._sign_in = SignIn(token, self._client)
         self._answered = False
         self._files: httpx.Client | None = None
         self.pace = Pace(settings.requests_per_second)
@@ -94,7 +93,7 @@ class Connection:
                     return response.content
                 if status == 401:
                     if signed_in_again:
-                        raise self._access.rejected()
+                        raise self._api_token.rejected()
                     signed_in_again = True
                     self._sign_in.forget(token)
                     continue
@@ -107,12 +106,12 @@ class Connection:
                 trouble = f"HTTP {status}{_words(response.content)}"
                 if status not in {408, 429} and status < 500:
                     self._answered = True
-                    raise RefusedError(f"{self._access.server} refuses: {trouble}.", status=status)
+                    raise RefusedError(f"{self._api_token.url} refuses: {trouble}.", status=status)
                 wished = retry_after(response.headers.get("retry-after"))
             given_up = status == 500 and tries_of_500 is not None and attempts.count >= tries_of_500
             if given_up or not attempts.again(wished):
                 raise RefusedError(
-                    f"{self._access.server} did not answer after {attempts.count} tries; the last: {trouble}.",
+                    f"{self._api_token.url} did not answer after {attempts.count} tries; the last: {trouble}.",
                     status=status,
                     exhausted=True,
                 )

@@ -10,7 +10,7 @@ from typing import Final
 
 import httpx
 
-from neptune_assets.sources.neptune3.access import Access
+from neptune_assets.sources.live import ApiToken
 
 _EXCHANGE: Final = "/api/backend/v1/authorization/oauth-token"
 _EARLY: Final = 30.0
@@ -20,8 +20,8 @@ _EARLY: Final = 30.0
 class SignIn:
     """Gives the access token of one server to any number of threads; one of them fetches it for all."""
 
-    def __init__(self, access: Access, client: httpx.Client) -> None:
-        self._access = access
+    def __init__(self, token: ApiToken, client: httpx.Client) -> None:
+        self._api_token = token
         self._client = client
         self._lock = threading.Lock()
         self._token = ""
@@ -35,9 +35,9 @@ class SignIn:
         """
         with self._lock:
             if not self._token or time.time() > self._until:
-                response = self._client.get(_EXCHANGE, headers={"X-Neptune-Api-Token": self._access.token})
+                response = self._client.get(_EXCHANGE, headers={"X-Neptune-Api-Token": self._api_token.text})
                 if response.status_code == 401:
-                    raise self._access.rejected()
+                    raise self._api_token.rejected()
                 try:
                     token = str(response.raise_for_status().json()["accessToken"])
                 except (ValueError, KeyError, TypeError, RecursionError):

@@ -19,7 +19,7 @@ from neptune_assets.partitions import validate_project_key
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
-from neptune_assets.sources.neptune3.access import find_access
+from neptune_assets.sources.live import read_token
 from neptune_assets.sources.neptune3.model import FileReference, ListedRun, RefusedError
 from neptune_assets.sources.neptune3.reading import Reading
 from neptune_assets.sources.neptune3.rows import file_of
@@ -102,12 +102,12 @@ class Neptune3:
         return () if project_id is None else self._problems.get(project_id, ())
 
     def _client(self) -> Client:
-        access = find_access(self._settings)
+        token = read_token(self._settings)
         with self._lock:
             if self._made is None:
                 from neptune_assets.sources.neptune3.client import Client
 
-                self._made = Client(self._settings, access)
+                self._made = Client(self._settings, token)
             return self._made
 
     def _list(self, project_id: str) -> dict[str, ListedRun]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from neptune_assets.errors import FileGoneError, SettingsError, SourceError, SourceUnavailableError
+from neptune_assets.sources.live import ApiToken
 from neptune_assets.sources.neptune2.connection import Connection
 from neptune_assets.sources.neptune2.source import Neptune2
 from neptune_assets.testing.sources import key, read
@@ -202,4 +203,4 @@ def test_no_more_requests_than_allowed_at_a_time_and_in_a_second(stub: Stub, sou
 
 def test_another_version_of_the_client_is_named_with_what_it_lacks() -> None:
     with pytest.raises(SettingsError, match=r"not version 1\.14\.0\.post2.*backend_client"):
-        Connection(object(), "http://localhost", 1)
+        Connection(object(), ApiToken("", "http://localhost", ""), 1)

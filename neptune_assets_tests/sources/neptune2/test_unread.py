@@ -85,7 +85,7 @@ def files(stub: Stub, run: Container) -> Callable[..., Files]:
     """Resolves references with limits of a test."""
 
     def make(*, unpack: bool = True, **limits: int) -> Files:
-        token = ApiToken(stub.token, stub.url)
+        token = ApiToken(stub.token, stub.url, "NEPTUNE_API_TOKEN")
         allow_transport(token, allow_http=False)
         settings = Neptune2Source(retry_seconds=1)
         calls = Calls(open_connection(token, settings), settings)

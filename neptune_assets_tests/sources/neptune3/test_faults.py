@@ -242,11 +242,11 @@ def test_where_neptune_is_switched_off_no_call_is_made(
 ) -> None:
     monkeypatch.setenv("DISABLE_NEPTUNE_LOGGING", value)
     source = open_behind(proxy, projects=[PROJECT])
-    with pytest.raises(SourceError, match="DISABLE_NEPTUNE_LOGGING"):
+    with pytest.raises(SettingsError, match="DISABLE_NEPTUNE_LOGGING"):
         source.projects()
-    with pytest.raises(SourceError, match="DISABLE_NEPTUNE_LOGGING"):
+    with pytest.raises(SettingsError, match="DISABLE_NEPTUNE_LOGGING"):
         source.runs(PROJECT)
-    with pytest.raises(SourceError, match="DISABLE_NEPTUNE_LOGGING"):
+    with pytest.raises(SettingsError, match="DISABLE_NEPTUNE_LOGGING"):
         list(source.read(PROJECT, RUNS))
     assert not proxy.seen.requests
 
