@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 
 from neptune_assets.schema import MAX_STEP, MICROSTEPS
@@ -19,6 +19,7 @@ HALVES = some.tuples(some.integers(-(2**34), 2**34), some.integers(0, MICROSTEPS
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(some.lists(STEPS | HALVES | some.integers(-9, 9).map(float)))
 @example([1.0000015, -1.0000015, 8796093.0000005, 123456789012.123456, 9000000000.5, 999999999999.0, -1e-20])
 def test_steps_are_rounded_as_their_decimal_text_says(steps: list[float]) -> None:
@@ -27,6 +28,7 @@ def test_steps_are_rounded_as_their_decimal_text_says(steps: list[float]) -> Non
     assert [micro_step(step) for step in steps] == expected
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(some.lists(some.tuples(some.integers(0, 2**33 - 1), some.integers(0, MICROSTEPS - 1))))
 def test_steps_of_3_x_servers_come_back_as_the_clients_sent_them(sent: list[tuple[int, int]]) -> None:
     """Clients send whole numbers and micros, servers doubles, which tell every micro-step from the next below 2^33."""
