@@ -94,7 +94,7 @@ def serve_only(project: str) -> None:
     """Ask for all points of a project and throw the answers away."""
     from neptune_assets.sources.live import read_token
     from neptune_assets.sources.neptune3.client import Client
-    from neptune_assets.sources.neptune3.model import FloatPart, Request
+    from neptune_assets.sources.neptune3.rows import FloatPart, Request
     from neptune_assets.sources.neptune3.settings import Neptune3Source
 
     settings = Neptune3Source(projects=[project])

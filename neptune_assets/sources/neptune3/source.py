@@ -20,9 +20,8 @@ from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.live import read_token
-from neptune_assets.sources.neptune3.model import FileReference, ListedRun, RefusedError
 from neptune_assets.sources.neptune3.reading import Reading
-from neptune_assets.sources.neptune3.rows import file_of
+from neptune_assets.sources.neptune3.rows import FileReference, ListedRun, RefusedError, file_of
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
 

@@ -10,8 +10,17 @@ import pytest
 
 from neptune_assets.errors import FileGoneError
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets.sources.neptune3.model import FileReference, FloatPart, ListedRun, ObjectPart, Request
-from neptune_assets.sources.neptune3.rows import add_points, file_of, float_batches, reference_of
+from neptune_assets.sources.neptune3.rows import (
+    FileReference,
+    FloatPart,
+    ListedRun,
+    ObjectPart,
+    Request,
+    add_points,
+    file_of,
+    float_batches,
+    reference_of,
+)
 from neptune_assets.sources.rows import RowBuilder
 
 RUN = ListedRun("r", "T-1")

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets.sources.neptune3.blocks import Block, weight
-from neptune_assets.sources.neptune3.collector import Collector
-from neptune_assets.sources.neptune3.model import (
+from neptune_assets.sources.neptune3.reading import Block, Collector, weight
+from neptune_assets.sources.neptune3.rows import (
     Attribute,
     FileReference,
     FloatPart,
