@@ -1,25 +1,177 @@
-"""The connection that neptune-client opens: its session, its access tokens, and the calls the server describes.
+"""Calls to a 2.x server over the connection that neptune-client opens, tried again where that can help.
 
-This is the client's own machinery below its public functions, as neptune-client 1.14.0.post2, its last version, has it
-(``neptune/internal/backends/hosted_neptune_backend.py``). What is used of it is checked when it is opened.
+The session, its access tokens and the calls that the server describes are the client's own machinery below its public
+functions, as neptune-client 1.14.0.post2, its last version, has it
+(``neptune/internal/backends/hosted_neptune_backend.py``). Its retries misread ``Retry-After`` (its first character
+only), spin without a pause when a token has expired, and do not cover tables. So requests are built by the client
+(bravado, from the swagger documents it fetched) and sent over its session with its tokens, but how often and how fast
+is decided here.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Final
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, BinaryIO, Final, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 
-from neptune_assets.errors import SettingsError, SourceError, SourceUnavailableError
-from neptune_assets.sources.live import ApiToken, LiveSource
-from neptune_assets.sources.neptune2.errors import CallError
-from neptune_assets.sources.neptune2.lazy_grammar import import_jsonschema
+from neptune_assets.errors import NeptuneAssetsError, SettingsError, SourceError, SourceUnavailableError
+from neptune_assets.retries import retry_after
+from neptune_assets.sources.live import ApiToken, Attempts, LiveSource, Pace
+
+
+class CallError(NeptuneAssetsError):
+    """One call failed for good, and the server still answers others: what was asked for is missing, the rest goes on.
+
+    ``status`` is the HTTP status; 0 where there was none.
+    """
+
+    def __init__(self, message: str, *, hint: str, status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+    @property
+    def not_there(self) -> bool:
+        """True if the server says that it does not have what was asked for."""
+        return self.status == 404
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Turn what goes wrong with an answer of an unexpected shape into a CallError that says what it is of."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise CallError(
+            f"What the server answers about {what} cannot be understood: {type(error).__name__} {error!s:.200}.",
+            hint="Check that the API token names a Neptune 2.x server.",
+        ) from error
+
+
+_NAME: Final = "rfc3987_syntax"
+
+
+def import_jsonschema() -> None:
+    """Import jsonschema, if it is installed and nobody did so before."""
+    if {"jsonschema", _NAME} & sys.modules.keys() or find_spec("jsonschema") is None or find_spec(_NAME) is None:
+        return
+    stand_in = ModuleType(_NAME)
+    stand_in.is_valid_syntax = _is_valid_syntax  # type: ignore[attr-defined]
+    sys.modules[_NAME] = stand_in
+    try:
+        import_module("jsonschema")
+    finally:
+        if sys.modules.get(_NAME) is stand_in:
+            del sys.modules[_NAME]
+
+
+def _is_valid_syntax(term: str, value: str) -> bool:
+    return bool(import_module(_NAME).is_valid_syntax(term, value))
+
+
+PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses that another try may heal."""
+_QUOTED: Final = 300
+"""Characters of a refusal that are quoted."""
+_TOLD: Final = frozenset({"attribute", "projectIdentifier", "experimentId", "hash", "index", "offset"})
+"""Parameters that tell a user what was asked for."""
+_LOG = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+
+class PassingError(Exception):
+    """A failure that another try may heal; ``pause`` is what the server asked to wait, in seconds."""
+
+    def __init__(self, reason: str, status: int = 0, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.pause = pause
+
+
+class Retries:
+    """Tries calls again until ``retry_seconds`` have passed. Safe to use from many threads."""
+
+    def __init__(self, settings: LiveSource, url: str, alive: Callable[[], bool]) -> None:
+        """``alive`` asks the server once if it answers anything; that tells a bad call from a server that is down."""
+        self._seconds = settings.retry_seconds
+        self._url = url
+        self._alive = alive
+
+    def run(
+        self,
+        operation: str,
+        parameters: Mapping[str, Any],
+        attempt: Callable[[], _Answer],
+        *,
+        tries: int | None = None,
+    ) -> _Answer:
+        """Call ``attempt`` until it raises no PassingError any more, time is up, or it was tried so many times.
+
+        Raises CallError if the server answers other calls, else SourceUnavailableError.
+        """
+        attempts = Attempts(self._seconds, to_the_end=True)
+        while True:
+            try:
+                return attempt()
+            except PassingError as error:
+                failure = error
+            given_up = tries is not None and attempts.count >= tries
+            pause = None if given_up else attempts.pause(failure.pause)
+            if pause is None:
+                raise self._given_up(f"{operation}{describe(parameters)}", failure, attempts.count)
+            _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, pause)
+            time.sleep(pause)
+
+    def _given_up(self, what: str, failure: PassingError, tries: int) -> CallError | SourceUnavailableError:
+        if self._alive():
+            return CallError(
+                f"The server failed {tries} times to answer {what}: {failure}.",
+                hint="Materialize again later; what else the server holds was read.",
+                status=failure.status,
+            )
+        return SourceUnavailableError(
+            f"The server at {self._url} does not answer: {failure} (after {tries} tries of {what}).",
+            hint="Check that it runs and can be reached, then materialize again; finished runs are kept.",
+        )
+
+
+def reason(error: BaseException) -> str:
+    """Names of an error and of the innermost one behind it, without texts that could hold secrets."""
+    inner = error
+    while inner.__cause__ is not None or inner.__context__ is not None:
+        inner = inner.__cause__ or inner.__context__ or inner
+    return " caused by ".join(dict.fromkeys((type(error).__name__, type(inner).__name__)))
+
+
+def describe(parameters: Mapping[str, Any]) -> str:
+    """The parameters that tell a user what was asked for, in parentheses."""
+    named = [f"{name} {value!r:.200}" for name, value in parameters.items() if name in _TOLD]
+    return f" ({', '.join(named)})" if named else ""
+
+
+def quote(body: bytes) -> str:
+    """What a refusal says: its title or message if it is JSON."""
+    try:
+        content = json.loads(body)
+        text = content.get("title") or content.get("message") or content.get("errorType") or ""
+    except (ValueError, AttributeError):
+        text = body.decode("utf-8", "replace")
+    text = " ".join(str(text).split())[:_QUOTED]
+    return f", {text!r}" if text else ""
+
 
 _RETRIES_VARIABLE: Final = "NEPTUNE_RETRIES_TIMEOUT"
 _FIRST_CONTACT: Final = 30.0
@@ -208,3 +360,132 @@ def import_client(settings: LiveSource) -> None:
         raise SettingsError(
             f"neptune-client cannot be imported: {error}.", hint='Install it: pip install "neptune-assets[neptune2]".'
         ) from error
+
+
+_CONNECT_SECONDS: Final = 30.0
+_BLOCK: Final = 1 << 20
+
+
+class Calls:
+    """Makes calls by the names of the 2.x protocol, over the client's connection. Safe to use from many threads."""
+
+    def __init__(self, connection: Connection, settings: LiveSource) -> None:
+        self._connection = connection
+        self._timeout = (min(_CONNECT_SECONDS, settings.request_seconds), settings.request_seconds)
+        self._slots = threading.BoundedSemaphore(settings.concurrency)
+        self._pace = Pace(settings.requests_per_second)
+        self._retries = Retries(settings, connection.url, self._alive)
+        self._lock = threading.Lock()
+        self.count = 0
+        """Requests sent so far."""
+
+    def json(
+        self, operation: str, headers: Mapping[str, str] | None = None, *, tries: int | None = None, **parameters: Any
+    ) -> Any:
+        """Make a call and return the JSON object it answers. With ``tries`` it is given up after so many.
+
+        Raises CallError if it fails for good, SourceUnavailableError if the server no longer answers, SourceError if
+        the token is refused.
+        """
+        return self._retries.run(
+            operation, parameters, lambda: self._json(operation, headers or {}, parameters), tries=tries
+        )
+
+    def download(
+        self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
+    ) -> None:
+        """Write the bytes that a call answers into a file, from its start; one that comes short is tried again.
+
+        ``size`` is how many there must be, if that is known, and ``most`` how many there may be: no more are read.
+        Raises as :meth:`json` does.
+        """
+        most = size if most is None else most
+        self._retries.run(operation, parameters, lambda: self._download(operation, None, sink, size, most, parameters))
+
+    def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
+        """Write the bytes behind an address that the server gave out into a file, as :meth:`download` does."""
+        self._retries.run("the prepared archive", {}, lambda: self._download("", url, sink, None, most, {}))
+
+    def _alive(self) -> bool:
+        try:
+            with self._send("getProject", {}, {"projectIdentifier": "-"}) as response:
+                return response.status_code not in PASSING
+        except PassingError:
+            return False
+
+    @contextmanager
+    def _send(
+        self, operation: str, headers: Mapping[str, str], parameters: Mapping[str, Any], url: str | None = None
+    ) -> Iterator[requests.Response]:
+        """Send one request; the response is open inside the block and counts as one in progress."""
+        with self._slots:
+            self._pace.wait()
+            with self._lock:
+                self.count += 1
+            try:
+                with self._connection.send(operation, headers, parameters, url, self._timeout) as response:
+                    yield response
+            except self._connection.broken as error:
+                raise PassingError(reason(error)) from error
+            except UnicodeError as error:
+                raise CallError(
+                    f"No request can hold {operation}{describe(parameters)}.", hint="The server gave a broken name."
+                ) from error
+
+    def _json(self, operation: str, headers: Mapping[str, str], parameters: Mapping[str, Any]) -> Any:
+        with self._send(operation, headers, parameters) as response:
+            self._check(response, operation, parameters)
+            content = response.content
+            status = response.status_code
+        try:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
+            raise PassingError("it answered something other than JSON", status) from None
+        if not isinstance(answer, dict):
+            raise PassingError(f"it answered something other than a JSON object, {answer!r:.80}", status)
+        return answer
+
+    def _download(
+        self,
+        operation: str,
+        url: str | None,
+        sink: BinaryIO,
+        size: int | None,
+        most: int | None,
+        parameters: Mapping[str, Any],
+    ) -> None:
+        sink.seek(0)
+        sink.truncate()
+        with self._send(operation, {"Accept": "*/*"}, parameters, url) as response:
+            self._check(response, operation, parameters)
+            for block in response.iter_content(_BLOCK):
+                if most is not None and sink.tell() + len(block) > most:
+                    # It could go on until the disk is full; another try would read as much again.
+                    raise CallError(
+                        f"The server sends more than the {most:,} bytes that there can be.",
+                        hint="Look at the file on the server.",
+                        status=response.status_code,
+                    )
+                sink.write(block)
+            status = response.status_code
+        got = sink.tell()
+        if size is not None and got != size:
+            raise PassingError(f"it sent {got:,} of {size:,} bytes", status)
+
+    def _check(self, response: requests.Response, operation: str, parameters: Mapping[str, Any]) -> None:
+        status = response.status_code
+        if 200 <= status < 300:
+            return
+        if status in PASSING:
+            raise PassingError(f"HTTP {status}", status, retry_after(response.headers.get("Retry-After")))
+        body = response.content
+        if status == 401 and b"AUTHORIZATION_TOKEN_EXPIRED" in body:
+            self._connection.refresh()
+            raise PassingError("the access token had expired", status)
+        if status == 401:
+            raise self._connection.token.rejected()
+        raise CallError(
+            f"The server refused {operation}{describe(parameters)}: HTTP {status}{quote(body)}.",
+            hint="Check that it still exists and that the token's user may see it.",
+            status=status,
+        )

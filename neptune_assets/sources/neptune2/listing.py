@@ -1,8 +1,9 @@
-"""Runs, models and model versions of a project, listed whole, however many there are.
+"""Projects, and the runs, models and model versions of a project, listed whole, however many there are.
 
 A table is paged by offset, and offsets end at 10,000. What follows is asked for by ``sys/id``, which no two share:
 where pages are divided by a time, as the client does by default, whatever shares the time at the border is lost. The
 number that the server counts must come out; where it does not, the table is read again in slices of creation time.
+Queries (NQL) only narrow what is listed; every filter is applied again, by the same code as for the other sources.
 """
 
 from __future__ import annotations
@@ -10,17 +11,162 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from neptune_assets.errors import SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
-from neptune_assets.sources.neptune2.calls import Calls
-from neptune_assets.sources.neptune2.queries import EVERYTHING, after, both, created_between
+from neptune_assets.settings import RunFilter
+from neptune_assets.sources.neptune2.connection import CallError, Calls, understood
 from neptune_assets.sources.neptune2.values import EPOCH, milliseconds, sent, whole
 from neptune_assets.sources.times import moment_of
 from neptune_assets.sources.values import printable, text
+
+_IDS_IN_QUERY: Final = 100
+"""Up to this many run ids are asked for by name; more are picked from a listing of all."""
+
+EVERYTHING: Final = ""
+
+
+def listing_query(runs: RunFilter, scope: Scope, query: str | None) -> str:
+    """The query for one project's runs, models or model versions; a user's own query is about runs only."""
+    parts = []
+    if not runs.trashed:
+        parts.append("(`sys/trashed`:bool = false)")
+    for name, operator, moment in (
+        ("sys/creation_time", ">=", runs.created_since),
+        ("sys/creation_time", "<", runs.created_until),
+        ("sys/modification_time", ">=", runs.modified_since),
+        ("sys/modification_time", "<", runs.modified_until),
+    ):
+        if moment is not None:
+            parts.append(f"(`{name}`:datetime {operator} {_text(_utc(moment))})")
+    if runs.ids is not None and runs.ids_file is None and 0 < len(runs.ids) <= _IDS_IN_QUERY:
+        parts.append(any_id(runs.ids))
+    if query is not None and scope is Scope.RUNS:
+        # In parentheses, which the client's own functions leave out: AND binds tighter than OR.
+        parts.append(f"({query})")
+    return both(*parts)
+
+
+def any_id(run_ids: Sequence[str]) -> str:
+    """Only these ids."""
+    return f"({' OR '.join(f'(`sys/id`:string = {_text(run_id)})' for run_id in run_ids)})"
+
+
+def after(run_id: str) -> str:
+    """Only what comes after this id."""
+    return f"(`sys/id`:string > {_text(run_id)})"
+
+
+def created_between(since: int, until: int) -> str:
+    """Only what was created at or after one time and before another, in epoch milliseconds."""
+    return both(
+        f"(`sys/creation_time`:datetime >= {_text(_of_milliseconds(since))})",
+        f"(`sys/creation_time`:datetime < {_text(_of_milliseconds(until))})",
+    )
+
+
+def both(*parts: str) -> str:
+    """All of several queries at once; empty ones count for nothing."""
+    return " AND ".join(part for part in parts if part)
+
+
+def _text(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _utc(text: str) -> str:
+    moment = datetime.fromisoformat(text)
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return _written(moment)
+
+
+def _of_milliseconds(milliseconds: int) -> str:
+    return _written(datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000))
+
+
+def _written(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_PAGE: Final = 500
+_ARGUMENTS: Final[Mapping[str, Any]] = {"userRelation": "viewerOrHigher", "sortBy": ["lastViewed"]}
+_NAMED: Final = 20
+"""Projects that an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """One project: its name, what the server calls it inside, and whether its objects are of the kind read here."""
+
+    name: str
+    key: str
+
+
+def list_projects(calls: Calls, workspace: str | None) -> list[str]:
+    """Names of all projects the user may see, sorted; of one workspace if it is given."""
+    arguments = {**_ARGUMENTS, **({} if workspace is None else {"organizationIdentifier": workspace})}
+    try:
+        answer = calls.json("listProjects", **arguments)
+        with understood("projects"):
+            names = set(_names(answer))
+            # One answer holds all projects, as the client believes, or some server's idea of a page.
+            while len(names) < int(answer.get("matchingItemCount") or answer.get("totalItemCount") or 0):
+                before = len(names)
+                answer = calls.json("listProjects", limit=_PAGE, offset=before, **arguments)
+                names |= set(_names(answer))
+                if len(names) == before:
+                    break
+    except CallError as error:
+        where = "" if workspace is None else f" of workspace {workspace!r}"
+        raise SourceError(
+            f"The projects{where} cannot be listed: {error.message}",
+            hint="Check source.neptune2.workspace, and that the API token's user may see it.",
+        ) from error
+    return sorted(name for name in names if workspace is None or name.startswith(f"{workspace}/"))
+
+
+def open_project(calls: Calls, name: str) -> Project:
+    """Look a project up. Raises UnknownProjectError, with the names of those there are, if it is not there."""
+    try:
+        answer = calls.json("getProject", projectIdentifier=name)
+    except CallError as error:
+        if error.status not in {403, 404, 400}:
+            raise
+        raise unknown_project(calls, name) from error
+    with understood(f"project {name!r}"):
+        version, key = int(answer.get("version") or 2), sent(text(answer["id"]))
+    if version < 2:
+        raise SourceError(
+            f"Project {name!r} was never moved to Neptune 2.x, so no client of it can read the project.",
+            hint="Leave it out with filters.projects.exclude.",
+        )
+    return Project(name, key)
+
+
+def unknown_project(calls: Calls, name: str) -> UnknownProjectError:
+    """Return the error that names the projects there are; some servers only say in a listing that there is none."""
+    try:
+        known = list_projects(calls, None)
+    except SourceError:
+        known = []
+    more = " ..." if len(known) > _NAMED else ""
+    return UnknownProjectError(
+        f"The server has no project {name!r}, or the API token's user may not see it.",
+        hint=f"Check its spelling; it has: {', '.join(known[:_NAMED])}{more}." if known else "Check its spelling.",
+    )
+
+
+def _names(answer: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{sent(text(project['organizationName']))}/{sent(text(project['name']))}"
+        for project in answer.get("entries") or ()
+    ]
+
 
 TYPES: Final[Mapping[Scope, str]] = {Scope.RUNS: "run", Scope.MODELS: "model", Scope.MODEL_VERSIONS: "modelVersion"}
 """What the server calls each kind."""

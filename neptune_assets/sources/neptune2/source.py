@@ -7,22 +7,28 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.live import allow_transport, read_token
-from neptune_assets.sources.neptune2.queries import listing_query
-from neptune_assets.sources.neptune2.references import parse_reference
+from neptune_assets.sources.neptune2.connection import CallError, Calls, open_connection
+from neptune_assets.sources.neptune2.files import ArtifactStore, Files
+from neptune_assets.sources.neptune2.listing import (
+    Listed,
+    Listing,
+    Project,
+    Table,
+    list_projects,
+    listing_query,
+    open_project,
+    unknown_project,
+)
+from neptune_assets.sources.neptune2.reading import RunReader
 from neptune_assets.sources.neptune2.settings import Neptune2Source
+from neptune_assets.sources.neptune2.values import parse_reference
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
-
-if TYPE_CHECKING:
-    from neptune_assets.sources.neptune2.artifacts import ArtifactStore
-    from neptune_assets.sources.neptune2.calls import Calls
-    from neptune_assets.sources.neptune2.listing import Listed, Listing
-    from neptune_assets.sources.neptune2.projects import Project
 
 READING_VERSION: Final = 1
 """Part of every fingerprint: raised when reading gives something else, so that runs are read again."""
@@ -58,8 +64,6 @@ class Neptune2:
 
     def projects(self) -> list[str]:
         """Names of all projects after filters, sorted. Raises SourceError if the server cannot be asked."""
-        from neptune_assets.sources.neptune2.projects import list_projects
-
         calls = self._open().calls
         names = self._settings.projects
         if names is None:
@@ -80,8 +84,6 @@ class Neptune2:
 
     def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Iterator[RunRows | RunEnd]:
         """Read runs in the order given; see :meth:`neptune_assets.sources.protocol.Source.read`."""
-        from neptune_assets.sources.neptune2.reading import RunReader
-
         session = self._open()
         project = self._project(project_id)
         listing = self._listings.get((project_id, scope))
@@ -105,8 +107,6 @@ class Neptune2:
 
         Raises FileGoneError if the server does not give it.
         """
-        from neptune_assets.sources.neptune2.files import Files
-
         parsed = parse_reference(reference)
         session = self._open()
         files = Files(
@@ -139,27 +139,17 @@ class Neptune2:
         with self._lock:
             if self._session is None:
                 allow_transport(token, allow_http=self._settings.allow_http)
-                from neptune_assets.sources.neptune2.artifacts import ArtifactStore
-                from neptune_assets.sources.neptune2.calls import Calls
-                from neptune_assets.sources.neptune2.connection import open_connection
-
                 calls = Calls(open_connection(token, self._settings), self._settings)
                 artifacts = ArtifactStore(self._settings.artifact_roots, self._settings.artifact_storage)
                 self._session = _Session(calls, artifacts)
             return self._session
 
     def _project(self, name: str) -> Project:
-        from neptune_assets.sources.neptune2.projects import open_project
-
         if name not in self._projects:
             self._projects[name] = open_project(self._open().calls, name)
         return self._projects[name]
 
     def _list(self, project: Project, scope: Scope) -> Listing:
-        from neptune_assets.sources.neptune2.errors import CallError
-        from neptune_assets.sources.neptune2.listing import Table
-        from neptune_assets.sources.neptune2.projects import unknown_project
-
         query = listing_query(self._filters.runs, scope, self._settings.query)
         calls = self._open().calls
         try:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from neptune_assets.schema import AttributeType
-from neptune_assets.sources.neptune2.asking import Asking
 from neptune_assets.sources.neptune2.listing import Listed
-from neptune_assets.sources.neptune2.open_run import OpenRun
+from neptune_assets.sources.neptune2.reading import Asking, OpenRun
 from neptune_assets.sources.neptune2.series import Page, Points
 
 PAGE = 10_000

@@ -10,8 +10,8 @@ import pytest
 
 from neptune_assets.errors import SourceUnavailableError
 from neptune_assets.schema import Scope
-from neptune_assets.sources.neptune2.attribute_pages import AttributePages
-from neptune_assets.sources.neptune2.errors import CallError
+from neptune_assets.sources.neptune2.attributes import AttributePages
+from neptune_assets.sources.neptune2.connection import CallError
 from neptune_assets.sources.neptune2.listing import Listed
 
 RUNS = [Listed(f"P-{number}", f"key P-{number}", "") for number in range(30)]

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import sys
-from neptune_assets.sources.neptune2.lazy_grammar import import_jsonschema
+from neptune_assets.sources.neptune2.connection import import_jsonschema
 
 import_jsonschema()
 assert "jsonschema" in sys.modules

@@ -10,7 +10,7 @@ import pytest
 from neptune_assets.errors import SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters, ProjectFilter, RunFilter
-from neptune_assets.sources.neptune2.queries import listing_query
+from neptune_assets.sources.neptune2.listing import listing_query
 from neptune_assets.sources.neptune2.source import Neptune2
 from neptune_assets_tests.sources.neptune2.stub import PROJECT, Container, Stub
 

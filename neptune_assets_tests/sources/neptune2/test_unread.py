@@ -9,13 +9,11 @@ import pytest
 from neptune_assets.errors import FileGoneError
 from neptune_assets.settings import StorageSettings
 from neptune_assets.sources.live import ApiToken, allow_transport
-from neptune_assets.sources.neptune2.artifacts import ArtifactStore
-from neptune_assets.sources.neptune2.calls import Calls
-from neptune_assets.sources.neptune2.connection import open_connection
-from neptune_assets.sources.neptune2.files import Files
-from neptune_assets.sources.neptune2.references import Reference, parse_reference
+from neptune_assets.sources.neptune2.connection import Calls, open_connection
+from neptune_assets.sources.neptune2.files import ArtifactStore, Files
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.source import Neptune2
+from neptune_assets.sources.neptune2.values import Reference, parse_reference
 from neptune_assets.testing.sources import key, read
 from neptune_assets_tests.sources.neptune2.stub import PROJECT, Container, Stub, attribute
 
