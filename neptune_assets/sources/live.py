@@ -72,7 +72,7 @@ _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
 
 
-class Pace:
+class RateLimiter:
     """Spaces requests out to at most ``per_second``, and holds all of them back when the server says so."""
 
     def __init__(self, per_second: float | None) -> None:
@@ -95,17 +95,17 @@ class Pace:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
-class Attempts:
+class RetryBudget:
     """Tries of one request until so many seconds have passed. A server's wish goes before our own pauses."""
 
-    def __init__(self, seconds: float, pace: Pace | None = None, *, to_the_end: bool = False) -> None:
-        """``pace`` is held back for as long as a server wishes.
+    def __init__(self, seconds: float, limiter: RateLimiter | None = None, *, to_the_end: bool = False) -> None:
+        """``limiter`` is held back for as long as a server wishes.
 
         A pause that would last longer than there is time ends the tries, or, with ``to_the_end``, is made shorter and
         followed by one last try.
         """
         self._until = time.monotonic() + seconds
-        self._pace = pace
+        self._limiter = limiter
         self._to_the_end = to_the_end
         self.count = 1
 
@@ -121,8 +121,8 @@ class Attempts:
         elif pause > left:
             return None
         self.count += 1
-        if wished is not None and self._pace is not None:
-            self._pace.hold(wished)
+        if wished is not None and self._limiter is not None:
+            self._limiter.hold(wished)
         return pause
 
     def again(self, wished: float | None = None) -> bool:

@@ -6,11 +6,11 @@ from email.utils import formatdate
 import pytest
 
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live import Attempts, Pace, backoff
+from neptune_assets.sources.live import RateLimiter, RetryBudget, backoff
 
 
 def test_requests_are_spaced_out() -> None:
-    pace = Pace(200)
+    pace = RateLimiter(200)
     begin = time.monotonic()
     for _ in range(21):
         pace.wait()
@@ -18,13 +18,13 @@ def test_requests_are_spaced_out() -> None:
 
 
 def test_no_rate_is_no_pause() -> None:
-    pace = Pace(None)
+    pace = RateLimiter(None)
     for _ in range(1_000):
         pace.wait()
 
 
 def test_a_held_pace_lets_nobody_through() -> None:
-    pace = Pace(None)
+    pace = RateLimiter(None)
     begin = time.monotonic()
     pace.hold(0.2)
     pace.wait()
@@ -32,14 +32,14 @@ def test_a_held_pace_lets_nobody_through() -> None:
 
 
 def test_tries_end_with_the_time() -> None:
-    attempts = Attempts(0, Pace(None))
+    attempts = RetryBudget(0, RateLimiter(None))
     assert not attempts.again()
     assert attempts.count == 1
-    assert not Attempts(0, to_the_end=True).again()
+    assert not RetryBudget(0, to_the_end=True).again()
 
 
 def test_the_servers_wish_goes_first() -> None:
-    attempts = Attempts(60, Pace(None))
+    attempts = RetryBudget(60, RateLimiter(None))
     begin = time.monotonic()
     assert attempts.again(0.2)
     assert time.monotonic() - begin >= 0.2
@@ -47,21 +47,21 @@ def test_the_servers_wish_goes_first() -> None:
 
 
 def test_all_wait_when_the_server_wishes() -> None:
-    pace = Pace(None)
+    pace = RateLimiter(None)
     begin = time.monotonic()
-    assert Attempts(60, pace).pause(0.2) == 0.2
+    assert RetryBudget(60, pace).pause(0.2) == 0.2
     pace.wait()
     assert time.monotonic() - begin >= 0.2
 
 
 def test_a_wish_beyond_the_time_ends_the_tries_at_once() -> None:
     begin = time.monotonic()
-    assert not Attempts(5, Pace(None)).again(3_600)
+    assert not RetryBudget(5, RateLimiter(None)).again(3_600)
     assert time.monotonic() - begin < 5
 
 
 def test_to_the_end_there_is_one_last_try() -> None:
-    attempts = Attempts(0.2, to_the_end=True)
+    attempts = RetryBudget(0.2, to_the_end=True)
     begin = time.monotonic()
     assert attempts.again(3_600)
     assert time.monotonic() - begin >= 0.2

@@ -29,7 +29,7 @@ _MOST: Final = 100
 _ATTRIBUTES: Final = 20_000
 """Attributes that one answer may hold, as far as can be foreseen."""
 _COLUMNS: Final = 1_000
-"""Columns asked for at once of a run that does not come whole."""
+"""Columns requested at once of a run that cannot be read whole."""
 _MOST_FAILURES: Final = 200
 _FIRST_FAILURES: Final = 20
 """Requests for columns that may fail for one run, and before any succeeds; then the rest is given up."""
@@ -74,9 +74,9 @@ class AttributePages:
         return bool(self._next)
 
     def take(self) -> tuple[Listed, Attributes | CallError] | None:
-        """Take the next run with its attributes, or why the server does not give them; None if there is no more.
+        """Take the next run with its attributes, or why the server does not give them; None after the last.
 
-        Raises SourceError if the server does not answer any more, or not to this token.
+        Raises SourceError if the server no longer responds, or not to this token.
         """
         if not self._next and self._table is not None:
             self._unpack(*self._table)
@@ -101,7 +101,7 @@ class AttributePages:
         largest = max((len(each) for each in found.values() if not isinstance(each, CallError)), default=_ATTRIBUTES)
         self._size = max(2, min(_MOST, _ATTRIBUTES // max(1, largest)))
         for listed in group:
-            # What a table lacks is asked for by itself, and tells what is wrong with it.
+            # What a table lacks is requested by itself, which shows what is wrong with it.
             each = found[listed.key] if listed.key in found else self._pool.submit(self._alone, listed)
             self._next.append((listed, each))
 
@@ -147,15 +147,15 @@ class AttributePages:
                     if len(some) > 1:
                         waiting.extend((some[: len(some) // 2], some[len(some) // 2 :]))
                         continue
-            wanted = set(some)
-            unread.extend({"name": name, "type": kind, UNREAD: reason} for name, kind in columns if name in wanted)
+            requested = set(some)
+            unread.extend({"name": name, "type": kind, UNREAD: reason} for name, kind in columns if name in requested)
         if not found:
             return failure
-        # How many names a server tells at once is not known: there may be more.
+        # How many names a server lists at once is not known: there may be more.
         return [*found, *unread, {"name": "", "type": "", UNREAD: failure.message}]
 
     def _columns(self) -> list[tuple[str, str]]:
-        """Names and types of the attributes that any run of the project has, as far as the server tells them."""
+        """Names and types of the attributes that any run of the project has, as far as the server lists them."""
         answer = self._calls.json(
             "searchLeaderboardAttributes",
             tries=2,
@@ -259,7 +259,7 @@ class AttributeReader:
         first = self._known.setdefault((path, kind), described)
         if len(self._known) == self._taken:
             if first != described:
-                self._state.error(f"The server tells two things of {path!r} ({kind}); the first is kept.", path)
+                self._state.error(f"The server sends two values of {path!r} ({kind}); the first is kept.", path)
             return
         self._taken += 1
         properties = attribute.get(f"{kind}Properties") or {}
@@ -273,10 +273,10 @@ class AttributeReader:
         if not path:
             self._state.error(
                 f"The server does not give its attributes at once ({reason}) It was read by the names that the server "
-                "tells of the project; whether the run has others cannot be told. Materialize again later."
+                "lists for the project; whether the run has others is unknown. Materialize again later."
             )
         elif kind in _SERIES:
-            self._wanted(path, _SERIES[kind], self.contents.series, (path, _SERIES[kind]))
+            self._request(path, _SERIES[kind], self.contents.series, (path, _SERIES[kind]))
         elif kind in _ATOMS and not self._state.rows.wants(_ATOMS[kind][0], path):
             return
         else:
@@ -292,11 +292,11 @@ class AttributeReader:
             self._assign(path, AttributeType.STRING, text, _STATES.get(value, value) if value is not None else None)
         elif kind == "stringSet":
             if properties.get("values") is None:
-                self._wanted(path, AttributeType.STRING_SET, self.contents.sets, path)
+                self._request(path, AttributeType.STRING_SET, self.contents.sets, path)
             else:
                 state.assign(path, AttributeType.STRING_SET, texts(properties["values"]))
         elif kind in _SERIES:
-            self._wanted(path, _SERIES[kind], self.contents.series, (path, _SERIES[kind]))
+            self._request(path, _SERIES[kind], self.contents.series, (path, _SERIES[kind]))
         elif kind == "file":
             extension, size = properties.get("ext") or "", properties.get("size")
             reference = Reference(
@@ -323,7 +323,7 @@ class AttributeReader:
         else:
             self._state.assign(path, kind, convert(value))
 
-    def _wanted(self, path: str, kind: AttributeType, items: list[Any], item: Any) -> None:
+    def _request(self, path: str, kind: AttributeType, items: list[Any], item: Any) -> None:
         if self._state.rows.wants(kind, path):
             check_value("string_value", path)
             items.append(item)

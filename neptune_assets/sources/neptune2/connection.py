@@ -30,7 +30,7 @@ from requests.adapters import HTTPAdapter
 
 from neptune_assets.errors import NeptuneAssetsError, SettingsError, SourceError, SourceUnavailableError
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live import ApiToken, Attempts, LiveSource, Pace
+from neptune_assets.sources.live import ApiToken, LiveSource, RateLimiter, RetryBudget
 
 
 class CallError(NeptuneAssetsError):
@@ -64,7 +64,7 @@ def understood(what: str) -> Iterator[None]:
 _NAME: Final = "rfc3987_syntax"
 
 
-def import_jsonschema() -> None:
+def import_jsonschema_lazily() -> None:
     """Import jsonschema, if it is installed and nobody did so before."""
     if {"jsonschema", _NAME} & sys.modules.keys() or find_spec("jsonschema") is None or find_spec(_NAME) is None:
         return
@@ -82,17 +82,17 @@ def _is_valid_syntax(term: str, value: str) -> bool:
     return bool(import_module(_NAME).is_valid_syntax(term, value))
 
 
-PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that another try may heal."""
 _QUOTED: Final = 300
 """Characters of a refusal that are quoted."""
-_TOLD: Final = frozenset({"attribute", "projectIdentifier", "experimentId", "hash", "index", "offset"})
-"""Parameters that tell a user what was asked for."""
+_NAMED: Final = frozenset({"attribute", "projectIdentifier", "experimentId", "hash", "index", "offset"})
+"""Parameters that are part of messages."""
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """A failure that another try may heal; ``pause`` is what the server asked to wait, in seconds."""
 
     def __init__(self, reason: str, status: int = 0, pause: float | None = None) -> None:
@@ -105,7 +105,7 @@ class Retries:
     """Tries calls again until ``retry_seconds`` have passed. Safe to use from many threads."""
 
     def __init__(self, settings: LiveSource, url: str, alive: Callable[[], bool]) -> None:
-        """``alive`` asks the server once if it answers anything; that tells a bad call from a server that is down."""
+        """``alive`` asks the server once if it responds at all, which one call that fails does not show."""
         self._seconds = settings.retry_seconds
         self._url = url
         self._alive = alive
@@ -118,15 +118,15 @@ class Retries:
         *,
         tries: int | None = None,
     ) -> _Answer:
-        """Call ``attempt`` until it raises no PassingError any more, time is up, or it was tried so many times.
+        """Call ``attempt`` until it raises no TransientError, time is up, or it was tried so many times.
 
         Raises CallError if the server answers other calls, else SourceUnavailableError.
         """
-        attempts = Attempts(self._seconds, to_the_end=True)
+        attempts = RetryBudget(self._seconds, to_the_end=True)
         while True:
             try:
                 return attempt()
-            except PassingError as error:
+            except TransientError as error:
                 failure = error
             given_up = tries is not None and attempts.count >= tries
             pause = None if given_up else attempts.pause(failure.pause)
@@ -135,7 +135,7 @@ class Retries:
             _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, pause)
             time.sleep(pause)
 
-    def _given_up(self, what: str, failure: PassingError, tries: int) -> CallError | SourceUnavailableError:
+    def _given_up(self, what: str, failure: TransientError, tries: int) -> CallError | SourceUnavailableError:
         if self._alive():
             return CallError(
                 f"The server failed {tries} times to answer {what}: {failure}.",
@@ -157,8 +157,8 @@ def reason(error: BaseException) -> str:
 
 
 def describe(parameters: Mapping[str, Any]) -> str:
-    """The parameters that tell a user what was asked for, in parentheses."""
-    named = [f"{name} {value!r:.200}" for name, value in parameters.items() if name in _TOLD]
+    """The parameters that are part of messages, in parentheses."""
+    named = [f"{name} {value!r:.200}" for name, value in parameters.items() if name in _NAMED]
     return f" ({', '.join(named)})" if named else ""
 
 
@@ -189,7 +189,7 @@ class Connection:
         self.token = token
         self.url = token.url
         self.broken: tuple[type[Exception], ...]
-        """What is raised where an answer does not come."""
+        """What is raised where no response arrives."""
         try:
             from bravado.client import construct_request
             from neptune.common.exceptions import NeptuneConnectionLostException
@@ -349,11 +349,11 @@ def import_client(settings: LiveSource) -> None:
     """Import the client with a limit on its own retries, which it reads when it is imported and never again.
 
     They only count while a session is opened and when an access token is renewed; all else is retried by us. A client
-    that something else imported before keeps its 60 seconds, or what the variable said then.
+    that something else imported before keeps its 60 seconds, or what the variable was then.
     """
     if "neptune" not in sys.modules:
         os.environ.setdefault(_RETRIES_VARIABLE, str(int(min(settings.retry_seconds, _FIRST_CONTACT))))
-    import_jsonschema()
+    import_jsonschema_lazily()
     try:
         import neptune  # noqa: F401
     except ImportError as error:
@@ -373,7 +373,7 @@ class Calls:
         self._connection = connection
         self._timeout = (min(_CONNECT_SECONDS, settings.request_seconds), settings.request_seconds)
         self._slots = threading.BoundedSemaphore(settings.concurrency)
-        self._pace = Pace(settings.requests_per_second)
+        self._limiter = RateLimiter(settings.requests_per_second)
         self._retries = Retries(settings, connection.url, self._alive)
         self._lock = threading.Lock()
         self.count = 0
@@ -394,7 +394,7 @@ class Calls:
     def download(
         self, operation: str, sink: BinaryIO, size: int | None = None, *, most: int | None = None, **parameters: Any
     ) -> None:
-        """Write the bytes that a call answers into a file, from its start; one that comes short is tried again.
+        """Write the bytes that a call answers into a file, from its start; one that is cut short is tried again.
 
         ``size`` is how many there must be, if that is known, and ``most`` how many there may be: no more are read.
         Raises as :meth:`json` does.
@@ -409,8 +409,8 @@ class Calls:
     def _alive(self) -> bool:
         try:
             with self._send("getProject", {}, {"projectIdentifier": "-"}) as response:
-                return response.status_code not in PASSING
-        except PassingError:
+                return response.status_code not in TRANSIENT
+        except TransientError:
             return False
 
     @contextmanager
@@ -419,14 +419,14 @@ class Calls:
     ) -> Iterator[requests.Response]:
         """Send one request; the response is open inside the block and counts as one in progress."""
         with self._slots:
-            self._pace.wait()
+            self._limiter.wait()
             with self._lock:
                 self.count += 1
             try:
                 with self._connection.send(operation, headers, parameters, url, self._timeout) as response:
                     yield response
             except self._connection.broken as error:
-                raise PassingError(reason(error)) from error
+                raise TransientError(reason(error)) from error
             except UnicodeError as error:
                 raise CallError(
                     f"No request can hold {operation}{describe(parameters)}.", hint="The server gave a broken name."
@@ -440,9 +440,9 @@ class Calls:
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError):
-            raise PassingError("it answered something other than JSON", status) from None
+            raise TransientError("it answered something other than JSON", status) from None
         if not isinstance(answer, dict):
-            raise PassingError(f"it answered something other than a JSON object, {answer!r:.80}", status)
+            raise TransientError(f"it answered something other than a JSON object, {answer!r:.80}", status)
         return answer
 
     def _download(
@@ -470,18 +470,18 @@ class Calls:
             status = response.status_code
         got = sink.tell()
         if size is not None and got != size:
-            raise PassingError(f"it sent {got:,} of {size:,} bytes", status)
+            raise TransientError(f"it sent {got:,} of {size:,} bytes", status)
 
     def _check(self, response: requests.Response, operation: str, parameters: Mapping[str, Any]) -> None:
         status = response.status_code
         if 200 <= status < 300:
             return
-        if status in PASSING:
-            raise PassingError(f"HTTP {status}", status, retry_after(response.headers.get("Retry-After")))
+        if status in TRANSIENT:
+            raise TransientError(f"HTTP {status}", status, retry_after(response.headers.get("Retry-After")))
         body = response.content
         if status == 401 and b"AUTHORIZATION_TOKEN_EXPIRED" in body:
             self._connection.refresh()
-            raise PassingError("the access token had expired", status)
+            raise TransientError("the access token had expired", status)
         if status == 401:
             raise self._connection.token.rejected()
         raise CallError(

@@ -1,6 +1,6 @@
-"""Files of a run, fetched when their bytes are wanted: single files, file sets, images, artifacts.
+"""Files of a run, fetched when their bytes are needed: single files, file sets, images, artifacts.
 
-Everything is downloaded whole into a temporary file before anyone reads it, so that a download that comes short can be
+Everything is downloaded whole into a temporary file before anyone reads it, so that a download that is cut short can be
 made again and nobody sees half a file. Of artifacts the server only has the list of files, which is always kept. The
 files are copied only from directories and buckets that settings name: where a file is, the server says, and a server
 has no business naming any file of this machine.
@@ -43,7 +43,7 @@ class ArtifactFile:
 
     @property
     def location(self) -> str:
-        """Where it lay when it was tracked: a local path or an s3:// URL; empty if that is not said."""
+        """Where it was when it was tracked: a local path or an s3:// URL; empty if that is not known."""
         metadata = {item["key"]: item["value"] for item in self.facts["metadata"]}
         found = str(metadata.get("location") or metadata.get("file_path") or "")
         if not found.startswith("file:"):
@@ -97,7 +97,7 @@ def files_list(files: Sequence[ArtifactFile]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TrackedFile:
-    """A file of an artifact that lies below a directory or bucket that settings name."""
+    """A file of an artifact below a directory or bucket that settings name."""
 
     relative_path: str
     root: Root
@@ -106,7 +106,7 @@ class TrackedFile:
     """What the content must hash to; None where the hash is another kind."""
 
     def open(self) -> BinaryIO:
-        """Open for streaming. Raises FileGoneError if it is gone or is not what was tracked any more."""
+        """Open for streaming. Raises FileGoneError if it is gone or no longer what was tracked."""
         if self.sha1 is not None:
             digest = hashlib.sha1(usedforsecurity=False)
             with self.root.open(self.path) as stream:
@@ -158,9 +158,9 @@ _IN_MEMORY: Final = 1 << 20
 """Downloads up to this many bytes never touch the disk."""
 _LONGEST_PAUSE: Final = 5.0
 _LARGEST_IMAGE: Final = 1 << 30
-"""Bytes of an image of a series, whose size the server does not tell; clients send no more than 32 MiB."""
+"""Bytes of an image of a series, whose size the server does not report; clients send no more than 32 MiB."""
 _LARGEST_ARCHIVE: Final = 64 << 30
-"""Bytes of the archive of a file set whose size the server does not tell."""
+"""Bytes of the archive of a file set whose size the server does not report."""
 _BESIDE: Final = 256 << 20
 """Bytes of an archive beside those of its files: names and headers of a million files."""
 
@@ -208,7 +208,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What an archive lacks of its file set: there is nothing to open, and the reason is told."""
+    """What an archive lacks of its file set: there is nothing to open, and opening raises the reason."""
 
     relative_path: str
     why: str
@@ -234,8 +234,8 @@ class Files:
     ) -> None:
         """``patience`` is how many seconds the server may take to prepare the archive of a file set.
 
-        Bytes that are read at most: of an image, of a file set whose size the server does not tell, and of an archive
-        beside the size that it tells.
+        Bytes that are read at most: of an image, of a file set whose size the server does not report, and of an archive
+        beside the size that it reports.
         """
         self._calls = calls
         self._artifacts = artifacts

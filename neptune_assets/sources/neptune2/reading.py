@@ -37,7 +37,7 @@ from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, together
 from neptune_assets.sources.times import OddTimes
 
 
-class OpenRun:
+class PendingRun:
     """One run; only the thread that reads touches it."""
 
     def __init__(self, project_id: str, listed: Listed, number: int, keep: Callable[[str, str], bool]) -> None:
@@ -45,10 +45,10 @@ class OpenRun:
         self.listed = listed
         self.number = number
         self.state = RunState(project_id, listed.run_id, keep)
-        self.unanswered = 0
-        """Questions about the run that are still asked."""
+        self.pending = 0
+        """Requests about the run without a response so far."""
         self.weight = 0
-        """Room that points take which have come and were not taken, in rows."""
+        """Room that points take which have arrived and were not taken, in rows."""
         self._points: list[Points] = []
         self._promised: Counter[str] = Counter()
         self._empty: list[str] = []
@@ -60,23 +60,23 @@ class OpenRun:
         return sum(weight_of(value) for values in self.state.snapshot().values() for value in values.values())
 
     def unreadable(self, why: str) -> None:
-        """Say that nothing can be known of the run."""
+        """Report that nothing can be known of the run."""
         project = self.state.project_id
         self.state.error(f"Run {self.listed.run_id!r} of {project!r} cannot be read. {why}")
         self.state.whole = False
 
     def arrive(self, points: Points) -> None:
-        """Keep points until they are taken; times that no row can hold are taken away and told at the end."""
+        """Keep points until they are taken; times that no row can hold are removed, which the end of the run notes."""
         page = points.page
-        told = page.times != NO_TIME
-        beyond = self._odd_times.beyond(points.path, page.times[told])
+        known = page.times != NO_TIME
+        beyond = self._odd_times.beyond(points.path, page.times[known])
         if beyond is not None:
-            page.times[np.flatnonzero(told)[beyond]] = NO_TIME
+            page.times[np.flatnonzero(known)[beyond]] = NO_TIME
         self._points.append(points)
         self.weight += points.page.weight
 
     def take_points(self) -> list[Points]:
-        """Take the points that have come since the last time."""
+        """Take the points that have arrived since the last time."""
         points, self._points, self.weight = self._points, [], 0
         return points
 
@@ -85,11 +85,11 @@ class OpenRun:
         self._promised[str(kind)] += 1
 
     def lack_points(self, path: str) -> None:
-        """Remember a series without points, which is told and not missed."""
+        """Remember a series without points, which is noted and not missed."""
         self._empty.append(path)
 
     def values(self) -> Iterator[tuple[str, AttributeType, Any]]:
-        """Give path, type and value of what is no series, and count them as promised; call once, at the end."""
+        """Give path, type and value of what is not a series, and count them as promised; call once, at the end."""
         for path, values in self.state.snapshot().items():
             kept = [kind for kind in values if self.state.rows.wants(kind, path)]
             if len(kept) > 1:
@@ -116,83 +116,83 @@ class OpenRun:
 
 
 _QUEUED: Final = 4
-"""Questions handed to each thread beforehand: they are answered while the rows of earlier runs are written."""
+"""Requests handed to each thread beforehand: responses arrive while the rows of earlier runs are written."""
 _HELD: Final = 262_144
-"""Rows of runs whose turn has not come that may wait; while there are more, only the run whose turn it is goes on."""
+"""Rows of later runs that may wait; while there are more, only the run whose turn it is goes on."""
 
 
-class Question(Protocol):
-    """Something to ask about a run."""
+class RunRequest(Protocol):
+    """A request about a run."""
 
-    run: OpenRun
+    run: PendingRun
 
-    def ask(self) -> Any:
-        """Ask the server, in a thread of its own."""
+    def send(self) -> Any:
+        """Send it and return what was found, in a thread of the pool."""
 
-    def take(self, answer: Future[Any]) -> bool:
-        """Tell the run what was answered, in the thread that reads; True if there is more to ask."""
+    def receive(self, response: Future[Any]) -> bool:
+        """Hand the response to the run, in the thread that reads; True if there is another one to send."""
 
 
-class Asking:
-    """Questions about runs: those about earlier runs are asked first."""
+class RequestScheduler:
+    """Sends requests about runs, those about earlier runs first."""
 
     def __init__(self, pool: ThreadPoolExecutor, concurrency: int) -> None:
         """``pool`` has ``concurrency`` threads."""
         self._pool = pool
         self._most = _QUEUED * concurrency
-        self._waiting: list[tuple[int, int, Question]] = []
+        self._waiting: list[tuple[int, int, RunRequest]] = []
         self._order = count()
-        self._under_way: dict[Future[Any], Question] = {}
-        self._answers: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._under_way: dict[Future[Any], RunRequest] = {}
+        self._responses: SimpleQueue[Future[Any]] = SimpleQueue()
         self._turn = -1
         self._held = 0
 
-    def add(self, question: Question) -> None:
-        """Have a question asked when its turn comes."""
-        question.run.unanswered += 1
-        self._wait(question)
-        self._ask()
+    def add(self, request: RunRequest) -> None:
+        """Send a request when its turn comes."""
+        request.run.pending += 1
+        self._wait(request)
+        self._send()
 
-    def points_of(self, run: OpenRun) -> Iterator[list[Points]]:
-        """Give the points of a run as they come until everything is answered; call for every run, in order."""
+    def points_of(self, run: PendingRun) -> Iterator[list[Points]]:
+        """Give the points of a run as they arrive until nothing is pending; call for every run, in order."""
         self._turn = run.number
         self._held -= run.weight
         while True:
-            self._ask()
+            self._send()
             if run.weight:
                 yield run.take_points()
-            elif run.unanswered:
+            elif run.pending:
                 self._collect()
             else:
                 return
 
-    def _wait(self, question: Question) -> None:
-        heappush(self._waiting, (question.run.number, next(self._order), question))
+    def _wait(self, request: RunRequest) -> None:
+        heappush(self._waiting, (request.run.number, next(self._order), request))
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         while self._waiting and len(self._under_way) < self._most:
             if self._waiting[0][0] > self._turn and self._held >= _HELD:
                 return
-            question = heappop(self._waiting)[2]
-            future = self._pool.submit(question.ask)
-            self._under_way[future] = question
-            future.add_done_callback(self._answers.put)
+            request = heappop(self._waiting)[2]
+            future = self._pool.submit(request.send)
+            self._under_way[future] = request
+            future.add_done_callback(self._responses.put)
 
     def _collect(self) -> None:
-        """Wait for an answer, and take all that have come."""
-        answer = self._answers.get()
+        """Wait for a response, and receive all that have arrived."""
+        answer = self._responses.get()
         while True:
-            question = self._under_way.pop(answer)
-            run = question.run
+            request = self._under_way.pop(answer)
+            run = request.run
             before = run.weight
-            if question.take(answer):
-                self._wait(question)
+            if request.receive(answer):
+                self._wait(request)
             else:
-                run.unanswered -= 1
+                run.pending -= 1
             if run.number > self._turn:
                 self._held += run.weight - before
             try:
-                answer = self._answers.get_nowait()
+                answer = self._responses.get_nowait()
             except Empty:
                 return
 
@@ -203,24 +203,24 @@ _TOO_MUCH: Final = frozenset({400, 413, 422})
 """Statuses with which a server may refuse a page for its size."""
 
 
-class StringSetQuestion:
-    """The strings of a set, where the server does not tell them with the other attributes."""
+class StringSetRequest:
+    """The strings of a set, where the server does not send them with the other attributes."""
 
-    def __init__(self, run: OpenRun, calls: Calls, path: str) -> None:
+    def __init__(self, run: PendingRun, calls: Calls, path: str) -> None:
         self.run = run
         self._calls = calls
         self._path = path
 
-    def ask(self) -> list[str]:
+    def send(self) -> list[str]:
         """Ask for the strings."""
         key = self.run.listed.key
         return texts(self._calls.json("getStringSetAttribute", experimentId=key, attribute=self._path)["values"])
 
-    def take(self, answer: Future[list[str]]) -> bool:
-        """Assign the strings, or tell why there are none."""
+    def receive(self, response: Future[list[str]]) -> bool:
+        """Assign the strings, or report why there are none."""
         state, path = self.run.state, self._path
         try:
-            state.assign(path, AttributeType.STRING_SET, answer.result())
+            state.assign(path, AttributeType.STRING_SET, response.result())
         except CallError as error:
             if error.not_there:
                 # Neptune's own service lists sys/group_tags and denies having it.
@@ -232,11 +232,11 @@ class StringSetQuestion:
         return False
 
 
-class ArtifactQuestion:
+class ArtifactRequest:
     """The files of an artifact, and which of them can be copied."""
 
     def __init__(
-        self, run: OpenRun, calls: Calls, artifacts: ArtifactStore, project_key: str, path: str, digest: str
+        self, run: PendingRun, calls: Calls, artifacts: ArtifactStore, project_key: str, path: str, digest: str
     ) -> None:
         self.run = run
         self._calls = calls
@@ -245,16 +245,16 @@ class ArtifactQuestion:
         self._path = path
         self._digest = digest
 
-    def ask(self) -> tuple[Sequence[ArtifactFile], set[str]]:
+    def send(self) -> tuple[Sequence[ArtifactFile], set[str]]:
         """Ask for the files, and look which of them are there."""
         files = list_files(self._calls, self._project_key, self._digest)
         return files, {member.relative_path for member in self._artifacts.members(files)}
 
-    def take(self, answer: Future[tuple[Sequence[ArtifactFile], set[str]]]) -> bool:
+    def receive(self, response: Future[tuple[Sequence[ArtifactFile], set[str]]]) -> bool:
         """Add what can be copied as a file set beside the list, and say what cannot."""
         state, path = self.run.state, self._path
         try:
-            files, found = answer.result()
+            files, found = response.result()
         except CallError as error:
             state.error(str(error), path, AttributeType.ARTIFACT)
             return False
@@ -281,7 +281,7 @@ class SeriesPages:
         self.most = most
 
     def page(self, key: str, path: str, kind: AttributeType, offset: int, limit: int) -> tuple[Page, bool]:
-        """Ask for a page, and tell if its steps and times are the server's. Raises as :meth:`Calls.json` does."""
+        """Request a page; True if its steps and times are the server's. Raises as :meth:`Calls.json` does."""
         limit = min(limit, self.most if kind is AttributeType.FLOAT_SERIES else _CLIENTS_PAGE)
         try:
             answer = self._calls.json(CALLS[kind], experimentId=key, attribute=path, limit=limit, offset=offset)
@@ -296,14 +296,14 @@ class SeriesPages:
         return parse_page(answer, kind), True
 
 
-class SeriesQuestion:
+class SeriesRequest:
     """The points of one series, page by page.
 
     Pages are asked for one after the other: a server finds the next page by where the last one ended, and would count
     from the beginning for any other.
     """
 
-    def __init__(self, run: OpenRun, pages: SeriesPages, path: str, kind: AttributeType) -> None:
+    def __init__(self, run: PendingRun, pages: SeriesPages, path: str, kind: AttributeType) -> None:
         self.run = run
         self._pages = pages
         self._path = path
@@ -311,20 +311,20 @@ class SeriesQuestion:
         self._limit = pages.most
         self._got = 0
         self._total = 0
-        self._untold = 0
+        self._untimed = 0
         self._lost = 0
         self._why = ""
         self._last: Page | None = None
-        self._told = True
+        self._located = True
 
-    def ask(self) -> tuple[Page, bool]:
+    def send(self) -> tuple[Page, bool]:
         """Ask for the next page."""
         return self._pages.page(self.run.listed.key, self._path, self._kind, self._got, self._limit)
 
-    def take(self, answer: Future[tuple[Page, bool]]) -> bool:
+    def receive(self, response: Future[tuple[Page, bool]]) -> bool:
         """Hand the points to the run; True if there is another page."""
         try:
-            page, self._told = answer.result()
+            page, self._located = response.result()
         except CallError as error:
             return self._fail(str(error))
         except (TypeError, ValueError, KeyError, OverflowError, AttributeError) as error:
@@ -333,7 +333,7 @@ class SeriesQuestion:
             return self._fail(f"The server gives the points of {self._path!r} twice, after {self._got:,} of them.")
         self._last = page
         self._total = page.total
-        self._untold += page.untold
+        self._untimed += page.untimed
         if page.refused:
             self._lost += page.sent - len(page)
             self._why = self._why or page.refused
@@ -365,12 +365,12 @@ class SeriesQuestion:
             state.error(f"The server gave {self._got:,} of {self._total:,} points of {path!r}.", path, kind)
         if self._lost:
             state.error(f"{self._lost:,} points of {path!r} cannot be kept: {self._why}.", path, kind)
-        if self._untold:
-            state.note(f"{self._untold:,} points of {path!r} have no time on the server; they are kept.", path, kind)
-        if not self._told:
+        if self._untimed:
+            state.note(f"{self._untimed:,} points of {path!r} have no time on the server; they are kept.", path, kind)
+        if not self._located:
             state.repair("steps_numbered", self._got)
             state.note(
-                f"The server does not tell steps and times of the images of {path!r}; steps are their places "
+                f"The server does not report steps and times of the images of {path!r}; steps are their places "
                 "in the series.",
                 path,
                 kind,
@@ -398,8 +398,8 @@ class Block(RunBlock):
         super()._reset()
         self._points: dict[AttributeType, PointRows] = {}
 
-    def add(self, run: OpenRun, points: Sequence[Points]) -> None:
-        """Take a run with all of its points; values that cannot be kept are told by its end."""
+    def add(self, run: PendingRun, points: Sequence[Points]) -> None:
+        """Take a run with all of its points; values that cannot be kept are errors of its end."""
         number = len(self._ends)
         for path, kind, value in run.values():
             try:
@@ -446,14 +446,14 @@ class RunReader:
     def read(self, runs: Sequence[Listed]) -> Iterator[RunChunk]:
         """Read runs in the order given; each ends with a RunEnd.
 
-        Raises SourceError if the server does not answer any more, or not to this token.
+        Raises SourceError if the server no longer responds, or not to this token.
         """
         pool = ThreadPoolExecutor(self._concurrency, "neptune2")
-        asking = Asking(pool, self._concurrency)
+        scheduler = RequestScheduler(pool, self._concurrency)
         block = Block(self._project.name)
         try:
-            for run in self._opened(runs, pool, asking):
-                arriving = asking.points_of(run)
+            for run in self._opened(runs, pool, scheduler):
+                arriving = scheduler.points_of(run)
                 came: list[Points] = []
                 size = run.size
                 while size <= LARGE and (points := next(arriving, None)) is not None:
@@ -473,25 +473,29 @@ class RunReader:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _opened(self, runs: Sequence[Listed], pool: ThreadPoolExecutor, asking: Asking) -> Iterator[OpenRun]:
+    def _opened(
+        self, runs: Sequence[Listed], pool: ThreadPoolExecutor, scheduler: RequestScheduler
+    ) -> Iterator[PendingRun]:
         """Give the runs in order; some are opened ahead, so that there is always something to ask."""
         attributes = AttributePages(self._calls, self._project.key, self._scope, runs, pool, self._concurrency)
         ahead = self._concurrency * _AHEAD
-        opened: deque[OpenRun] = deque()
+        opened: deque[PendingRun] = deque()
         number = count()
         while True:
             while len(opened) < ahead and (attributes.ready or not opened):
                 following = attributes.take()
                 if following is None:
                     break
-                opened.append(self._open(*following, next(number), asking))
+                opened.append(self._open(*following, next(number), scheduler))
             if not opened:
                 return
             yield opened.popleft()
 
-    def _open(self, listed: Listed, found: Attributes | CallError, number: int, asking: Asking) -> OpenRun:
+    def _open(
+        self, listed: Listed, found: Attributes | CallError, number: int, scheduler: RequestScheduler
+    ) -> PendingRun:
         """Sort out what the server says of a run, and begin to ask for the rest."""
-        run = OpenRun(self._project.name, listed, number, self._selection.attribute)
+        run = PendingRun(self._project.name, listed, number, self._selection.attribute)
         if isinstance(found, CallError):
             run.unreadable("It was deleted while it was read." if found.not_there else str(found))
             return run
@@ -500,10 +504,10 @@ class RunReader:
             reader.take(attribute)
         contents = reader.contents
         for path in contents.sets:
-            asking.add(StringSetQuestion(run, self._calls, path))
+            scheduler.add(StringSetRequest(run, self._calls, path))
         if self._artifacts.any:
             for path, digest in contents.artifacts:
-                asking.add(ArtifactQuestion(run, self._calls, self._artifacts, self._project.key, path, digest))
+                scheduler.add(ArtifactRequest(run, self._calls, self._artifacts, self._project.key, path, digest))
         elif contents.artifacts:
             run.state.note(
                 f"Of {len(contents.artifacts):,} artifacts, such as {contents.artifacts[0][0]!r}, the list of files is "
@@ -511,16 +515,16 @@ class RunReader:
                 "from."
             )
         for path, kind in contents.series:
-            asking.add(SeriesQuestion(run, self._pages, path, kind))
+            scheduler.add(SeriesRequest(run, self._pages, path, kind))
         return run
 
-    def _large(self, run: OpenRun, arriving: Iterable[Sequence[Points]]) -> Iterator[RunChunk]:
+    def _large(self, run: PendingRun, arriving: Iterable[Sequence[Points]]) -> Iterator[RunChunk]:
         """Read a run by itself, without waiting for all of it."""
         for rows in together(self._rows(run, arriving)):
             yield RunRows(run.listed.run_id, rows)
         yield run.end()
 
-    def _rows(self, run: OpenRun, arriving: Iterable[Sequence[Points]]) -> Iterator[pa.RecordBatch]:
+    def _rows(self, run: PendingRun, arriving: Iterable[Sequence[Points]]) -> Iterator[pa.RecordBatch]:
         project, run_id = self._project.name, run.listed.run_id
         collected: dict[AttributeType, PointRows] = {}
         for points in arriving:

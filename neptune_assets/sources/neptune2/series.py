@@ -1,7 +1,7 @@
 """Points of series: pages of the server's answers as arrays, and arrays as Arrow batches.
 
 Times are the epoch milliseconds of the answer itself: the client makes local times without a zone of them, in which an
-hour of autumn comes twice.
+hour of autumn occurs twice.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NO_TIME: Final = np.iinfo(np.int64).min
 """Stands for the time of a point that has none."""
 _INT64: Final = range(-(2**63) + 1, 2**63)
 _MOST_IMAGES: Final = 10_000_000
-"""Images that a series may have whose server tells no more than their number."""
+"""Images that a series may have whose server reports no more than their number."""
 
 
 @dataclass(frozen=True)
 class Page:
     """Some points of one series: whole micro-steps, epoch milliseconds, values; and how many the server has in all.
 
-    A time that the server does not tell is :data:`NO_TIME`. ``sent`` counts the points that no row can hold, too.
+    A time that the server does not report is :data:`NO_TIME`. ``sent`` counts the points that no row can hold, too.
     """
 
     steps: npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ class Page:
     sent: int = 0
     refused: str = ""
     """Why the first of the points that no row can hold was left out."""
-    untold: int = 0
+    untimed: int = 0
     """Points whose times are not numbers; they are kept without."""
 
     def __len__(self) -> int:
@@ -94,8 +94,8 @@ def parse_page(answer: Mapping[str, Any], kind: AttributeType) -> Page:
         sent, points = len(points), kept
     else:
         sent = len(points)
-    times, untold = _times(points)
-    return Page(steps, times, values, total, sent, refused, untold)
+    times, untimed = _times(points)
+    return Page(steps, times, values, total, sent, refused, untimed)
 
 
 def _points(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -111,7 +111,7 @@ def _columns(
     raw = [point["value"] for point in points]
     steps = _steps(points)
     if kind is AttributeType.FLOAT_SERIES:
-        # Whole numbers come without a point, and not-a-number may come as text.
+        # Whole numbers arrive without a point, and not-a-number may be text.
         return steps, np.array([value if type(value) is float else real(value) for value in raw], np.float64)
     texts = [text(value) for value in raw]
     for value in texts:
@@ -137,19 +137,19 @@ def _times(points: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.int64], 
 
 
 def image_page(answer: Mapping[str, Any], offset: int, asked: int, refer: Callable[[str], str]) -> tuple[Page, bool]:
-    """Turn an answer about images into a page, and tell if steps and times are the server's.
+    """Turn an answer about images into a page, and whether steps and times are the server's.
 
     ``refer`` makes a reference from an image's place in its series.
 
-    Neptune's own service tells only how many there are; then steps are places in the series and times are unknown.
+    Neptune's own service reports only how many there are; then steps are places in the series and times are unknown.
     """
     total = whole(answer["totalItemCount"])
     points = _points(answer)
     if points and all("step" in point and "timestampMillis" in point for point in points):
         references = [refer(str(offset + place)) for place in range(len(points))]
         steps = _steps(points)
-        times, untold = _times(points)
-        return Page(steps, times, references, total, sent=len(points), untold=untold), True
+        times, untimed = _times(points)
+        return Page(steps, times, references, total, sent=len(points), untimed=untimed), True
     if total > _MOST_IMAGES:
         raise ValueError(f"{total:,} images are more than can be")
     found = range(offset, min(offset + asked, total))
@@ -170,7 +170,7 @@ class PointRows:
 
     @property
     def full(self) -> bool:
-        """True if enough has come together for a batch."""
+        """True if there is enough for a batch."""
         return self._weight >= FULL
 
     def add(self, run: int, points: Points) -> None:

@@ -48,7 +48,7 @@ class Neptune2:
     kind = "neptune2"
 
     def __init__(self, settings: Neptune2Source, filters: Filters) -> None:
-        """Nothing is asked yet; the session is opened by the first question."""
+        """Send nothing; the first method that asks the server opens the session."""
         self._settings = settings
         self._filters = filters
         self._selection = Selection(filters)
@@ -98,7 +98,7 @@ class Neptune2:
                 continue
             yield from reader.read(known)
             known = []
-            message = f"The server has no {run_id!r} in {project_id!r} any more, or filters leave it out."
+            message = f"The server no longer has {run_id!r} in {project_id!r}, or filters exclude it."
             yield RunEnd(run_id, errors=(Issue(message),))
         yield from reader.read(known)
 

@@ -48,7 +48,7 @@ def sent(name: str) -> str:
 def real(value: Any) -> float:
     """A number; not-a-number and infinities may be written as text, as Java does."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f"{value!r:.80} is no number")
+        raise TypeError(f"{value!r:.80} is not a number")
     return float(value)
 
 
@@ -58,13 +58,13 @@ def whole(value: Any) -> int:
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    raise TypeError(f"{value!r:.80} is no whole number")
+    raise TypeError(f"{value!r:.80} is not a whole number")
 
 
 def texts(value: Any) -> list[str]:
     """A list of strings; raises TypeError for anything else."""
     if not isinstance(value, list):
-        raise TypeError(f"{value!r:.80} is no list")
+        raise TypeError(f"{value!r:.80} is not a list")
     return [text(item) for item in value]
 
 
@@ -112,4 +112,6 @@ def parse_reference(reference: str) -> Reference:
 
 
 def _unknown(reference: str) -> FileGoneError:
-    return FileGoneError(f"{reference!r:.200} is no file of this source.", hint="Use a reference from a row of a run.")
+    return FileGoneError(
+        f"{reference!r:.200} is not a valid file of this source.", hint="Use a reference from a row of a run."
+    )

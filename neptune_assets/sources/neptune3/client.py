@@ -235,9 +235,9 @@ _PAGE: Final = 10_000
 _NAMES_BYTES: Final = 200_000
 """Attribute names in one request: neptune-query stays below 220,000 bytes."""
 _TRIES: Final = 4
-"""A request that can be cut in halves is tried so often while the server answers HTTP 500; each half only twice."""
+"""Attempts for a splittable request on HTTP 500; each half gets two."""
 _EMPTY: Final = 100
-"""Pages without points that a series may have one after the other before its server is not believed any more."""
+"""Pages without points that a series may have one after the other before the series is given up."""
 _GUESS: Final = 1_000.0
 """Points of a series, before any was read."""
 
@@ -397,7 +397,7 @@ class Client:
             return self._settings.series_per_page
         with self._lock:
             expected = self._points_of_a_series
-        # Half as much again as expected, so that most series come whole.
+        # Half as much again as expected, so that most series arrive whole.
         return max(1, min(self._settings.series_per_page, int(self._settings.points_per_page / (1.5 * expected + 1))))
 
     def _float_page(self, project: str, requests: Sequence[Request], again: bool) -> Page:
@@ -481,7 +481,7 @@ class Client:
                     rest.append(_following(request, series.searchAfter.token, [point[0] for point in points]))
             elif not points:
                 rest.append(request)
-        # A server goes on naming series that it does not have: without progress there is no more to come.
+        # A server goes on naming series that it does not have: without progress there is nothing left.
         return Page(parts, rest if progress else ())
 
 
@@ -505,7 +505,7 @@ def _new(token: str, tokens: set[str]) -> str:
 
 
 def _asked(requests: Sequence[Request], request_id: str, answered: set[str]) -> Request:
-    """Return the request that a series of an answer belongs to. Raises RefusedError if there is none, or no more."""
+    """Return the request that a series of an answer belongs to. Raises RefusedError if there is none left."""
     if not (request_id.isascii() and request_id.isdigit() and int(request_id) < len(requests)):
         raise RefusedError(f"The server answers a request {request_id!r:.40} that was not made.")
     if request_id in answered:

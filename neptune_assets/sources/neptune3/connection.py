@@ -1,8 +1,8 @@
 """One server: signing in, requests that are spaced out and tried again where that can help, and files as streams.
 
-What heals by itself (429, 408, 5xx, a connection that breaks, an answer that does not come) is tried again with growing
-pauses until ``retry_seconds`` have passed. An access token that the server no longer takes is fetched anew, once.
-Everything else is refused at once.
+What heals by itself (429, 408, 5xx, a connection that breaks, a response that does not arrive) is tried again with
+growing pauses until ``retry_seconds`` have passed. An access token that the server no longer takes is fetched anew,
+once. Everything else is refused at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import httpx
 
 from neptune_assets.errors import FileGoneError
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live import ApiToken, Attempts, Pace
+from neptune_assets.sources.live import ApiToken, RateLimiter, RetryBudget
 from neptune_assets.sources.neptune3.rows import FileReference, RefusedError
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 
@@ -30,7 +30,7 @@ _EARLY: Final = 30.0
 """Seconds before its end that an access token is replaced, as neptune-query does."""
 
 
-class SignIn:
+class Authentication:
     """Gives the access token of one server to any number of threads; one of them fetches it for all."""
 
     def __init__(self, token: ApiToken, client: httpx.Client) -> None:
@@ -95,10 +95,10 @@ class Connection:
             limits=httpx.Limits(max_connections=settings.concurrency + 1),
             verify=_verify_certificates(),
         )
-        self._sign_in = SignIn(token, self._client)
+        self._authentication = Authentication(token, self._client)
         self._answered = False
         self._files: httpx.Client | None = None
-        self.pace = Pace(settings.requests_per_second)
+        self.limiter = RateLimiter(settings.requests_per_second)
 
     def post(
         self, path: str, body: Any, *, params: Mapping[str, str] | None = None, tries_of_500: int | None = None
@@ -114,10 +114,10 @@ class Connection:
         """Return the answer's bytes; raises as :meth:`post` does."""
         return self._request("GET", path, None, params, None)
 
-    def attempts(self) -> Attempts:
+    def attempts(self) -> RetryBudget:
         """Return fresh tries for one request."""
         seconds = self._settings.retry_seconds
-        return Attempts(seconds if self._answered else min(seconds, _FIRST_CONTACT), self.pace)
+        return RetryBudget(seconds if self._answered else min(seconds, _FIRST_CONTACT), self.limiter)
 
     @property
     def files(self) -> httpx.Client:
@@ -135,10 +135,10 @@ class Connection:
         attempts = self.attempts()
         signed_in_again = False
         while True:
-            self.pace.wait()
+            self.limiter.wait()
             wished, trouble, status = None, "", None
             try:
-                token = self._sign_in.token()
+                token = self._authentication.token()
                 headers = {"Authorization": f"Bearer {token}"}
                 response = self._client.request(method, path, json=body, params=params, headers=headers)
                 status = response.status_code
@@ -149,7 +149,7 @@ class Connection:
                     if signed_in_again:
                         raise self._api_token.rejected()
                     signed_in_again = True
-                    self._sign_in.forget(token)
+                    self._authentication.forget(token)
                     continue
             except httpx.HTTPStatusError as error:
                 response = error.response
@@ -195,8 +195,8 @@ def _words(content: bytes) -> str:
 
 _SIGN: Final = "/api/storagebridge/v1/signedUrl"
 _BLOCK: Final = 1 << 20
-_BELIEVED: Final = 3
-"""A refusal, or an answer that is whole and shorter than the file, is believed when it came so often."""
+_CONFIRMED: Final = 3
+"""Number of identical refusals (or complete but short responses) before giving up."""
 
 
 def open_download(connection: Connection, project: str, reference: FileReference) -> BinaryIO:
@@ -215,7 +215,7 @@ class _Download(io.RawIOBase):
         self._connection = connection
         self._project = project
         self._reference = reference
-        self._attempts: Attempts = connection.attempts()
+        self._attempts: RetryBudget = connection.attempts()
         self._ends = 0
         self._refusals = 0
         self._offset = 0
@@ -257,7 +257,7 @@ class _Download(io.RawIOBase):
                 return 0
             if not trouble:
                 self._ends += 1
-                if self._ends >= _BELIEVED:
+                if self._ends >= _CONFIRMED:
                     raise self._gone(f"ends after {self._offset:,} of {self._reference.size:,} bytes")
             if not self._attempts.again():
                 raise self._gone(f"broke off after {self._offset:,} bytes; the last: {trouble or 'it ended early'}")
@@ -274,7 +274,7 @@ class _Download(io.RawIOBase):
         headers = {"Range": f"bytes={self._offset}-"} if self._offset else {}
         try:
             request = self._connection.files.build_request("GET", self._signed_address(), headers=headers)
-            self._connection.pace.wait()
+            self._connection.limiter.wait()
             response = self._connection.files.send(request, stream=True)
         except (httpx.RequestError, httpx.InvalidURL, ValueError) as error:
             return f"{type(error).__name__} {error}"
@@ -285,7 +285,7 @@ class _Download(io.RawIOBase):
         if status not in {200, 206}:
             # A signature that ran out is 400 or 403; the next try has a new one.
             self._refusals += status < 500 and status not in {408, 429}
-            if self._refusals >= _BELIEVED:
+            if self._refusals >= _CONFIRMED:
                 raise self._gone(f"is refused (HTTP {status})")
             return f"HTTP {status}"
         self._blocks = response.iter_bytes(_BLOCK)
@@ -317,7 +317,7 @@ class _Download(io.RawIOBase):
         except RefusedError as error:
             raise self._gone(f"cannot be fetched: {error}") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise self._gone("has no address the server could tell") from error
+            raise self._gone("has no address on the server") from error
 
     def _hang_up(self) -> None:
         if self._response is not None:

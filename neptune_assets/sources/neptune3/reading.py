@@ -27,7 +27,6 @@ from neptune_assets.sources.neptune3.rows import (
     COMPLETION,
     NO_TIME,
     PREVIEW,
-    Answer,
     Attribute,
     FloatPart,
     Floats,
@@ -36,6 +35,7 @@ from neptune_assets.sources.neptune3.rows import (
     Page,
     RefusedError,
     Request,
+    Response,
     RunAttributes,
     add_points,
     float_batches,
@@ -105,7 +105,7 @@ class Collector:
             first = known.setdefault((item.path, item.type), item)
             # As text, since not-a-number differs from itself.
             if first is not item and repr(first) != repr(item):
-                self.error(f"The server tells two things of {item.path!r}; the first is kept.", item.path, item.type)
+                self.error(f"The server sends two values of {item.path!r}; the first is kept.", item.path, item.type)
         self._kept = list(known.values())
 
     def error(self, message: str, path: str | None = None, kind: str | None = None) -> None:
@@ -121,7 +121,7 @@ class Collector:
         return [Request(self.run, item.path, item.type) for item in self._kept if item.type in SERIES_TYPES]
 
     def singles(self) -> Iterator[Attribute]:
-        """The attributes that are no series."""
+        """The attributes that are not series."""
         return (item for item in self._kept if item.type not in SERIES_TYPES)
 
     def refuse(self, item: Attribute, problem: Exception) -> None:
@@ -130,7 +130,7 @@ class Collector:
         self.error(f"The value of {item.path!r} cannot be kept: {problem}.", item.path, str(item.type))
 
     def values(self) -> Iterator[pa.RecordBatch]:
-        """Give the attributes that are no series."""
+        """Give the attributes that are not series."""
         for item in self.singles():
             try:
                 self._builder.value(item.type, item.path, value_cell(item))
@@ -226,7 +226,7 @@ class Collector:
         return RunEnd(self.run.run_id, +promised, self._errors.told(), notes)
 
     def _expected(self, item: Attribute) -> bool:
-        """True if points of a series should have arrived; tells what is missing."""
+        """True if points of a series should have arrived; reports what is missing."""
         key = (item.path, item.type)
         reached = self._reached.get(key)
         if key in self._failed:
@@ -303,7 +303,7 @@ class Block(RunBlock):
         self._others: list[tuple[int, pa.RecordBatch]] = []
 
     def add(self, collector: Collector, parts: Sequence[FloatPart | ObjectPart]) -> None:
-        """Take a run with all of its points; what cannot be kept is told by its end."""
+        """Take a run with all of its points; what cannot be kept is an error of its end."""
         number = len(self._ends)
         for item in collector.singles():
             try:
@@ -337,7 +337,7 @@ class Pages:
         pool: ThreadPoolExecutor,
         concurrency: int,
         groups_of: Callable[[Sequence[Request]], Iterable[list[Request]]],
-        answer: Callable[[Sequence[Request]], Answer],
+        answer: Callable[[Sequence[Request]], Response],
     ) -> None:
         self._concurrency = concurrency
         self._answer = answer
@@ -356,7 +356,7 @@ class Pages:
         self._waiting: dict[int, list[FloatPart | ObjectPart]] = defaultdict(list)
         self._rest: dict[int, deque[list[Request]]] = defaultdict(deque)
         self._ahead: list[int] = []
-        self._under_way: dict[Future[Answer], tuple[list[Request], bool]] = {}
+        self._under_way: dict[Future[Response], tuple[list[Request], bool]] = {}
 
     @property
     def all_asked(self) -> bool:
@@ -364,11 +364,11 @@ class Pages:
         return not self._groups
 
     def begin(self) -> None:
-        """Ask for the first groups before the first run's turn comes."""
+        """Request the first groups before the first run's turn."""
         self._ask(0)
 
     def of_run(self, position: int) -> Iterator[Sequence[FloatPart | ObjectPart]]:
-        """Give the points of a run as they come; call for every run, in order."""
+        """Give the points of a run as they arrive; call for every run, in order."""
         while True:
             self._ask(position)
             if self._waiting[position]:
@@ -400,7 +400,7 @@ class Pages:
         self._ahead = [last for last in self._ahead if last > position]
         return len(self._ahead) < self._concurrency
 
-    def _collect(self, future: Future[Answer]) -> None:
+    def _collect(self, future: Future[Response]) -> None:
         requests, shared = self._under_way.pop(future)
         answer = future.result()
         if shared:
@@ -451,14 +451,14 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """Runs whose attributes have come and whose points are being asked for."""
+    """Runs whose attributes have arrived and whose points are being requested."""
 
     batch: _Batch
     collectors: list[Collector]
     pages: Pages
 
 
-class Reading:
+class RunReader:
     """Reads runs of one project."""
 
     def __init__(
@@ -519,7 +519,7 @@ class Reading:
             self._attributes(runs[middle:], batch)
 
     def _by_name(self, run: ListedRun, batch: _Batch, failure: RefusedError) -> RunAttributes:
-        """Ask for the attributes of a run that does not come whole by their names, for less where that fails too.
+        """Request the attributes of a run that cannot be read whole by their names, fewer where that fails too.
 
         What is left is known by path and type only; of series, the points are asked for all the same.
         """
@@ -580,7 +580,7 @@ class Reading:
             batch.unchecked = str(error)
 
     def begin(self, batch: _Batch, pool: ThreadPoolExecutor) -> _Begun:
-        """Begin to ask for the points of runs whose attributes have come."""
+        """Begin to request the points of runs whose attributes have arrived."""
         self._learn(batch)
         collectors = []
         for found in batch.found:
@@ -638,10 +638,10 @@ class Reading:
                 chunk = replace(chunk, promised=None)
             yield chunk
 
-    def _answer(self, requests: Sequence[Request], *, again: bool = False) -> Answer:
+    def _answer(self, requests: Sequence[Request], *, again: bool = False) -> Response:
         """Ask for points; where that fails for good, ask for less until only what fails is left."""
         try:
-            return Answer(self._client.page(self._project, requests, again=again))
+            return Response(self._client.page(self._project, requests, again=again))
         except RefusedError as error:
             self._check_alive(error)
             if len(requests) == 1:
@@ -649,16 +649,16 @@ class Reading:
         middle = len(requests) // 2
         first, second = (self._answer(part, again=True) for part in (requests[:middle], requests[middle:]))
         page = Page([*first.page.parts, *second.page.parts], [*first.page.rest, *second.page.rest])
-        return Answer(page, [*first.failed, *second.failed])
+        return Response(page, [*first.failed, *second.failed])
 
-    def _last_try(self, request: Request) -> Answer:
+    def _last_try(self, request: Request) -> Response:
         try:
-            return Answer(self._client.page(self._project, [request], again=True))
+            return Response(self._client.page(self._project, [request], again=True))
         except RefusedError as error:
-            return Answer(Page(), [(request, str(error))])
+            return Response(Page(), [(request, str(error))])
 
     def _check_alive(self, error: RefusedError) -> None:
-        """Raise SourceUnavailableError if the server answers nothing at all any more."""
+        """Raise SourceUnavailableError if the server no longer responds at all."""
         if not error.exhausted:
             return
         try:
@@ -687,7 +687,7 @@ def _together(names: Sequence[str]) -> Iterator[list[str]]:
 class _Ahead:
     """The batch of runs that comes next, asked for while the one before is given out."""
 
-    def __init__(self, reading: Reading, left: deque[ListedRun], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, reading: RunReader, left: deque[ListedRun], pool: ThreadPoolExecutor) -> None:
         self._reading = reading
         self._left = left
         self._pool = pool
@@ -696,7 +696,7 @@ class _Ahead:
         self._ask()
 
     def look(self) -> None:
-        """Begin with the next batch's points if its attributes have come; what went wrong is told by :meth:`take`."""
+        """Begin with the next batch's points if its attributes have arrived; :meth:`take` raises what went wrong."""
         asked = self._attributes
         if self._begun is None and asked is not None and asked.done() and asked.exception() is None:
             self._begun = self._reading.begin(asked.result(), self._pool)

@@ -1,8 +1,8 @@
 """What the server sent of runs, their attributes and points, and rows of the one schema made of it.
 
 A *request* asks for one series of one run, from a point on; a *page* answers several requests with some points and says
-which series go on. Float points come as columns and stay columns; all else goes through the row builder that recordings
-use.
+which series go on. Float points arrive as columns and stay columns; all else goes through the row builder that
+recordings use.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Attribute:
     last_step: float | None = None
     previews: bool = False
     undescribed: str = ""
-    """Why the server tells no more of it than its path and type."""
+    """Why no more than its path and type is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileReference:
-    """Where the server keeps a file, how large it is and what the client said it is."""
+    """Where the server keeps a file, how large it is and its type according to the client."""
 
     key: str
     size: int
@@ -118,7 +118,7 @@ class Page:
 
 
 @dataclass(slots=True)
-class Answer:
+class Response:
     """What came of some requests: a page, and those that failed with the reason."""
 
     page: Page
@@ -279,4 +279,4 @@ def file_of(reference: str) -> tuple[FileReference, float | None]:
         return FileReference(key, int(size), unquote(mime_type)), float(step) if step else None
     except ValueError:
         pass
-    raise FileGoneError(f"{reference!r} names no file of a Neptune server.", hint="List the runs again.")
+    raise FileGoneError(f"{reference!r} is not a valid file of a Neptune server.", hint="List the runs again.")

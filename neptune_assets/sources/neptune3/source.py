@@ -2,7 +2,7 @@
 
 Decisions. A run is the same as long as its ``sys/modification_time`` is: nothing else is asked for to find out what
 changed. A fork holds its own points only. Filters on names are applied here, with Python's regular expressions, those
-on times and ids by the server too. A server that answers nothing any more ends the reading; what was read stays.
+on times and ids by the server too. A server that no longer responds ends the reading; what was read stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.live import read_token
-from neptune_assets.sources.neptune3.reading import Reading
+from neptune_assets.sources.neptune3.reading import RunReader
 from neptune_assets.sources.neptune3.rows import FileReference, ListedRun, RefusedError, file_of
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
@@ -73,17 +73,17 @@ class Neptune3:
     def read(self, project_id: str, run_ids: Sequence[str], scope: Scope = Scope.RUNS) -> Iterator[RunRows | RunEnd]:
         """Read runs one after the other; what fails of a run makes it partial, and the next one follows.
 
-        Raises SourceUnavailableError, which is worth trying again, if the server answers nothing any more.
+        Raises SourceUnavailableError, which is worth trying again, if the server no longer responds.
         """
         listed = self._listed.get(project_id)
         if listed is None or any(run_id not in listed for run_id in run_ids):
             listed = self._list(project_id)
-        reading = Reading(self._client(), self._settings, self._filters, self._selection, project_id)
+        reading = RunReader(self._client(), self._settings, self._filters, self._selection, project_id)
         known = [run_id for run_id in run_ids if run_id in listed]
         chunks = reading.read([listed[run_id] for run_id in known])
         for run_id in run_ids:
             if run_id not in listed:
-                message = f"The server lists no run {run_id!r} in {project_id} any more. List the runs again."
+                message = f"The server no longer lists run {run_id!r} in {project_id}. List the runs again."
                 yield RunEnd(run_id, errors=(Issue(message),))
                 continue
             for chunk in chunks:
@@ -97,7 +97,7 @@ class Neptune3:
         return [ServerFile(self._client(), project_id, run_id, file, step)]
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
-        """Runs that the server lists and that cannot be told apart; all else is told with the run it belongs to."""
+        """Runs that the server lists without or under one id; all else is reported with the run it belongs to."""
         return () if project_id is None else self._problems.get(project_id, ())
 
     def _client(self) -> Client:
@@ -139,7 +139,7 @@ class Neptune3:
         return listed
 
     def _queries(self) -> list[Any]:
-        """Filters for the server, None for all; a second one lists the trash if that is wanted."""
+        """Filters for the server, None for all; a second one lists the trash if filters include it."""
         runs = self._filters.runs
         times = (runs.created_since, runs.created_until, runs.modified_since, runs.modified_until)
         ids = runs.ids if runs.ids_file is None and len(runs.ids or ()) <= _IDS_ASKED_FOR else None
@@ -155,10 +155,10 @@ class Neptune3:
                 query = _both(query, compare(attribute, _utc(moment)))
         if ids:
             named = Attribute("sys/custom_run_id", type="string")
-            wanted: Any = None
+            any_of: Any = None
             for run_id in ids:
-                wanted = Filter.eq(named, run_id) if wanted is None else wanted | Filter.eq(named, run_id)
-            query = _both(query, wanted)
+                any_of = Filter.eq(named, run_id) if any_of is None else any_of | Filter.eq(named, run_id)
+            query = _both(query, any_of)
         if not runs.trashed:
             return [query]
         return [query, _both(query, Filter.eq(Attribute("sys/trashed", type="bool"), True))]
@@ -228,7 +228,7 @@ class ServerFile:
     def open(self) -> BinaryIO:
         """Open for streaming. Raises FileGoneError if the bytes are not there or fewer than was logged."""
         if not self.file.key or "\0" in self.file.key:
-            raise FileGoneError(f"{self.file.key!r} names no file on the server.", hint="List the runs again.")
+            raise FileGoneError(f"{self.file.key!r} is not a valid file on the server.", hint="List the runs again.")
         return self.client.download(self.project_id, self.run_id, "file", self.step, self.file)
 
 

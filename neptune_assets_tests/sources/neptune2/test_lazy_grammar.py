@@ -7,9 +7,9 @@ import pytest
 
 SCRIPT = """
 import sys
-from neptune_assets.sources.neptune2.connection import import_jsonschema
+from neptune_assets.sources.neptune2.connection import import_jsonschema_lazily
 
-import_jsonschema()
+import_jsonschema_lazily()
 assert "jsonschema" in sys.modules
 assert "rfc3987_syntax" not in sys.modules
 import jsonschema
@@ -21,7 +21,7 @@ try:
 except jsonschema.FormatError:
     print("refused")
 assert sys.modules["rfc3987_syntax"].__file__
-import_jsonschema()
+import_jsonschema_lazily()
 import neptune
 """
 

@@ -37,7 +37,7 @@ def test_a_point_that_is_none_is_left_out_and_the_others_are_kept(bad: dict[str,
 def test_a_point_whose_time_is_none_is_kept_without(time: object) -> None:
     page = parse_page({"totalItemCount": 1, "values": [{"step": 0, "timestampMillis": time, "value": 1.0}]}, FLOATS)
     assert page.times.tolist() == [NO_TIME]
-    assert page.untold == 1
+    assert page.untimed == 1
 
 
 def test_rows_are_of_a_handy_number_and_keep_paths_and_runs_apart() -> None:

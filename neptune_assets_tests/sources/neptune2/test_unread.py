@@ -31,7 +31,7 @@ def test_one_attribute_that_the_server_fails_to_give_leaves_the_others_of_its_ru
     first, last = found.ends["P-1"].errors
     assert first.attribute_path == bad
     assert "500" in first.message
-    assert "whether the run has others cannot be told" in last.message
+    assert "whether the run has others is unknown" in last.message
     expected = [row for row in whole.rows["P-1"] if row["attribute_path"] != bad]
     assert sorted(map(key, found.rows["P-1"])) == sorted(map(key, expected))
     assert not found.ends["P-2"].errors
@@ -54,7 +54,7 @@ def test_an_attribute_that_no_list_of_columns_names_leaves_its_run_partial(
     stub.broken = stub.unlisted = {"p/rate"}
     found = read(source(retry_seconds=1), PROJECT, ["P-1"])
     assert ("p/name", "string") in found.paths("P-1")
-    assert "cannot be told" in found.ends["P-1"].errors[-1].message
+    assert "is unknown" in found.ends["P-1"].errors[-1].message
 
 
 def test_a_run_whose_attributes_only_tables_give_is_whole(stub: Stub, source: Make, run: Container) -> None:
