@@ -174,7 +174,7 @@ def test_a_file_goes_on_where_it_broke_off(kind: str, proxy: FaultyProxy) -> Non
     assert all(fault.times == 0 for fault in proxy.faults)
 
 
-def test_a_file_that_ends_early_is_told(proxy: FaultyProxy, client: str) -> None:
+def test_a_file_that_ends_early_is_told(proxy: FaultyProxy) -> None:
     source = open_behind(proxy, retry_seconds=10)
     reference = file_reference(source)
     proxy.faults.append(Fault(BYTES, "short", times=-1))
@@ -192,8 +192,8 @@ def test_a_file_that_goes_on_after_its_size_is_given_up_at_once(proxy: FaultyPro
         stream.read()
 
 
-def test_a_file_that_is_not_there_is_told_at_once(proxy: FaultyProxy, client: str) -> None:
-    source = open_behind(proxy, client)
+def test_a_file_that_is_not_there_is_told_at_once(proxy: FaultyProxy) -> None:
+    source = open_behind(proxy)
     reference = file_reference(source).replace("a/large.bin", "a/never.bin")
     (member,) = source.files(PROJECT, "a", reference)
     with pytest.raises(FileGoneError, match=r"a/never\.bin.*404"):
