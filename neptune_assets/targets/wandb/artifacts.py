@@ -23,9 +23,10 @@ from typing import Any, Final
 from neptune_assets.lake.layout import extension_of, format_step, member_paths
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.schema import PARAMETER_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.targets.columns import plain, typed_rows
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.times import whole_milliseconds
-from neptune_assets.targets.wandb.codec import MAX_EXACT, json_text, plain, protobuf, typed_rows
+from neptune_assets.targets.wandb.codec import MAX_EXACT, json_text, protobuf
 from neptune_assets.targets.wandb.files import FOLDER, StagedFile
 from neptune_assets.targets.wandb.mapping import MAX_NAME, digest_of, distinct, json_value, shorten
 

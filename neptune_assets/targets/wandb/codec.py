@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,66 +27,10 @@ import pyarrow.compute as pc
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.layout import format_step
 from neptune_assets.protobuf_columns import LENGTH_DELIMITED, field_bytes, field_tag, read_varints, varint
-from neptune_assets.schema import VALUE_COLUMN, AttributeType
+from neptune_assets.targets.columns import Bools, Ints
 
 if TYPE_CHECKING:
-    from neptune_assets.lake.reader import LakeRun
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
-NO_TIME: Final = int(np.iinfo(np.int64).max)
-"""Stands for a missing time, so that the earliest of several times is their minimum."""
-
-
-def plain(column: Any) -> Any:
-    """Return a column as one array whose buffers begin at offset 0 and whose values are not dictionary-encoded."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column
-
-
-def present(column: Any) -> Bools:
-    """Return a mask of the values that are not null."""
-    mask: Bools = np.asarray(plain(column).is_valid().to_numpy(zero_copy_only=False), dtype=bool)
-    return mask
-
-
-def microsteps(column: Any) -> Ints:
-    """Return decimal(18, 6) steps as whole micro-steps, exactly; what stands for a null is without meaning.
-
-    Each decimal takes 16 bytes, and as steps stay below 10**12 the lower eight hold the whole number.
-    """
-    column = plain(column)
-    if len(column) == 0:
-        return np.empty(0, dtype=np.int64)
-    if column.type != pa.decimal128(18, 6):
-        column = column.cast(pa.decimal128(18, 6))
-    raw = np.frombuffer(column.buffers()[1], dtype="<i8")
-    return np.asarray(raw[2 * column.offset : 2 * (column.offset + len(column)) : 2], dtype=np.int64)
-
-
-def milliseconds(column: Any) -> Ints:
-    """Return times as milliseconds since 1970 in UTC; :data:`NO_TIME` for nulls."""
-    column = plain(column).cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64())
-    return np.asarray(column.fill_null(NO_TIME).to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
-def codes(column: Any) -> tuple[Ints, list[str]]:
-    """Return a number for each text of the column, and the texts in the order of their numbers.
-
-    Columns of the lake are sorted, so that equal texts stand together: only where they change is looked at twice.
-    """
-    column = plain(column)
-    if len(column) == 0:
-        return np.empty(0, dtype=np.int64), []
-    stretches = pc.run_end_encode(column)
-    ends = np.asarray(stretches.run_ends.to_numpy(zero_copy_only=False), dtype=np.int64)
-    encoded = stretches.values.dictionary_encode()
-    numbers = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
-    return np.repeat(numbers, np.diff(ends, prepend=0)), encoded.dictionary.to_pylist()
+    pass
 
 
 def float_texts(values: Any) -> Any:
@@ -789,44 +733,3 @@ class _Rows:
         keys = pieces.take(pa.array(np.arange(count) * 4))
         values = pieces.take(pa.array(np.arange(count) * 4 + 2))
         self.keys, self.values = keys.cast(pa.large_string()), values.cast(pa.large_string())
-
-
-_ROWS: Final = 65_536
-_FEW_ROWS: Final = 2_048
-"""Rows read at once where they may be long: histograms and texts."""
-_NAMES: Final = ("attribute_path", "attribute_type", "step", "timestamp")
-_LONG: Final = (AttributeType.HISTOGRAM_SERIES, AttributeType.STRING_SERIES)
-
-
-def typed_rows(run: LakeRun, types: Collection[AttributeType]) -> Iterator[tuple[AttributeType, pa.RecordBatch]]:
-    """Yield (type, rows of that type) for these attribute types, each type in the order of the lake.
-
-    Batches have path, type, step, timestamp and the type's value. One pass reads everything, unless the run has many
-    rows that may be long, which are then read a few at a time.
-    """
-    wanted = {kind for kind in types if run.record.rows.get(str(kind))}
-    if sum(run.record.rows.get(str(kind), 0) for kind in _LONG) <= _FEW_ROWS:
-        yield from _pass(run, wanted, _ROWS)
-        return
-    yield from _pass(run, wanted & {AttributeType.FLOAT_SERIES}, _ROWS)
-    yield from _pass(run, wanted - {AttributeType.FLOAT_SERIES}, _FEW_ROWS)
-
-
-def _pass(
-    run: LakeRun, wanted: Collection[AttributeType], batch_rows: int
-) -> Iterator[tuple[AttributeType, pa.RecordBatch]]:
-    if not wanted:
-        return
-    columns = [*_NAMES, *sorted({VALUE_COLUMN[kind] for kind in wanted})]
-    # A type that is hardly there is no reason to look at every row for it, and neither is leaving one out.
-    every = sum(run.record.rows.get(str(kind), 0) for kind in wanted) * 2 > run.record.total_rows
-    for batch in run.batches(types=None if every else wanted, columns=columns, batch_rows=batch_rows):
-        numbers, names = codes(batch.column("attribute_type"))
-        for number, name in enumerate(names):
-            kind = AttributeType(name)
-            if kind not in wanted:
-                continue
-            own = batch.select([*_NAMES, VALUE_COLUMN[kind]])
-            if len(names) > 1:
-                own = own.take(pa.array(np.flatnonzero(numbers == number)))
-            yield kind, own

@@ -17,19 +17,11 @@ import pyarrow as pa
 from neptune_assets.errors import FileGoneError, TargetError
 from neptune_assets.lake.layout import extension_of, format_step, member_paths
 from neptune_assets.schema import AttributeType
+from neptune_assets.targets.columns import series_values
 from neptune_assets.targets.protocol import RowCounts
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.wandb import codec
-from neptune_assets.targets.wandb.codec import (
-    NO_TIME,
-    json_text,
-    microsteps,
-    milliseconds,
-    plain,
-    present,
-    seconds_text,
-    step_text,
-)
+from neptune_assets.targets.wandb.codec import json_text, seconds_text, step_text
 from neptune_assets.targets.wandb.history import EventSorter
 from neptune_assets.targets.wandb.mapping import Layout, digest_of
 
@@ -224,15 +216,7 @@ class Text:
 
 def texts(rows: pa.RecordBatch) -> Iterator[Text]:
     """Yield the entries of string series that a batch of their rows holds."""
-    for path, step, has_step, time, value in zip(
-        plain(rows.column("attribute_path")).to_pylist(),
-        microsteps(rows.column("step")).tolist(),
-        present(rows.column("step")).tolist(),
-        milliseconds(rows.column("timestamp")).tolist(),
-        plain(rows.column("string_value")).to_pylist(),
-        strict=True,
-    ):
-        yield Text(path, step if has_step else None, None if time == NO_TIME else time, value)
+    yield from (Text(*entry) for entry in series_values(rows, AttributeType.STRING_SERIES))
 
 
 def text_row(text: Text) -> str:
@@ -361,9 +345,7 @@ class TextTables:
             "nrows": table.rows,
             "log_mode": "IMMUTABLE",
         }
-        self._events.add(
-            path, kind, step, NO_TIME if last.time is None else last.time, codec.json_text(facts), counted=False
-        )
+        self._events.add(path, kind, step, last.time, codec.json_text(facts), counted=False)
 
 
 class RunFiles:
@@ -375,23 +357,16 @@ class RunFiles:
 
     def add(self, kind: str, rows: pa.RecordBatch) -> None:
         """Take the files that rows of one attribute type name."""
-        for path, step, stepped, time, value in zip(
-            plain(rows.column("attribute_path")).to_pylist(),
-            microsteps(rows.column("step")).tolist(),
-            present(rows.column("step")).tolist(),
-            milliseconds(rows.column("timestamp")).tolist(),
-            rows.column("file_value").to_pylist(),
-            strict=True,
-        ):
+        for path, step, time, value in series_values(rows, AttributeType(kind)):
             where = None if value is None else value["path"]
             if where is None:
                 self._account.dropped[kind, "it names no file"] += 1
             elif kind == AttributeType.FILE_SET:
                 self._file_set(path, kind)
             else:
-                self._file(path, kind, where, step if stepped else None, time)
+                self._file(path, kind, where, step, time)
 
-    def _file(self, path: str, kind: str, where: str, step: int | None, time: int) -> None:
+    def _file(self, path: str, kind: str, where: str, step: int | None, time: int | None) -> None:
         expected = {record.path: record.sha256 for record in self._run.file_records(path)}
         try:
             with self._run.open_file(where) as source:

@@ -19,15 +19,13 @@ import pyarrow as pa
 
 from neptune_assets.lake.external_sort import ExternalSorter
 from neptune_assets.protobuf_columns import joined, message_field, number_field
+from neptune_assets.targets.columns import NO_TIME, Bools, Ints
 from neptune_assets.targets.wandb.codec import (
     EVENTS,
-    NO_TIME,
-    Bools,
     Column,
     EncodedPoints,
     Event,
     Events,
-    Ints,
     PointEncoder,
     decimal_texts,
     history_fields,
@@ -62,11 +60,11 @@ class EventSorter:
         self._pending: list[tuple[int, int, int, str, bytes]] = []
         self._pending_bytes = 0
 
-    def add(self, path: str, kind: str, step: int, time: int, text: str, *, counted: bool) -> None:
+    def add(self, path: str, kind: str, step: int, time: int | None, text: str, *, counted: bool) -> None:
         """Take a value as JSON text; ``counted`` if a time that is not the row's makes it a mapped one."""
         number = self._numbers[path, kind]
         encoded = item(self._keys[path, kind], text)
-        self._pending.append((step, number, time, kind if counted else "", encoded))
+        self._pending.append((step, number, NO_TIME if time is None else time, kind if counted else "", encoded))
         self._pending_bytes += len(encoded)
         self._last.see(number, step, text)
         if self._pending_bytes > _EVENT_BYTES or len(self._pending) >= _EVENTS:

@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING
 
 from neptune_assets.errors import TargetError, UnknownProjectError
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.lineage import ancestors, chain
 from neptune_assets.targets.profile import ValueCounts, unsupported_values
 from neptune_assets.targets.protocol import Plan, Receipt, TargetRun, UnsupportedValues, Verdict
 from neptune_assets.targets.rules import wanted_name
 from neptune_assets.targets.wandb.client import WandbClient, carry_over, upload
 from neptune_assets.targets.wandb.codec import history_fields
-from neptune_assets.targets.wandb.mapping import (
-    OUTCOMES,
-    Layout,
-    ancestors,
-    chain,
-    layout,
-    plan_of,
-    run_key,
-    survey,
-)
+from neptune_assets.targets.wandb.mapping import OUTCOMES, Layout, layout, plan_of, run_key, survey
 from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.staged_runs import (
     Marker,

@@ -5,33 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.schema import MICROSTEPS, PARAMETER_TYPES, SERIES_TYPES, VALUE_COLUMN, AttributeType
+from neptune_assets.targets.columns import codes, plain
+from neptune_assets.targets.lineage import INHERITED, Ancestor
 from neptune_assets.targets.profile import Kind, Outcomes
 from neptune_assets.targets.protocol import Plan
-from neptune_assets.targets.rules import RenamedRun
 from neptune_assets.targets.times import iso, whole_milliseconds
-from neptune_assets.targets.wandb.codec import (
-    MAX_EXACT,
-    Bools,
-    Ints,
-    codes,
-    microsteps,
-    number_text,
-    plain,
-    present,
-    step_text,
-    typed_rows,
-)
+from neptune_assets.targets.wandb.codec import MAX_EXACT, number_text, step_text
 
 if TYPE_CHECKING:
-    from neptune_assets.lake.manifest import RunRecord
     from neptune_assets.lake.reader import LakeRun
 
 Naming = Literal["default", "neptune-exporter"]
@@ -124,87 +114,6 @@ def distinct(
     return names
 
 
-INHERITED: Final = frozenset({AttributeType.FLOAT_SERIES, AttributeType.HISTOGRAM_SERIES})
-"""What a fork takes over: texts and files of its ancestors stay with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ancestor:
-    """A run that a fork comes from, and the last micro-step it has of it."""
-
-    run: LakeRun
-    until: int
-
-
-def chain(records: Mapping[str, RunRecord], run_id: str) -> list[tuple[str, int]]:
-    """Return (ancestor, last micro-step inherited from it), nearest first.
-
-    The chain ends at a run that is not in the lake or names no fork step, and where it would close into a circle.
-    """
-    found: dict[str, int] = {}
-    until: int | None = None
-    record = records.get(run_id)
-    while record is not None and record.parent is not None and record.fork_step is not None:
-        parent = record.parent
-        if parent not in records or parent == run_id or parent in found:
-            break
-        until = record.fork_step if until is None else min(until, record.fork_step)
-        found[parent] = until
-        record = records[parent]
-    return list(found.items())
-
-
-def ancestors(run: LakeRun) -> tuple[Ancestor, ...]:
-    """Return the ancestors of a run, nearest first, under the same rules as the run itself."""
-    if run.record.parent is None:
-        return ()
-    found = []
-    for run_id, until in chain(run.project.records(), run.run_id):
-        other = run.project.run(run_id)
-        other.check()
-        found.append(Ancestor(RenamedRun(other, run.rules) if isinstance(run, RenamedRun) else other, until))
-    return tuple(found)
-
-
-class Inheritance:
-    """Chooses the rows of ancestors: those up to the fork step and before the first one nearer to the run."""
-
-    def __init__(self, lineage: Sequence[Ancestor]) -> None:
-        self._lineage = lineage
-        self._firsts: dict[tuple[str, str], int] = {}
-
-    def own(self, kind: AttributeType, rows: pa.RecordBatch) -> None:
-        """Take notice of the run's own rows; all of them, before :meth:`rows` is asked."""
-        if self._lineage and kind in INHERITED:
-            _lower(self._firsts, str(kind), rows)
-
-    def rows(self) -> Iterator[tuple[AttributeType, pa.RecordBatch]]:
-        """Yield (type, rows) of what is inherited."""
-        for ancestor in self._lineage:
-            nearer = dict(self._firsts)
-            for kind, rows in typed_rows(ancestor.run, INHERITED):
-                kept = rows.filter(pa.array(self._wanted(nearer, str(kind), rows, ancestor.until)))
-                if kept.num_rows:
-                    _lower(self._firsts, str(kind), kept)
-                    yield kind, kept
-
-    def _wanted(self, nearer: dict[tuple[str, str], int], kind: str, rows: pa.RecordBatch, until: int) -> Bools:
-        numbers, names = codes(rows.column("attribute_path"))
-        ends: Ints = np.array([min(until, nearer.get((name, kind), until + 1) - 1) for name in names], dtype=np.int64)
-        wanted: Bools = present(rows.column("step")) & (microsteps(rows.column("step")) <= ends[numbers])
-        return wanted
-
-
-def _lower(firsts: dict[tuple[str, str], int], kind: str, rows: pa.RecordBatch) -> None:
-    """Lower the first micro-step of each series to that of these rows, sorted by series and step."""
-    there = present(rows.column("step"))
-    numbers, names = codes(rows.column("attribute_path"))
-    numbers, steps = numbers[there], microsteps(rows.column("step"))[there]
-    for number in np.unique(numbers).tolist():
-        first = int(steps[numbers == number].min())
-        firsts[names[number], kind] = min(first, firsts.get((names[number], kind), first))
-
-
 Attribute = tuple[str, str]
 """Path and type."""
 
@@ -244,8 +153,8 @@ def survey(run: LakeRun, until: int | None = None) -> Survey:
     types = None if until is None else INHERITED
     for batch in run.batches(types=types, columns=["attribute_path", "attribute_type", "step"]):
         if until is not None:
-            place = batch.column("step")
-            batch = batch.filter(pa.array(present(place) & (microsteps(place) <= until)))
+            steps = microsteps(batch.column("step"))
+            batch = batch.filter(pa.array((steps != NONE) & (steps <= until)))
         paths, path_names = codes(batch.column("attribute_path"))
         kinds, kind_names = codes(batch.column("attribute_type"))
         pair, counts = np.unique(paths * len(kind_names) + kinds, return_counts=True)
@@ -255,12 +164,13 @@ def survey(run: LakeRun, until: int | None = None) -> Survey:
         stepped = np.isin(kinds, [number for number, name in enumerate(kind_names) if name in series])
         if not stepped.any():
             continue
-        valid = present(batch.column("step"))
+        steps = microsteps(batch.column("step"))
+        valid = steps != NONE
         for number, name in enumerate(kind_names):
             missing = int(np.count_nonzero(stepped & ~valid & (kinds == number)))
             if missing:
                 found.stepless[name] += missing
-        steps = microsteps(batch.column("step"))[stepped & valid]
+        steps = steps[stepped & valid]
         if steps.size:
             lowest.append(int(steps.min()))
             highest.append(int(steps.max()))

@@ -11,26 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from neptune_assets.errors import TargetError
 from neptune_assets.lake.external_sort import ExternalSorter
-from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, AttributeType
+from neptune_assets.lake.rows import NONE, microsteps
+from neptune_assets.schema import PARAMETER_TYPES, AttributeType
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.columns import Ints, codes, milliseconds, plain, series_values, typed_rows
+from neptune_assets.targets.lineage import Inheritance
+from neptune_assets.targets.lossless_copy import COPIED_TYPES, write_lossless_copy
 from neptune_assets.targets.times import parsed
 from neptune_assets.targets.wandb import artifacts, codec
-from neptune_assets.targets.wandb.codec import (
-    Ints,
-    LogWriter,
-    codes,
-    microsteps,
-    milliseconds,
-    plain,
-    present,
-    seconds_text,
-    step_text,
-    typed_rows,
-)
+from neptune_assets.targets.wandb.codec import LogWriter, seconds_text, step_text
 from neptune_assets.targets.wandb.files import Account, FileStage, RunFiles, TextTables, histogram
 from neptune_assets.targets.wandb.history import (
     POINTS,
@@ -47,7 +39,6 @@ from neptune_assets.targets.wandb.mapping import (
     LINE_BYTES,
     MAX_NAME,
     MAX_TAG,
-    Inheritance,
     Layout,
     Parameters,
     run_key,
@@ -56,38 +47,6 @@ from neptune_assets.targets.wandb.mapping import (
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
-
-EXACT_TYPES: Final = frozenset({AttributeType.FLOAT_SERIES, AttributeType.HISTOGRAM_SERIES, AttributeType.FILE_SERIES})
-_COLUMNS: Final = (
-    "attribute_path",
-    "attribute_type",
-    "step",
-    "timestamp",
-    "float_value",
-    "histogram_value",
-    "file_value",
-)
-
-
-def write_exact(run: LakeRun, path: Path) -> None:
-    """Keep metrics, histograms and file series once more, with every step, time and value as they were."""
-    schema = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
-    encoding = {
-        "step": "DELTA_BINARY_PACKED",
-        "timestamp": "DELTA_BINARY_PACKED",
-        "float_value": "BYTE_STREAM_SPLIT",
-    }
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["attribute_path", "attribute_type"],
-        column_encoding=encoding,
-        store_decimal_as_integer=True,
-    ) as writer:
-        for batch in run.batches(types=EXACT_TYPES, columns=_COLUMNS):
-            writer.write_batch(batch.cast(schema))
 
 
 def _sorter_by(key: str, lake: LakeSettings) -> ExternalSorter:
@@ -177,18 +136,18 @@ class Gathering:
             rows = rows.filter(pa.array(~monitored))
             local, names = codes(rows.column("attribute_path"))
         numbers = np.array([self._numbers[name, kind] for name in names], dtype=np.int64)
-        stepped = present(rows.column("step"))
+        steps = microsteps(rows.column("step"))
         made = pa.RecordBatch.from_arrays(
             [
-                pa.array(microsteps(rows.column("step"))),
+                pa.array(steps),
                 pa.array(numbers[local] if own else numbers[local] + len(self._numbers)),
                 pa.array(milliseconds(rows.column("timestamp"))),
                 plain(rows.column("float_value")).fill_null(float("nan")),
             ],
             schema=POINTS,
         )
-        if not stepped.all():
-            made = made.filter(pa.array(stepped))
+        if (steps == NONE).any():
+            made = made.filter(pa.array(steps != NONE))
         self._remember_last(made)
         self.points.add(made)
         if own:
@@ -206,7 +165,7 @@ class Gathering:
         self.system.add(made.filter(pa.array(there)))
         self._timeless += len(there) - int(np.count_nonzero(there))
         # Those without a step are counted among all that have none.
-        self.account.mapped[kind] += int(np.count_nonzero(present(rows.column("step"))))
+        self.account.mapped[kind] += len(rows) - rows.column("step").null_count
 
     def _remember_last(self, batch: pa.RecordBatch) -> None:
         """Keep the value at the highest step of every key for the summary; rows come sorted by key and step."""
@@ -220,21 +179,14 @@ class Gathering:
 
     def _histograms(self, rows: pa.RecordBatch, *, own: bool = True) -> None:
         kind = str(AttributeType.HISTOGRAM_SERIES)
-        for path, step, stepped, time, value in zip(
-            plain(rows.column("attribute_path")).to_pylist(),
-            microsteps(rows.column("step")).tolist(),
-            present(rows.column("step")).tolist(),
-            milliseconds(rows.column("timestamp")).tolist(),
-            rows.column("histogram_value").to_pylist(),
-            strict=True,
-        ):
+        for path, step, time, value in series_values(rows, AttributeType.HISTOGRAM_SERIES):
             made = histogram(value)
             if not own:
-                if made is not None:
+                if made is not None and step is not None:
                     self.events.add(path, kind, step, time, made.json, counted=False)
                 continue
-            if not stepped or made is None:
-                self._malformed += stepped
+            if step is None or made is None:
+                self._malformed += step is not None
                 self.account.mapped[kind] += 1
                 continue
             (self.account.written if made.exact else self.account.mapped)[kind] += 1
@@ -424,8 +376,8 @@ class RunStage:
             paths = [path for path in paths if path not in apart]
         if self._place.entry is not None:
             (self._directory / "files" / artifacts.IDENTITY).write_bytes(self._place.entry.identity)
-        if any(self._gathering.account.mapped[str(kind)] for kind in EXACT_TYPES):
-            write_exact(self._run, self._directory / "files" / EXACT)
+        if any(self._gathering.account.mapped[str(kind)] for kind in COPIED_TYPES):
+            write_lossless_copy(self._run, self._directory / "files" / EXACT)
             paths.append(EXACT)
         index = {
             "project_id": self._run.project_id,

@@ -5,132 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import TargetError
+from neptune_assets.lake.rows import NONE, microsteps
 from neptune_assets.schema import PARAMETER_TYPES, AttributeType
+from neptune_assets.targets.checksums import SeriesChecksums
+from neptune_assets.targets.columns import Bools, Ints, codes, milliseconds, plain, series_values, typed_rows
+from neptune_assets.targets.lineage import Inheritance
 from neptune_assets.targets.wandb import artifacts
 from neptune_assets.targets.wandb.artifacts import Artifact, is_version
 from neptune_assets.targets.wandb.artifacts import read as read_artifact
-from neptune_assets.targets.wandb.codec import (
-    Bools,
-    HistoryItems,
-    Ints,
-    Window,
-    codes,
-    json_text,
-    microsteps,
-    milliseconds,
-    plain,
-    present,
-    typed_rows,
-    windows,
-)
+from neptune_assets.targets.wandb.codec import HistoryItems, Window, json_text, windows
 from neptune_assets.targets.wandb.files import StagedFile, histogram, sha256_of, text_row, texts
 from neptune_assets.targets.wandb.history import placeable, record_points
-from neptune_assets.targets.wandb.mapping import AXIS, EXACT, Inheritance, Layout, Parameters
+from neptune_assets.targets.wandb.mapping import AXIS, EXACT, Layout, Parameters
 from neptune_assets.targets.wandb.staging import INDEX, OURS
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeRun
-
-Floats = npt.NDArray[np.float64]
-_SUMS: Final = (
-    ("points", "count"),
-    ("first micro-step", "first"),
-    ("last micro-step", "last"),
-    ("minimum", "low"),
-    ("maximum", "high"),
-    ("checksum", "checksum"),
-)
-
-
-class SeriesSums:
-    """Counts, ends, extremes and a checksum for each of many series; memory grows with series, not with points.
-
-    The checksum is over (step, bits of the value) and does not depend on the order of points.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self.count: Ints = np.zeros(0, dtype=np.int64)
-        self.first: Ints = np.zeros(0, dtype=np.int64)
-        self.last: Ints = np.zeros(0, dtype=np.int64)
-        self.low: Floats = np.zeros(0)
-        self.high: Floats = np.zeros(0)
-        self.checksum: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
-
-    @property
-    def names(self) -> list[str]:
-        """The series, in the order in which they were met."""
-        return list(self._numbers)
-
-    def add(self, codes: Ints, names: Sequence[str], steps: Ints, values: Floats) -> None:
-        """Take points in: ``names[codes[n]]`` has ``values[n]`` at micro-step ``steps[n]``; no name stands twice."""
-        if len(codes) == 0:
-            return
-        mixed = _mixed(steps, values)
-        if not (codes[1:] >= codes[:-1]).all():
-            small = codes.astype(np.uint16) if len(names) < 1 << 16 else codes  # sixteen bits are sorted by counting
-            order = np.argsort(small, kind="stable")
-            codes, steps, values, mixed = codes[order], steps[order], values[order], mixed[order]
-        starts = np.concatenate(([0], np.flatnonzero(np.diff(codes)) + 1))
-        at = self._places([names[code] for code in codes[starts].tolist()])
-        self.count[at] += np.diff(np.append(starts, len(codes)))
-        self.first[at] = np.minimum(self.first[at], np.minimum.reduceat(steps, starts))
-        self.last[at] = np.maximum(self.last[at], np.maximum.reduceat(steps, starts))
-        self.low[at] = np.fmin(self.low[at], np.fmin.reduceat(values, starts))
-        self.high[at] = np.fmax(self.high[at], np.fmax.reduceat(values, starts))
-        self.checksum[at] += np.add.reduceat(mixed, starts)
-
-    def differences(self, other: SeriesSums) -> Iterator[tuple[str, str]]:
-        """Yield (series, what is different) for all series of this or the other, ours being what the lake has."""
-        for name in sorted({*self._numbers} - {*other._numbers}):
-            yield name, f"points: {self.count[self._numbers[name]]} in the lake, 0 in the run"
-        for name in sorted({*other._numbers} - {*self._numbers}):
-            yield name, f"points: 0 in the lake, {other.count[other._numbers[name]]} in the run"
-        both = sorted({*self._numbers} & {*other._numbers})
-        mine = np.array([self._numbers[name] for name in both], dtype=np.int64)
-        theirs = np.array([other._numbers[name] for name in both], dtype=np.int64)
-        said: dict[int, str] = {}
-        for word, column in _SUMS:
-            a, b = getattr(self, column)[mine], getattr(other, column)[theirs]
-            for place in np.flatnonzero((a != b) & ~((a != a) & (b != b))).tolist():
-                said.setdefault(place, f"{word}: {a[place]} in the lake, {b[place]} in the run")
-        yield from ((both[place], said[place]) for place in sorted(said))
-
-    def _places(self, names: Sequence[str]) -> Ints:
-        """Return the place of each series, new ones appended."""
-        at = np.array([self._numbers.setdefault(name, len(self._numbers)) for name in names], dtype=np.int64)
-        new = len(self._numbers) - len(self.count)
-        if new:
-            limits = np.iinfo(np.int64)
-            self.count = np.append(self.count, np.zeros(new, dtype=np.int64))
-            self.first = np.append(self.first, np.full(new, limits.max, dtype=np.int64))
-            self.last = np.append(self.last, np.full(new, limits.min, dtype=np.int64))
-            self.low, self.high = np.append(self.low, np.full(new, np.nan)), np.append(self.high, np.full(new, np.nan))
-            self.checksum = np.append(self.checksum, np.zeros(new, dtype=np.uint64))
-        return at
-
-
-def _mixed(steps: Ints, values: Floats) -> npt.NDArray[np.uint64]:
-    """Return a well-mixed 64-bit number for each (step, value); every NaN counts as the same."""
-    bits = np.where(np.isnan(values), np.nan, values).view(np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = steps.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ bits
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        result: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
-    return result
-
 
 _STEP: Final = "_step"
 _OURS: Final = frozenset({_STEP, "_timestamp", "_runtime", AXIS})
@@ -142,10 +42,10 @@ _MOST_SAID: Final = 20
 class Content:
     """What a staged run holds, as read back."""
 
-    points: SeriesSums = field(default_factory=SeriesSums)
-    objects: SeriesSums = field(default_factory=SeriesSums)
+    points: SeriesChecksums = field(default_factory=SeriesChecksums)
+    objects: SeriesChecksums = field(default_factory=SeriesChecksums)
     """Histograms: count and a checksum over (step, JSON)."""
-    system: SeriesSums = field(default_factory=SeriesSums)
+    system: SeriesChecksums = field(default_factory=SeriesChecksums)
     """System metrics, with times where other series have steps."""
     system_rows: int = 0
     tables: defaultdict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -302,7 +202,7 @@ class ContentReader:
             self._content.media.append(value)
 
 
-def _add_system(sums: SeriesSums, rows: list[tuple[int, list[str], list[float]]]) -> None:
+def _add_system(sums: SeriesChecksums, rows: list[tuple[int, list[str], list[float]]]) -> None:
     numbers: dict[str, int] = {}
     codes = [numbers.setdefault(key, len(numbers)) for _, keys, _ in rows for key in keys]
     times = np.repeat([time for time, _, _ in rows], [len(keys) for _, keys, _ in rows])
@@ -372,8 +272,8 @@ class _Lake:
 
     def __init__(self, run: LakeRun, layout: Layout, content: Content, directory: Path) -> None:
         self._layout, self._content = layout, content
-        self._points, self._histograms, self._parameters = SeriesSums(), SeriesSums(), Parameters(layout)
-        self._system = SeriesSums()
+        self._points, self._histograms, self._parameters = SeriesChecksums(), SeriesChecksums(), Parameters(layout)
+        self._system = SeriesChecksums()
         self._texts = _Tables(layout, content, directory)
         inherited = Inheritance(layout.lineage)
         for kind, rows in typed_rows(run, _COMPARED):
@@ -431,7 +331,7 @@ class _Lake:
         numbers, names = codes(rows.column("attribute_path"))
         keys = [self._layout.keys[name, str(AttributeType.FLOAT_SERIES)] for name in names]
         steps, values = microsteps(rows.column("step")), plain(rows.column("float_value")).fill_null(float("nan"))
-        stepped, floats = present(rows.column("step")), values.to_numpy(zero_copy_only=False)
+        stepped, floats = steps != NONE, values.to_numpy(zero_copy_only=False)
         if stepped.all():
             self._points.add(numbers, keys, steps, floats)
         else:
@@ -440,15 +340,9 @@ class _Lake:
     def _add_histograms(self, rows: pa.RecordBatch) -> None:
         names: dict[str, int] = {}
         numbers, steps, marks = [], [], []
-        for path, step, stepped, value in zip(
-            plain(rows.column("attribute_path")).to_pylist(),
-            microsteps(rows.column("step")).tolist(),
-            present(rows.column("step")).tolist(),
-            rows.column("histogram_value").to_pylist(),
-            strict=True,
-        ):
-            made = histogram(value) if stepped else None
-            if made is not None:
+        for path, step, _, value in series_values(rows, AttributeType.HISTOGRAM_SERIES):
+            made = histogram(value)
+            if step is not None and made is not None:
                 key = self._layout.keys[path, str(AttributeType.HISTOGRAM_SERIES)]
                 numbers.append(names.setdefault(key, len(names)))
                 steps.append(step)
