@@ -24,7 +24,7 @@ import pytest
 from neptune_assets.testing.lakes import file, files, histograms, make_lake, metric, params, texts
 from neptune_assets.testing.targets import BORN, PROJECT, Held, Place, load, settings_of
 from neptune_assets_tests.targets.mlflow.place import MlflowPlace
-from neptune_assets_tests.targets.test_wandb import StagedPlace
+from neptune_assets_tests.targets.wandb.test_conformance import StagedPlace
 
 KILLS = 30
 RUNS = 8

@@ -164,7 +164,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from neptune_assets_tests.targets.test_wandb_faults import OnlinePlace
+from neptune_assets_tests.targets.wandb.test_faults import OnlinePlace
 OnlinePlace(Path(sys.argv[1]), SimpleNamespace(url=sys.argv[2])).load()
 """
 
