@@ -318,7 +318,7 @@ def read_log(path: Path) -> Iterator[bytes]:
     hint = "Load the run again; it is staged anew."
     with path.open("rb") as file:
         if file.read(len(HEADER)) != HEADER:
-            raise TargetError(f"{path.name} is no W&B run file.", hint=hint)
+            raise TargetError(f"{path.name} is not a valid W&B run file.", hint=hint)
         parts: list[bytes] = []
         block = file.read(BLOCK - len(HEADER))
         while block:

@@ -397,7 +397,7 @@ class ModelRuns(WandbTarget):
         found = StagedProject(self._root, run.project_id).directories(run_key(run.project_id, run.run_id))
         marker = read_marker(found[0]) if len(found) == 1 else None
         if marker is None or not marker.version:
-            raise TargetError(f"Version {run.run_id} is not staged any more.", hint="Load again.")
+            raise TargetError(f"Version {run.run_id} is no longer staged.", hint="Load again.")
         return marker
 
     def _registry(self, place: str) -> ModelRegistry:

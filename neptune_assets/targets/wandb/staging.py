@@ -59,7 +59,7 @@ def _sorter_by(key: str, lake: LakeSettings) -> ExternalSorter:
     )
 
 
-class Gathering:
+class RunExporter:
     """What a run consists of, on its way into one directory. One object, one run."""
 
     def __init__(self, run: LakeRun, placed: Layout, directory: Path, lake: LakeSettings, watched: str | None) -> None:
@@ -81,7 +81,7 @@ class Gathering:
         self.inherited = 0
         """Rows of ancestors that stand in front of the run's own."""
 
-    def gather(self) -> None:
+    def export(self) -> None:
         """Read the run, once."""
         inherited = Inheritance(self._placed.lineage)
         for kind, rows in typed_rows(self._run, tuple(AttributeType)):
@@ -229,22 +229,22 @@ class RunStage:
 
     def __init__(self, run: LakeRun, placed: Layout, place: Destination, directory: Path, lake: LakeSettings) -> None:
         self._run, self._placed, self._place, self._directory = run, placed, place, directory
-        self._gathering = Gathering(run, placed, directory, lake, place.job_type_attribute)
+        self._exporter = RunExporter(run, placed, directory, lake, place.job_type_attribute)
 
     def build(self) -> Account:
         """Write the whole directory but its marker; return what became of the rows."""
         try:
             return self._build()
         finally:
-            self._gathering.close()
+            self._exporter.close()
 
     def _build(self) -> Account:
         (self._directory / "files" / OURS).mkdir(parents=True)
-        account, found = self._gathering.account, self._placed.survey
-        self._gathering.gather()
-        if self._gathering.inherited:
-            account.notes.append(f"{self._gathering.inherited} rows of ancestors stand in front; they are not counted.")
-        values = self._gathering.parameters
+        account, found = self._exporter.account, self._placed.survey
+        self._exporter.export()
+        if self._exporter.inherited:
+            account.notes.append(f"{self._exporter.inherited} rows of ancestors stand in front; they are not counted.")
+        values = self._exporter.parameters
         account.written.update(values.written)
         account.mapped.update(values.mapped)
         for kind, rows in values.null.items():
@@ -264,11 +264,11 @@ class RunStage:
     def _write_log(self, values: Parameters) -> None:
         import wandb
 
-        place, placed, account = self._place, self._placed, self._gathering.account
+        place, placed, account = self._place, self._placed, self._exporter.account
         facts = values.system
         start = start_of(self._run, facts)
         tags, tag_notes = tags_of(facts)
-        if self._gathering.inherited:
+        if self._exporter.inherited:
             tags = sorted({*tags, STITCHED})
         account.notes.extend(tag_notes)
         config = {**values.config, OURS: self._origin()}
@@ -293,16 +293,16 @@ class RunStage:
                 for record in codec.step_axis(AXIS, sorted(self._series_keys())):
                     self._append(log, record)
             encoder = HistoryEncoder(list(placed.keys.values()), placed.stepping, start, log.records + 1)
-            for row in encoder.records(self._gathering.points.sorted(), self._gathering.events.sorter.sorted(1_024)):
+            for row in encoder.records(self._exporter.points.sorted(), self._exporter.events.sorter.sorted(1_024)):
                 log.append(row)
             result = encoder.result
             account.history_rows = result.rows
             system = SystemEncoder(list(placed.system.values()), log.records + 1)
-            for row in system.records(self._gathering.system.sorted()):
+            for row in system.records(self._exporter.system.sorted()):
                 log.append(row)
             account.system_rows = system.rows
             self._other_times(result.other_time)
-            for paths, media in ((self._own_files(), False), (sorted(set(self._gathering.files.media_paths)), True)):
+            for paths, media in ((self._own_files(), False), (sorted(set(self._exporter.files.media_paths)), True)):
                 for begin in range(0, len(paths), 1_000):
                     self._append(log, codec.files(paths[begin : begin + 1_000], media=media))
             self._write_artifacts(log)
@@ -336,7 +336,7 @@ class RunStage:
             origin["parent_run"] = run_key(self._run.project_id, record.parent)
             if record.fork_step is not None:
                 origin["fork_step"] = step_text(record.fork_step)
-        if self._gathering.inherited:
+        if self._exporter.inherited:
             origin["stitched"] = [
                 {"run_id": item.run.run_id, "until": step_text(item.until)} for item in self._placed.lineage
             ]
@@ -357,26 +357,26 @@ class RunStage:
         """Move rows whose time is not that of their row from written to mapped, and say so."""
         for kind, rows in sorted(other.items()):
             if kind and rows:
-                self._gathering.account.written[kind] -= rows
-                self._gathering.account.mapped[kind] += rows
-                self._gathering.account.notes.append(
+                self._exporter.account.written[kind] -= rows
+                self._exporter.account.mapped[kind] += rows
+                self._exporter.account.notes.append(
                     f"{rows} values of {kind} have a time of their own, or none, where W&B keeps one for each step; "
                     f"{EXACT} has each."
                 )
 
     def _own_files(self) -> list[str]:
         """Write our own files, name the run files, and return the paths of both."""
-        paths = self._gathering.files.finish()
+        paths = self._exporter.files.finish()
         if self._place.artifacts_from is not None:
             apart = {
                 file.path
-                for file in self._gathering.files.staged
+                for file in self._exporter.files.staged
                 if self._place.entry is not None or file.attribute_type in artifacts.TYPES
             }
             paths = [path for path in paths if path not in apart]
         if self._place.entry is not None:
             (self._directory / "files" / artifacts.IDENTITY).write_bytes(self._place.entry.identity)
-        if any(self._gathering.account.mapped[str(kind)] for kind in COPIED_TYPES):
+        if any(self._exporter.account.mapped[str(kind)] for kind in COPIED_TYPES):
             write_lossless_copy(self._run, self._directory / "files" / EXACT)
             paths.append(EXACT)
         index = {
@@ -391,7 +391,7 @@ class RunStage:
             ],
             "files": [
                 asdict(file)
-                for file in sorted(self._gathering.files.staged, key=lambda file: (file.path, file.attribute_path))
+                for file in sorted(self._exporter.files.staged, key=lambda file: (file.path, file.attribute_path))
             ],
         }
         target = self._directory / "files" / INDEX
@@ -404,8 +404,8 @@ class RunStage:
             return
         (self._directory / artifacts.STAGING).mkdir()
         if place.entry is not None:
-            version = artifacts.artifact_of(place.entry, self._gathering.files.staged, self._directory / "files")
-            self._gathering.account.version = {"collection": version.name, "digest": version.digest}
+            version = artifacts.artifact_of(place.entry, self._exporter.files.staged, self._directory / "files")
+            self._exporter.account.version = {"collection": version.name, "digest": version.digest}
             self._append(
                 log,
                 artifacts.version_record(
@@ -413,8 +413,8 @@ class RunStage:
                 ),
             )
             return
-        for made in artifacts.made_of(self._gathering.files.staged, place.run, self._directory / "files"):
-            self._gathering.account.artifacts[made.name] = made.digest
+        for made in artifacts.made_of(self._exporter.files.staged, place.run, self._directory / "files"):
+            self._exporter.account.artifacts[made.name] = made.digest
             directory = place.artifacts_from
             self._append(
                 log,
@@ -426,12 +426,12 @@ class RunStage:
     def _last_line(self, step: int, time: int | None, start: int | None) -> dict[str, str]:
         """Return the summary: the last value of every key, and the digest that says the run is whole."""
         names = list(self._placed.keys.values())
-        lines = {names[number]: text for number, (_, text) in sorted(self._gathering.last.by_key.items())}
+        lines = {names[number]: text for number, (_, text) in sorted(self._exporter.last.by_key.items())}
         if sum(len(key) + len(text) for key, text in lines.items()) > LINE_BYTES:
             lines = {key: text for key, text in lines.items() if not text.startswith("{")}
         if sum(len(key) + len(text) for key, text in lines.items()) > LINE_BYTES:
             lines = {}
-            self._gathering.account.notes.append("The summary holds no last values: W&B takes no summary of this size.")
+            self._exporter.account.notes.append("The summary holds no last values: W&B takes no summary of this size.")
         if step >= 0:
             lines["_step"] = str(step)
         if time is not None:

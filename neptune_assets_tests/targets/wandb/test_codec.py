@@ -1,4 +1,4 @@
-"""The codec: what is written is read back, by us, by a decoder that is not ours, and by wandb's own protobuf classes."""
+"""The codec: what is written is read back by us, by a decoder that is not ours, and by wandb's protobuf classes."""
 
 from __future__ import annotations
 
