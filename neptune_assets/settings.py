@@ -8,11 +8,12 @@ What a source or target needs is in its own folder; :mod:`neptune_assets.migrati
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal, overload
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 _SECRET = re.compile(r"secret|token|password|passwd|api_?key|credential|(^|_)key($|_)", re.IGNORECASE)
 PARALLEL_RUNS: Final = 4
@@ -224,8 +225,17 @@ class NameRules(Model):
     naming: Literal["default", "neptune-exporter"] | None = Field(
         default=None, description="How names are made in all targets; if left out, each target's own `naming` holds."
     )
-    collisions: Literal["tell_apart", "refuse"] = Field(
-        default="tell_apart",
-        description="What happens where two attributes of a run would have one name. tell_apart: a digest makes them "
+    collisions: Literal["disambiguate", "refuse"] = Field(
+        default="disambiguate",
+        description="What happens where two attributes of a run would have one name. disambiguate: a digest makes them "
         "differ, which is reported. refuse: the run is not loaded.",
     )
+
+    @field_validator("collisions", mode="before")
+    @classmethod
+    def _renamed(cls, value: object) -> object:
+        """Take the word of before 0.2 for one release."""
+        if value != "tell_apart":
+            return value
+        warnings.warn("collisions: tell_apart is now disambiguate; use that word.", DeprecationWarning, stacklevel=2)
+        return "disambiguate"

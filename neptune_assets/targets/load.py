@@ -222,7 +222,7 @@ class _Loading:
         if refused := refusals(plan, self.project.rules):
             raise TargetError(
                 f"Run {run_id!r} is not loaded: {'; '.join(refused[:5])}.",
-                hint="Change the rules for names, or leave targets.names.collisions at tell_apart.",
+                hint="Change the rules for names, or leave targets.names.collisions at disambiguate.",
             )
         receipt = run.whole(self.target.replace(run, plan))
         self._keep(Entry(run_id, receipt.target_id, receipt.digest, receipt))

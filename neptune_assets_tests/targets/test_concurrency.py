@@ -12,7 +12,7 @@ from neptune_assets.errors import TargetError
 from neptune_assets.targets.concurrency import ReadyQueue, natural, parents_first, run_concurrently
 from neptune_assets.targets.load import load_project
 from neptune_assets_tests.support.lake_factory import make_lake, metric
-from neptune_assets_tests.targets.test_load import PROJECT, Memory, ledger, project, record
+from neptune_assets_tests.support.memory_target import PROJECT, Memory, ledger, project, record
 
 PATIENCE = 60.0
 

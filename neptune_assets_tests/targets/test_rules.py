@@ -135,3 +135,8 @@ def test_the_file_of_rules_lies_below_the_project_root_and_names_for_all_targets
         target = opener()
         assert target._settings.naming == "neptune-exporter"  # type: ignore[attr-defined]
         target.close()
+
+
+def test_the_old_word_for_collisions_is_taken_for_one_release() -> None:
+    with pytest.warns(DeprecationWarning, match="disambiguate"):
+        assert NameRules.model_validate({"collisions": "tell_apart"}).collisions == "disambiguate"

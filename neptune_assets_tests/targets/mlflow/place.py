@@ -16,9 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
+from neptune_assets.targets.ledger import Ledger
+from neptune_assets.targets.load import load_project
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.protocol import Target
+from neptune_assets.targets.report import LoadReport
+from neptune_assets.testing.lakes import make_lake
+from neptune_assets.testing.places import PROJECT
 from neptune_assets_tests.conformance.targets import Held
 from neptune_assets_tests.support.mlflow_server import migrated_database
 
@@ -141,3 +147,17 @@ class MlflowPlace:
             if file.is_file()
         )
         return rows, files
+
+
+def load(place: MlflowPlace, runs: dict[str, Any], **options: Any) -> LoadReport:
+    place.options = options
+    lake = place.root / "lake"
+    make_lake(lake, {PROJECT: runs})
+    settings = LakeSettings(root=str(lake))
+    return load_project(Lake(settings).project(PROJECT), place.open, Ledger(settings, "mlflow", PROJECT))
+
+
+def only(place: MlflowPlace, sql: str) -> Any:
+    rows = place.query(sql)
+    assert len(rows) == 1
+    return rows[0]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,29 +14,14 @@ from neptune_assets.targets.mlflow.mapping import MlflowPlan
 from neptune_assets.targets.mlflow.settings import MlflowSettings
 from neptune_assets.targets.plan import plan_project
 from neptune_assets.targets.protocol import Plan
-from neptune_assets.targets.report import LoadReport
 from neptune_assets_tests.conformance.targets import PROJECT, born, ms, param, point, text
 from neptune_assets_tests.support.lake_factory import make_lake
-from neptune_assets_tests.targets.mlflow.place import MlflowPlace
+from neptune_assets_tests.targets.mlflow.place import MlflowPlace, load, only
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> MlflowPlace:
     return MlflowPlace(tmp_path)
-
-
-def load(place: MlflowPlace, runs: dict[str, Any], **options: Any) -> LoadReport:
-    place.options = options
-    lake = place.root / "lake"
-    make_lake(lake, {PROJECT: runs})
-    settings = LakeSettings(root=str(lake))
-    return load_project(Lake(settings).project(PROJECT), place.open, Ledger(settings, "mlflow", PROJECT))
-
-
-def only(place: MlflowPlace, sql: str) -> Any:
-    rows = place.query(sql)
-    assert len(rows) == 1
-    return rows[0]
 
 
 def test_mlflow_reads_what_was_written_directly(place: MlflowPlace) -> None:

@@ -32,8 +32,7 @@ from neptune_assets_tests.assets.test_loads import command, loaded
 from neptune_assets_tests.conformance.targets import BORN_MS, PROJECT, born, ms, param, point
 from neptune_assets_tests.support.lake_factory import histograms, make_lake, texts
 from neptune_assets_tests.support.mlflow_server import migrated_database
-from neptune_assets_tests.targets.mlflow.place import MlflowPlace
-from neptune_assets_tests.targets.mlflow.test_load import load, only
+from neptune_assets_tests.targets.mlflow.place import MlflowPlace, load, only
 
 
 @pytest.fixture
