@@ -331,26 +331,6 @@ METRICS, LATEST = SqlMetric.__table__, SqlLatestMetric.__table__
 _INDEXED: Final = (mapping.KEY, mapping.RUN_ID, mapping.DIGEST, mapping.MAPPING, mapping.PARENT_KEY)
 
 
-class Database:
-    """MLflow's tracking database. Every transaction is a connection of its own."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    @contextmanager
-    def reading(self) -> Iterator[Reader]:
-        """A transaction that only reads."""
-        with Session(self._connection, writes=False) as session:
-            yield Reader(session)
-
-    @contextmanager
-    def writing(self) -> Iterator[Transaction]:
-        """A transaction that writes: everything in it becomes visible at once, or nothing."""
-        with Session(self._connection, writes=True) as session:
-            yield Transaction(session)
-            session.commit()
-
-
 class Reader:
     """Reads what the database holds at one moment."""
 
@@ -519,7 +499,6 @@ class DatabaseBackend:
     def __init__(self, connection: Connection, tested_revisions: Collection[str] = TESTED_REVISIONS) -> None:
         self._connection = connection
         self._tested = tested_revisions
-        self._database = Database(connection)
         self._experiments = Experiments(connection.artifact_root, self._find_experiment, self._create_experiment)
 
     @property
@@ -544,7 +523,7 @@ class DatabaseBackend:
         file = self._connection.database_file
         if file is not None and not file.exists():
             return None
-        with self._errors("reading its schema revision"), self._database.reading() as reader:
+        with self._errors("reading its schema revision"), self._reading() as reader:
             return reader.revision()
 
     def experiment(self, name: str) -> tuple[str, str]:
@@ -553,19 +532,19 @@ class DatabaseBackend:
             return self._experiments.get(name)
 
     def _find_experiment(self, name: str) -> tuple[str, str, str] | None:
-        with self._database.reading() as reader:
+        with self._reading() as reader:
             return reader.experiment(name)
 
     def _create_experiment(self, name: str, location: str | None) -> None:
         try:
-            with self._database.writing() as tx:
+            with self._writing() as tx:
                 tx.create_experiment(name, str(location))
         except adbc_driver_manager.IntegrityError:
             log.debug("Another load created experiment %r at the same moment.", name)
 
     def existing_runs(self, project_key: str) -> list[ExistingRun]:
         """Return the runs of one project that loads left in MLflow and nobody deleted."""
-        with self._errors("listing runs"), self._database.reading() as reader:
+        with self._errors("listing runs"), self._reading() as reader:
             return reader.existing_runs(project_key)
 
     def replace(self, job: Job) -> tuple[ExistingRun, Receipt]:
@@ -585,7 +564,7 @@ class DatabaseBackend:
             artifacts.write_artifacts(run, plan, store, accounts.counts)
             stream = job.stream()
             # What waits for its turn to write has its first points ready.
-            with prefetch(stream) as portions, self._database.writing() as tx:
+            with prefetch(stream) as portions, self._writing() as tx:
                 tx.delete(sorted({run_uuid, job.key, *(item.uuid for item in old)}))
                 tx.run(
                     run_uuid=run_uuid,
@@ -611,12 +590,12 @@ class DatabaseBackend:
 
     def remove(self, runs: list[ExistingRun]) -> None:
         """Delete runs for good."""
-        with self._errors("removing runs"), self._database.writing() as tx:
+        with self._errors("removing runs"), self._writing() as tx:
             tx.delete([item.uuid for item in runs])
 
     def content(self, run_uuid: str, expected: set[str]) -> Content | None:
         """Return what the database holds of a run, None if it is gone. Reads every metric, not only ``expected``."""
-        with self._errors("reading back"), self._database.reading() as reader:
+        with self._errors("reading back"), self._reading() as reader:
             info = reader.run_row(run_uuid)
             if info is None:
                 return None
@@ -627,6 +606,19 @@ class DatabaseBackend:
                 reader.texts(run_uuid, PARAMS),
                 reader.texts(run_uuid, TAGS),
             )
+
+    @contextmanager
+    def _reading(self) -> Iterator[Reader]:
+        """A transaction that only reads. Every transaction is a connection of its own."""
+        with Session(self._connection, writes=False) as session:
+            yield Reader(session)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Transaction]:
+        """A transaction that writes: everything in it becomes visible at once, or nothing."""
+        with Session(self._connection, writes=True) as session:
+            yield Transaction(session)
+            session.commit()
 
     def _errors(self, doing: str) -> AbstractContextManager[None]:
         return database_errors(doing, self._connection.display_url)

@@ -333,27 +333,6 @@ def compare_entry(
             yield f"tag {key!r} is {held_tags.get(key, '')[:100]!r} instead of {value[:100]!r}"
 
 
-class ModelLinks:
-    """Runs of a project, in the lake and in MLflow, as model versions link to them."""
-
-    def __init__(self, target: MlflowSettings, lake: LakeSettings) -> None:
-        self._origins = SourceRuns(lake)
-        self._runs = MlflowTarget(target, lake)
-
-    def neptune_run(self, project_id: str, values: Mapping[Attribute, Any]) -> str | None:
-        """Return the id of the run that a version names as its origin."""
-        return self._origins.neptune_run(project_id, values)
-
-    def mlflow_run(self, project_id: str, neptune_run: str) -> str:
-        """Return the MLflow id of a run of the project, "" if it was not loaded."""
-        held = self._runs.find(project_id, neptune_run) if neptune_run else None
-        return held.target_id if held is not None and held.digest is not None else ""
-
-    def close(self) -> None:
-        """Let go of connections."""
-        self._runs.close()
-
-
 MODEL_ID = "neptune.model_id"
 LINKED = "neptune.run"
 """Tag with the MLflow id of the run that a version links to."""
@@ -389,7 +368,9 @@ class ModelsTarget:
         self._connection = connection(target, lake)
         self._runs = MlflowTarget(target, lake)
         """Runs that hold what models and versions have."""
-        self._links = ModelLinks(target, lake)
+        self._linked = MlflowTarget(target, lake)
+        """Runs of the project, which versions link to."""
+        self._sources = SourceRuns(lake)
         self._held: dict[str, _Held] | None = None
 
     @property
@@ -466,9 +447,14 @@ class ModelsTarget:
     def close(self) -> None:
         """Let go of connections."""
         self._runs.close()
-        self._links.close()
+        self._linked.close()
 
     # -- internals
+
+    def _linked_run(self, project_id: str, neptune_run: str) -> str:
+        """Return the MLflow id of a run of the project, "" if it was not loaded."""
+        held = self._linked.find(project_id, neptune_run) if neptune_run else None
+        return held.target_id if held is not None and held.digest is not None else ""
 
     @cached_property
     def _registry(self) -> ModelRegistry:
@@ -488,7 +474,7 @@ class ModelsTarget:
         # A digest with words behind it means that the run was mapped by other settings: it is loaded again anyway.
         if entry.digest is None or digest.split(" ")[0] != entry.digest:
             return None
-        return digest if entry.linked == self._links.mlflow_run(project_id, entry.neptune_run) else None
+        return digest if entry.linked == self._linked_run(project_id, entry.neptune_run) else None
 
     def _entries_of(self, project_id: str) -> dict[str, _Held]:
         """Return all entries of this kind by key, asked for once after each change."""
@@ -555,10 +541,10 @@ class ModelsTarget:
             facts[MODEL_ID] = str(sys.get("sys/model_id") or run.run_id.rpartition("-")[0] or run.run_id)
             if sys.get("sys/stage"):
                 facts[STAGE] = mapping.tag_text(str(sys["sys/stage"]))
-            neptune_run = self._links.neptune_run(run.project_id, values)
+            neptune_run = self._sources.neptune_run(run.project_id, values)
             if neptune_run is not None:
                 facts[mapping.RUN_ID] = mapping.tag_text(neptune_run)
-                if uuid_of_run := self._links.mlflow_run(run.project_id, neptune_run):
+                if uuid_of_run := self._linked_run(run.project_id, neptune_run):
                     facts[LINKED] = uuid_of_run
         keys = naming.distinct_keys(
             {attribute: f"neptune/{attribute[0]}" for attribute in sorted(values)},
