@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from neptune_assets.lake.reader import LakeProject, LakeRun
 from neptune_assets.lake.manifest import RunRecord
+from neptune_assets.lake.reader import LakeProject, LakeRun
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.profile import ValueCounts
