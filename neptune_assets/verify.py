@@ -184,7 +184,7 @@ def _repair(settings: Settings, report: VerifyReport) -> list[Damage]:
             report.notes.append(f"{project_id} ({scope}) cannot be repaired: {error}")
             left.extend(found)
             continue
-        gone = sorted(runs & set(written.vanished))
+        gone = sorted(runs & set(written.deleted_in_source))
         if gone:
             report.notes.append(
                 f"{project_id} ({scope}): the source no longer has {len(gone):,} damaged runs, such as {gone[0]}; "

@@ -35,7 +35,7 @@ from neptune_assets.lake.parts import part_generation
 from neptune_assets.lake.reader import digest_in_place
 from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import RunIssue, WriteReport
-from neptune_assets.lake.statistics import RunFacts, RunStatistics, StatisticsFiles
+from neptune_assets.lake.statistics import RunStatistics, RunStats, StatisticsFiles
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
@@ -46,33 +46,33 @@ SECONDS: Final = 1.0
 _T = TypeVar("_T")
 
 
-class Waiting(Generic[_T]):
-    """What waits, in order: up to a number of things and of bytes they hold."""
+class BatchBuffer(Generic[_T]):
+    """A FIFO buffer limited by item count, by bytes, and by how long its first item has waited."""
 
-    def __init__(self, most: int, most_bytes: int) -> None:
-        self._most = most
-        self._most_bytes = most_bytes
+    def __init__(self, max_items: int, max_bytes: int) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
         self._items: list[_T] = []
         self._bytes = 0
         self._since = 0.0
 
     def add(self, item: _T, nbytes: int) -> None:
-        """Have one more wait."""
+        """Append an item that holds this many bytes."""
         if not self._items:
             self._since = time.monotonic()
         self._items.append(item)
         self._bytes += nbytes
 
     @property
-    def due(self) -> bool:
-        """True if enough wait, or one for long enough."""
+    def ready(self) -> bool:
+        """True if it is full, or its first item has waited long enough."""
         if not self._items:
             return False
-        full = len(self._items) >= self._most or self._bytes >= self._most_bytes
+        full = len(self._items) >= self._max_items or self._bytes >= self._max_bytes
         return full or time.monotonic() - self._since >= SECONDS
 
-    def take(self) -> list[_T]:
-        """Take all that wait."""
+    def drain(self) -> list[_T]:
+        """Remove and return all items."""
         items, self._items, self._bytes = self._items, [], 0
         return items
 
@@ -388,13 +388,13 @@ class _Change:
     old: RunRecord | None
     built: str | None
     """The generation that was staged for it, with other content than the lake has; None if its parts stay."""
-    facts: RunFacts | None = None
+    facts: RunStats | None = None
     told: bool = True
     """Whether it counts as read: a complete state that only was marked as stale does not."""
 
 
-class Publication:
-    """Makes runs of one project visible while the lock is held.
+class Committer:
+    """Commits runs of one project while the lock is held.
 
     ``present`` maps the names of final parts to their sizes and is kept up to date. ``holds`` says of a record whether
     its parts and files are in the lake as they were written.
@@ -423,9 +423,9 @@ class Publication:
         self._holds = holds
         self._names = parts_by_run(present)
         self._full_refresh = full_refresh
-        self._waiting = Waiting[_Change](GROUP_RUNS, GROUP_BYTES)
+        self._buffer = BatchBuffer[_Change](GROUP_RUNS, GROUP_BYTES)
 
-    def publish(self, record: RunRecord, statistics: RunStatistics) -> None:
+    def commit(self, record: RunRecord, statistics: RunStatistics) -> None:
         """Commit a run that was built, with the ones before it or with the next ones; each run at most once."""
         old = self._manifest.records.get(record.run_id)
         if old is not None and self._outranks(old, record):
@@ -447,19 +447,19 @@ class Publication:
         else:
             self._add(_Change(record, old, record.generation, facts))
 
-    def withdraw(self, run_id: str, generation: str) -> None:
+    def discard(self, run_id: str, generation: str) -> None:
         """Remove what was staged and stored for a run that could not be built."""
         self._staging.discard(generation, run_id)
         self._staging.sweep_files(run_id, self._manifest.records.get(run_id))
 
     def tick(self) -> None:
         """Commit what waits if it is enough, or has waited long enough."""
-        if self._waiting.due:
+        if self._buffer.ready:
             self.flush()
 
     def flush(self) -> None:
         """Commit all that waits. If that fails, these runs stay as they were."""
-        changes = self._waiting.take()
+        changes = self._buffer.drain()
         if not changes:
             return
         # If this fails, nothing of it is removed: others may have the lock, or the commit was made and its answer lost.
@@ -489,7 +489,7 @@ class Publication:
 
     def _keep_complete(self, old: RunRecord, new: RunRecord) -> None:
         """Discard a partial reading, leave the run as it is, and record why it is not newer."""
-        self.withdraw(old.run_id, new.generation)
+        self.discard(old.run_id, new.generation)
         kept = replace(old, stale=stale_reason(new.errors), vanished_at=None)
         if kept != old:
             self._add(_Change(kept, old, None, told=False))
@@ -501,7 +501,7 @@ class Publication:
         nbytes = 0 if change.facts is None else change.facts.nbytes
         if change.built is not None and change.record.in_place is None:
             nbytes += sum(part.bytes for part in change.record.parts)
-        self._waiting.add(change, nbytes)
+        self._buffer.add(change, nbytes)
         self.tick()
 
     def _replace(self, changes: list[_Change]) -> None:

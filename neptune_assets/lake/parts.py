@@ -175,7 +175,7 @@ def _levels(values: pa.Array) -> dict[str, int]:
 
 
 def row_group_bounds(file: pq.ParquetFile, column: str) -> list[tuple[Any, Any] | None]:
-    """Return the least and greatest value of a plain column in every row group; None where the file does not say."""
+    """Return the minimum and maximum of a plain column in every row group; None where the file does not say."""
     # The leaf's place equals the field's, because nested columns come later.
     place = file.schema.names.index(column)
     found: list[tuple[Any, Any] | None] = []

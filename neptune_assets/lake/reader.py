@@ -73,7 +73,7 @@ def check_in_place(record: RunRecord, part: PartRecord, settings: LakeSettings) 
 
     Raises LakeDamagedError if it is gone or differs.
     """
-    storage = storage_in_place(part.name, settings)
+    storage = external_storage(part.name, settings)
     size = storage.size(storage.root)
     if size is None:
         what = "it is gone"
@@ -104,7 +104,7 @@ def digest_in_place(record: RunRecord, project_id: str, settings: LakeSettings) 
     return (digest or RunDigest([])).hexdigest()
 
 
-def storage_in_place(place: str, settings: LakeSettings) -> Storage:
+def external_storage(place: str, settings: LakeSettings) -> Storage:
     """Reach an export: with its own storage settings, else with the lake's if it lies on the same kind of storage."""
     if settings.export_storage is not None:
         return Storage(place, settings.export_storage if "://" in place else None)
@@ -354,7 +354,7 @@ class LakeRun:
     def file_problems(self, sizes: Mapping[str, int]) -> list[str]:
         """Compare the run's files with a listing of the lake's, or with the export: missing, or of other size."""
         lake, root = self.project.lake, self.record.in_place
-        storage = lake.storage if root is None else storage_in_place(root, lake.settings)
+        storage = lake.storage if root is None else external_storage(root, lake.settings)
         directory = lake.layout.files(self.project_id, self.project.scope) if root is None else storage.root
         wrong = []
         for item in self.record.files:
@@ -597,7 +597,7 @@ class LakeRun:
         root = self.record.in_place or ""
         if not root:
             raise LakeError(f"Run {self.run_id!r} is read in place from an export without files.", hint=AGAIN)
-        storage = storage_in_place(root, self.project.lake.settings)
+        storage = external_storage(root, self.project.lake.settings)
         record = self._record_of(path)
         names = dict.fromkeys((path, normal) if record is None else (path, normal, record.path))
         candidates = [f"{storage.root}/{item}" for item in names]

@@ -54,7 +54,7 @@ class WriteReport:
     unchanged_content: list[str] = field(default_factory=list)
     partial: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
+    deleted_in_source: list[str] = field(default_factory=list)
     reappeared: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     recovered: list[str] = field(default_factory=list)

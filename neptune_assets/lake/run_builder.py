@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import LakeError, NeptuneAssetsError
-from neptune_assets.lake.committer import Staging, Waiting, now
+from neptune_assets.lake.committer import BatchBuffer, Staging, now
 from neptune_assets.lake.digest import HashedColumns, RunDigest
 from neptune_assets.lake.external_sort import stable_order
 from neptune_assets.lake.files import FileStore
@@ -25,7 +25,7 @@ from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.layout import part_name, stored_contents, unique_file_path
 from neptune_assets.lake.manifest import FileRecord, IssueRecord, PartRecord, RunRecord
 from neptune_assets.lake.parts import PartWriter, open_parquet
-from neptune_assets.lake.reader import storage_in_place
+from neptune_assets.lake.reader import external_storage
 from neptune_assets.lake.repair import CONFLICTING_ROWS, DUPLICATE_ROWS
 from neptune_assets.lake.rows import NONE, Attributes, compact, distinct_codes, no_rows
 from neptune_assets.lake.sorting import RunSorter, last_of_each, series_among, sort_keys
@@ -41,7 +41,7 @@ SMALL_BYTES: Final = 1 << 20
 """What a run that is handled together with others may hold."""
 
 
-class Reading:
+class RunBuffer:
     """The rows of the run being read: as they came while they are few, then with a sorter."""
 
     def __init__(self, run_id: str, settings: LakeSettings) -> None:
@@ -142,33 +142,33 @@ class SortedRun:
     statistics: RunStatistics
 
 
-class SmallRuns:
-    """Small runs that were read and wait for each other."""
+class BatchedRuns:
+    """Small runs that were read and are sorted together."""
 
     def __init__(self) -> None:
-        self._waiting = Waiting[tuple[Reading, RunEnd | None]](_RUNS, _BYTES)
+        self._buffer = BatchBuffer[tuple[RunBuffer, RunEnd | None]](_RUNS, _BYTES)
 
-    def add(self, reading: Reading, end: RunEnd | None) -> None:
+    def add(self, buffer: RunBuffer, end: RunEnd | None) -> None:
         """Take a run of few rows that was read to its end."""
-        self._waiting.add((reading, end), reading.nbytes)
+        self._buffer.add((buffer, end), buffer.nbytes)
 
     @property
-    def due(self) -> bool:
-        """True if enough wait, or one for long enough."""
-        return self._waiting.due
+    def ready(self) -> bool:
+        """True if there are enough, or one has waited long enough."""
+        return self._buffer.ready
 
-    def take(self) -> Iterator[tuple[Reading, RunEnd | None, SortedRun | None]]:
-        """Give all that wait, in order; a run without a SortedRun has to be sorted by itself."""
-        waiting = self._waiting.take()
+    def drain(self) -> Iterator[tuple[RunBuffer, RunEnd | None, SortedRun | None]]:
+        """Remove and yield all runs in order; one without a SortedRun has to be sorted by itself."""
+        waiting = self._buffer.drain()
         if not waiting:
             return
         try:
-            runs: Sequence[SortedRun | None] = sort_together([reading.batches for reading, _ in waiting])
+            runs: Sequence[SortedRun | None] = sort_together([buffer.batches for buffer, _ in waiting])
         except (ValueError, pa.ArrowException):
             # One of them cannot be understood: by itself it fails alone.
             runs = [None] * len(waiting)
-        for (reading, end), run in zip(waiting, runs, strict=True):
-            yield reading, end, run
+        for (buffer, end), run in zip(waiting, runs, strict=True):
+            yield buffer, end, run
 
 
 def sort_together(runs: Sequence[Sequence[pa.RecordBatch]]) -> list[SortedRun]:
@@ -308,7 +308,7 @@ class RunBuilder:
             attributes, counts, sorter.duplicates, sorter.conflicts, digest.hexdigest(), parts, end, in_place
         )
 
-    def build_small(self, run: SortedRun, end: RunEnd | None) -> RunRecord:
+    def build_sorted(self, run: SortedRun, end: RunEnd | None) -> RunRecord:
         """Do the same for a run that was sorted together with others."""
         ids = run.rows["attribute"].to_numpy()
         counts = np.bincount(ids, minlength=len(run.attributes))
@@ -417,7 +417,7 @@ class RunBuilder:
     def _parts_in_place(self, in_place: InPlaceRun) -> list[PartRecord]:
         parts = []
         for path in in_place.parts:
-            place = storage_in_place(path, self._settings)
+            place = external_storage(path, self._settings)
             with open_parquet(place, place.root) as file:
                 rows = file.metadata.num_rows
             with place.open(place.root) as stream:

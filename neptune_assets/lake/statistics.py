@@ -28,8 +28,8 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE
 from neptune_assets.scratch import ScratchDirectory
 
-_LEAST: Final = 1e-120
-_GREATEST: Final = 1e120
+_MIN_SPREAD: Final = 1e-120
+_MAX_SPREAD: Final = 1e120
 """Squares of differences between these neither vanish nor overflow, however many are summed."""
 
 
@@ -72,12 +72,12 @@ class Moments:
         self._offset += apart * (count / together)
         self._count = together
 
-    def variance(self, least: float, greatest: float) -> float | None:
+    def variance(self, min_value: float, max_value: float) -> float | None:
         """Return the variance of the population, given its bounds; None where sums of squares cannot tell it."""
-        spread = greatest - least
+        spread = max_value - min_value
         if not self._count or spread == 0:
             return 0.0 if self._count else None
-        return max(0.0, self._squares / self._count) if _LEAST < spread < _GREATEST else None
+        return max(0.0, self._squares / self._count) if _MIN_SPREAD < spread < _MAX_SPREAD else None
 
 
 SCALE: Final = 2.0**-64
@@ -93,7 +93,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)
-class SeriesFacts:
+class SeriesStats:
     """One series; NONE means no step and no time.
 
     The mean is the exact sum of the finite values, rounded once, divided by their number: it does not depend on how the
@@ -108,8 +108,8 @@ class SeriesFacts:
     positive_infinity: int = 0
     first: float | None = None
     last: float | None = None
-    least: float | None = None
-    greatest: float | None = None
+    min_value: float | None = None
+    max_value: float | None = None
     total: int = 0
     finite: int = 0
     short_mean: float | None = None
@@ -130,13 +130,13 @@ class SeriesFacts:
     @property
     def variance(self) -> float | None:
         """Variance of finite values, of the population; None where it cannot be told."""
-        if self.least is None or self.greatest is None:
+        if self.min_value is None or self.max_value is None:
             return None
-        return self.moments.variance(self.least, self.greatest)
+        return self.moments.variance(self.min_value, self.max_value)
 
     def add_steps(self, steps: Ints) -> None:
         """Take sorted steps, where :data:`NONE` comes first."""
-        # The last is the greatest, and if the first is not NONE it is the least.
+        # The last is the maximum, and if the first is not NONE it is the minimum.
         if steps[-1] == NONE:
             return
         low = int(steps[0] if steps[0] != NONE else steps[steps != NONE][0])
@@ -170,8 +170,8 @@ class SeriesFacts:
             values = values[finite]
         if len(values):
             low, high = float(values.min()), float(values.max())
-            self.least = low if self.least is None else min(self.least, low)
-            self.greatest = high if self.greatest is None else max(self.greatest, high)
+            self.min_value = low if self.min_value is None else min(self.min_value, low)
+            self.max_value = high if self.max_value is None else max(self.max_value, high)
             self.total += exact_sum(values)
             self.finite += len(values)
             self.moments.add(values, float((values * SCALE).sum()) / len(values) / SCALE)
@@ -235,7 +235,7 @@ def short_series(
     values: Floats,
     steps: Ints,
     times: Ints,
-) -> dict[int, SeriesFacts]:
+) -> dict[int, SeriesStats]:
     """Return series that are whole segments, by attribute: together, since few points cost less than numpy's calls."""
     if not len(starts):
         return {}
@@ -271,13 +271,13 @@ def short_series(
     ):
         moments = Moments()
         moments.join(count, mean, rest, square)
-        found[attribute] = SeriesFacts(
+        found[attribute] = SeriesStats(
             attribute,
             count,
             first=first,
             last=last,
-            least=low,
-            greatest=high,
+            min_value=low,
+            max_value=high,
             finite=count,
             short_mean=_short_mean(listed[place : place + count]),
             first_step=begin,
@@ -313,7 +313,7 @@ SERIES: Final = pa.schema(
     ]
 )
 """One row for each attribute with points or files; times are milliseconds since 1970, as whole numbers, because not
-every reader's times reach as far as the lake's. Least, greatest, mean and variance (of the population) are of finite
+every reader's times reach as far as the lake's. Minimum, maximum, mean and variance (of the population) are of finite
 values; first and last are by step, of rows with a step and a value. A variance may be left out, see
 :meth:`Moments.variance`; files from before it was kept lack the column."""
 
@@ -328,12 +328,12 @@ _STEPS: Final = ("first_step", "last_step")
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
+class RunStats:
     """What was found out about one run: its series, its parameters as compact rows, and their names."""
 
     run_id: str
     digest: str
-    series: list[SeriesFacts]
+    series: list[SeriesStats]
     series_names: list[tuple[str, str]]
     parameters: list[pa.RecordBatch]
     parameter_names: list[tuple[str, str]]
@@ -350,7 +350,7 @@ class RunFacts:
         return 600 * len(self.series) + self.parameter_bytes
 
 
-def series_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
+def series_table(runs: Sequence[RunStats]) -> pa.RecordBatch:
     """Return rows in :data:`SERIES`, of many runs at once: a table for each would cost small runs too much."""
     series = [item for run in runs for item in run.series]
 
@@ -361,7 +361,7 @@ def series_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
         *_key([(run, len(run.series)) for run in runs]),
         *_names_of([name for run in runs for name in run.series_names]),
         *(numbers(name, pa.int64()) for name in ("rows", "non_finite", "nan", "positive_infinity")),
-        *(numbers(name, pa.float64()) for name in ("first", "last", "least", "greatest", "mean")),
+        *(numbers(name, pa.float64()) for name in ("first", "last", "min_value", "max_value", "mean")),
         *(decimals(np.asarray([getattr(item, name) for item in series], np.int64)) for name in _STEPS),
         *(_instants([getattr(item, name) for item in series]) for name in ("first_time", "last_time")),
         numbers("variance", pa.float64()),
@@ -369,7 +369,7 @@ def series_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=SERIES)
 
 
-def parameter_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
+def parameter_table(runs: Sequence[RunStats]) -> pa.RecordBatch:
     """Return rows in :data:`PARAMS`, of many runs at once."""
     batches = [batch for run in runs for batch in run.parameters]
     if not batches:
@@ -385,7 +385,7 @@ def parameter_table(runs: Sequence[RunFacts]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=PARAMS)
 
 
-def _key(counts: Sequence[tuple[RunFacts, int]]) -> list[pa.Array]:
+def _key(counts: Sequence[tuple[RunStats, int]]) -> list[pa.Array]:
     return [
         pa.array([text for run, count in counts for text in [getattr(run, name)] * count], kind) for name, kind in _KEY
     ]
@@ -414,7 +414,7 @@ class RunStatistics:
 
     def __init__(self, names: Sequence[tuple[str, str]]) -> None:
         self._names = names
-        self._series: list[SeriesFacts] = []
+        self._series: list[SeriesStats] = []
         self._last_id = -1
         self._parameters: list[pa.RecordBatch] = []
         self._parameter_bytes = 0
@@ -436,12 +436,12 @@ class RunStatistics:
         if len(chosen):
             self._measure(rows, starts, ends, of_segment, chosen)
 
-    def facts(self, run_id: str, digest: str, *, parameters: bool = True) -> RunFacts | None:
+    def facts(self, run_id: str, digest: str, *, parameters: bool = True) -> RunStats | None:
         """Return what was found out, or None for a run whose parameters are too large, unless they are left out."""
         if parameters and self._parameter_bytes > PARAMETER_BYTES:
             return None
         names = self._names
-        return RunFacts(
+        return RunStats(
             run_id,
             digest,
             self._series,
@@ -489,7 +489,7 @@ class RunStatistics:
         steps, times = rows["step"].to_numpy(), rows["time"].to_numpy()
         place = rows.schema.get_field_index("float_value")
         values = known = None
-        together: dict[int, SeriesFacts] = {}
+        together: dict[int, SeriesStats] = {}
         if place >= 0:
             column = rows.column(place)
             values = raw(column, np.float64)
@@ -513,7 +513,7 @@ class RunStatistics:
                 continue
             start, end = int(starts[number]), int(ends[number])
             if current != self._last_id:
-                self._series.append(SeriesFacts(current))
+                self._series.append(SeriesStats(current))
                 self._last_id = current
             series = self._series[-1]
             series.rows += end - start
@@ -549,11 +549,11 @@ class StatisticsFiles:
         self._spool: ScratchDirectory | None = None
         self._writers: list[Any] = []
         self._added: dict[str, str] = {}
-        self._held: list[RunFacts] = []
+        self._held: list[RunStats] = []
         self._held_rows = 0
         self._held_bytes = 0
 
-    def add(self, facts: RunFacts) -> None:
+    def add(self, facts: RunStats) -> None:
         """Take what was found out about a run that was committed."""
         self._held.append(facts)
         self._held_rows += facts.rows

@@ -30,7 +30,7 @@ from neptune_assets.lake.manifest import (
     project_of_manifest,
     salvage_manifest,
 )
-from neptune_assets.lake.reader import Lake, LakeProject, LakeRun, storage_in_place
+from neptune_assets.lake.reader import Lake, LakeProject, LakeRun, external_storage
 from neptune_assets.schema import Scope
 
 Kind = Literal["manifest", "part", "file", "stray", "statistics", "table", "receipts", "database"]
@@ -420,7 +420,7 @@ def _hashed(project: LakeProject, record: RunRecord) -> RunRecord:
 def _hashed_part(project: LakeProject, record: RunRecord, part: PartRecord) -> PartRecord:
     storage, path = project.lake.storage, project.lake.layout.part(project.project_id, part.name, project.scope)
     if record.in_place is not None:
-        storage = storage_in_place(part.name, project.lake.settings)
+        storage = external_storage(part.name, project.lake.settings)
         path = storage.root
     try:
         with storage.open(path) as stream:

@@ -14,7 +14,7 @@ from typing import Final
 import pyarrow as pa
 
 from neptune_assets.errors import NeptuneAssetsError, SourceError
-from neptune_assets.lake.committer import Publication, Staging, now
+from neptune_assets.lake.committer import Committer, Staging, now
 from neptune_assets.lake.digest import digest_of_project
 from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.integrity import DamagedRuns, Holdings
@@ -22,7 +22,7 @@ from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import LEASE_SECONDS, project_lock
 from neptune_assets.lake.manifest import IssueRecord, Manifest, ManifestStore, RunRecord
 from neptune_assets.lake.reports import Progress, RunIssue, Tracker, WriteReport
-from neptune_assets.lake.run_builder import Chunks, Reading, RunBuilder, SmallRuns, SortedRun
+from neptune_assets.lake.run_builder import BatchedRuns, Chunks, RunBuffer, RunBuilder, SortedRun
 from neptune_assets.lake.statistics import StatisticsFiles
 from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
 from neptune_assets.schema import Scope
@@ -30,7 +30,7 @@ from neptune_assets.scratch import sweep
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, ReadsInPlace, RunEnd, RunInfo, RunRows, Source
 
-COPIED_INSTEAD: Final = (
+COPIED_NOTE: Final = (
     "This run was copied into the lake although it was to be read in place: the export's parts as they lie, with the "
     "repairs a reader can make, do not give the rows that were wanted (filters on attributes, or damaged parts)."
 )
@@ -77,7 +77,7 @@ class Selection:
             todo.append(run_id)
         return todo
 
-    def vanished(self, infos: Mapping[str, RunInfo]) -> list[RunRecord]:
+    def deletions(self, infos: Mapping[str, RunInfo]) -> list[RunRecord]:
         """Return the records whose mark is to change: runs that vanished, and runs that came back unchanged.
 
         Called after :meth:`choose`, because a run that is read gets a new record anyway.
@@ -87,7 +87,7 @@ class Selection:
         skipped = set(self._report.skipped)
         for record in self._manifest.records.values():
             if record.run_id not in infos:
-                self._report.vanished.append(record.run_id)
+                self._report.deleted_in_source.append(record.run_id)
                 if record.vanished_at is None:
                     changed.append(replace(record, vanished_at=moment))
             elif record.vanished_at is not None:
@@ -100,24 +100,24 @@ class Selection:
         """True if the record was made from what the source has now, and its parts are still there and whole."""
         if record.fingerprint != info.fingerprint or record.source != self._source.kind:
             return False
-        in_place = asked_in_place(self._source, self._manifest.project_id, record.run_id, self._scope)
+        in_place = in_place_run(self._source, self._manifest.project_id, record.run_id, self._scope)
         if in_place is not None:
             if record.in_place is not None:
                 return record.in_place == in_place.files_root
-            if all(note.message != COPIED_INSTEAD for note in record.notes):
+            if all(note.message != COPIED_NOTE for note in record.notes):
                 return False
         return record.in_place is None and self._holds(record)
 
 
-def asked_in_place(source: Source, project_id: str, run_id: str, scope: Scope) -> InPlaceRun | None:
+def in_place_run(source: Source, project_id: str, run_id: str, scope: Scope) -> InPlaceRun | None:
     """Ask a source that can leave runs where they are whether this one stays there."""
     return source.in_place(project_id, run_id, scope) if isinstance(source, ReadsInPlace) else None
 
 
-class RunEnds:
-    """Ends the runs of one project, each once.
+class RunFinalizer:
+    """Builds and commits the runs of one project whose rows were read, small ones together, or reports them as failed.
 
-    ``builder`` makes the builder of a run; ``in_place`` tells where it lies if it shall stay there.
+    ``builder`` makes the builder of a run; ``in_place`` returns where it is if it shall stay there.
     """
 
     def __init__(
@@ -126,71 +126,71 @@ class RunEnds:
         todo: Iterable[str],
         builder: Callable[[RunInfo], RunBuilder],
         in_place: Callable[[str], InPlaceRun | None],
-        publication: Publication,
+        committer: Committer,
         report: WriteReport,
         tracker: Tracker,
     ) -> None:
         self._infos = infos
         self._builder = builder
-        self._asked_in_place = in_place
-        self._publication = publication
+        self._in_place_run = in_place
+        self._committer = committer
         self._report = report
-        self._small = SmallRuns()
+        self._small = BatchedRuns()
         self.tracker = tracker
         self.remaining = dict.fromkeys(todo)
-        """Runs that have not ended, in order."""
-        self.copied_instead: set[str] = set()
+        """Runs that are not finished, in order."""
+        self.to_copy: set[str] = set()
         """Runs that were to stay in place and have to be copied, for which they are read again."""
 
-    def end(self, reading: Reading, end: RunEnd | None) -> None:
-        """End a run that was read, or have it wait for others if it is small."""
-        if reading.error is None and reading.small and self._in_place(reading.run_id) is None:
-            self._small.add(reading, end)
+    def finalize(self, buffer: RunBuffer, end: RunEnd | None) -> None:
+        """Finalize a run that was read, or keep it for the next batch if it is small."""
+        if buffer.error is None and buffer.small and self._in_place(buffer.run_id) is None:
+            self._small.add(buffer, end)
             self.tick()
         else:
-            self.end_small()
-            self._end(reading, end, None)
+            self.finalize_small()
+            self._finalize(buffer, end, None)
 
     def tick(self) -> None:
-        """End the small ones that wait if they are many, or have waited long enough."""
-        if self._small.due:
-            self.end_small()
+        """Finalize the batch of small runs if it is full, or has waited long enough."""
+        if self._small.ready:
+            self.finalize_small()
 
-    def end_small(self) -> None:
-        """End the small ones that wait."""
-        for reading, end, run in self._small.take():
-            self._end(reading, end, run)
+    def finalize_small(self) -> None:
+        """Finalize the batch of small runs."""
+        for buffer, end, run in self._small.drain():
+            self._finalize(buffer, end, run)
 
     def fail(self, run_id: str, message: str) -> None:
-        """End a run that could not be read: it stays as it is and is reported."""
+        """Give up a run that could not be read: it stays as it is and is reported."""
         self._report_failure(run_id, message)
-        self._ended(run_id)
+        self._done(run_id)
 
-    def _end(self, reading: Reading, end: RunEnd | None, run: SortedRun | None) -> None:
-        if self._finish(reading, end, run):
-            self._ended(reading.run_id)
+    def _finalize(self, buffer: RunBuffer, end: RunEnd | None, run: SortedRun | None) -> None:
+        if self._finish(buffer, end, run):
+            self._done(buffer.run_id)
         else:
-            self.copied_instead.add(reading.run_id)
+            self.to_copy.add(buffer.run_id)
 
-    def _ended(self, run_id: str) -> None:
+    def _done(self, run_id: str) -> None:
         self.remaining.pop(run_id)
         self.tracker.done(run_id)
 
-    def _finish(self, reading: Reading, end: RunEnd | None, run: SortedRun | None) -> bool:
-        """Build and publish one run; one with rows that cannot be understood fails alone.
+    def _finish(self, buffer: RunBuffer, end: RunEnd | None, run: SortedRun | None) -> bool:
+        """Build and commit one run; one with rows that cannot be understood fails alone.
 
         False if it was to stay in place but has to be copied, which takes reading it again.
         """
-        run_id = reading.run_id
+        run_id = buffer.run_id
         in_place = None if run is not None else self._in_place(run_id)
         builder = self._builder(self._infos[run_id])
         try:
             if run is not None:
-                record = builder.build_small(run, end)
+                record = builder.build_sorted(run, end)
             else:
-                sorter = reading.sorter()
-                if reading.error is not None:
-                    self._report_failure(run_id, f"Its rows cannot be understood: {reading.error}")
+                sorter = buffer.sorter()
+                if buffer.error is not None:
+                    self._report_failure(run_id, f"Its rows cannot be understood: {buffer.error}")
                     return True
                 record = builder.build(sorter, end, in_place)
         except (ValueError, pa.ArrowException) as error:
@@ -198,22 +198,22 @@ class RunEnds:
                 raise
             if in_place is not None:
                 return False
-            self._publication.withdraw(run_id, builder.generation)
+            self._committer.discard(run_id, builder.generation)
             self._report_failure(run_id, f"Its rows cannot be understood: {error}")
             return True
         except BaseException as error:
-            self._publication.withdraw(run_id, builder.generation)
+            self._committer.discard(run_id, builder.generation)
             if in_place is not None and isinstance(error, OSError) and error.errno not in DISK_FULL:
                 # Nothing was being written: the export's own parts cannot be read as they are.
                 return False
             raise
         finally:
-            reading.close()
-        if in_place is not None and not self._publication.reads_the_same(record):
+            buffer.close()
+        if in_place is not None and not self._committer.reads_the_same(record):
             return False
-        if run_id in self.copied_instead:
-            record = replace(record, notes=(*record.notes, IssueRecord(COPIED_INSTEAD)))
-        self._publication.publish(record, builder.statistics)
+        if run_id in self.to_copy:
+            record = replace(record, notes=(*record.notes, IssueRecord(COPIED_NOTE)))
+        self._committer.commit(record, builder.statistics)
         return True
 
     def _report_failure(self, run_id: str, message: str) -> None:
@@ -224,7 +224,7 @@ class RunEnds:
                 listed.remove(run_id)
 
     def _in_place(self, run_id: str) -> InPlaceRun | None:
-        return None if run_id in self.copied_instead else self._asked_in_place(run_id)
+        return None if run_id in self.to_copy else self._in_place_run(run_id)
 
 
 __all__ = ["LakeWriter", "Progress", "RunIssue", "WriteReport"]
@@ -324,7 +324,7 @@ class _ProjectWrite:
         damaged = self._damaged.read()
         before = {run_id: self._generation(run_id) for run_id in damaged}
         holdings = Holdings(present, self._stored_files(), self._layout.files(self._project_id, self._scope), damaged)
-        self._publication = Publication(
+        self._committer = Committer(
             self._settings,
             self._manifest,
             self._store,
@@ -339,13 +339,13 @@ class _ProjectWrite:
             self._source, self._scope, self._manifest, self._report, holdings.holds, full_refresh=full_refresh
         )
         todo = selection.choose(infos)
-        self._mark(selection.vanished(infos))
+        self._mark(selection.deletions(infos))
         if existing is None and not self._manifest.sequence:
             # A project without runs exists too: its manifest says so.
             self._store.commit(self._manifest, [], written_at=now())
         tracker = Tracker(self._report, self._files, infos, todo, progress, self._started)
         try:
-            self._write_runs(self._ends(infos, todo, tracker))
+            self._write_runs(self._finalizer(infos, todo, tracker))
             tracker.finished()
             self._statistics.save(self._manifest.records)
         finally:
@@ -369,7 +369,7 @@ class _ProjectWrite:
             return {}
         return self._storage.walk_sizes(self._layout.files(self._project_id, self._scope))
 
-    def _ends(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> RunEnds:
+    def _finalizer(self, infos: dict[str, RunInfo], todo: list[str], tracker: Tracker) -> RunFinalizer:
         def builder(info: RunInfo) -> RunBuilder:
             return RunBuilder(
                 self._project_id,
@@ -383,30 +383,30 @@ class _ProjectWrite:
             )
 
         def in_place(run_id: str) -> InPlaceRun | None:
-            return asked_in_place(self._source, self._project_id, run_id, self._scope)
+            return in_place_run(self._source, self._project_id, run_id, self._scope)
 
-        return RunEnds(infos, todo, builder, in_place, self._publication, self._report, tracker)
+        return RunFinalizer(infos, todo, builder, in_place, self._committer, self._report, tracker)
 
     def _mark(self, records: list[RunRecord]) -> None:
         if records:
             self._store.commit(self._manifest, records, written_at=now())
 
-    def _write_runs(self, ends: RunEnds) -> None:
+    def _write_runs(self, finalizer: RunFinalizer) -> None:
         failures = 0
-        while ends.remaining:
-            asked, copied = len(ends.remaining), set(ends.copied_instead)
+        while finalizer.remaining:
+            asked, copied = len(finalizer.remaining), set(finalizer.to_copy)
             try:
-                failure = self._read_once(ends)
+                failure = self._read_once(finalizer)
             finally:
-                # Whatever ended the reading, runs that are finished stay.
-                ends.end_small()
-                self._publication.flush()
+                # Whatever ended the buffer, runs that are finished stay.
+                finalizer.finalize_small()
+                self._committer.flush()
             if failure is None:
                 # What is left was not returned, or has to be read once more to be copied.
-                for run_id in sorted(ends.remaining.keys() - (ends.copied_instead - copied)):
-                    ends.fail(run_id, "The source returned nothing for this run.")
+                for run_id in sorted(finalizer.remaining.keys() - (finalizer.to_copy - copied)):
+                    finalizer.fail(run_id, "The source returned nothing for this run.")
                 continue
-            failures = failures + 1 if len(ends.remaining) == asked - 1 else 1
+            failures = failures + 1 if len(finalizer.remaining) == asked - 1 else 1
             if failures >= _GIVE_UP_AFTER:
                 raise self._broke_off(failure)
 
@@ -414,42 +414,42 @@ class _ProjectWrite:
         if isinstance(failure, NeptuneAssetsError):
             return failure
         error = SourceError(
-            f"Reading {self._project_id!r} from the {self._source.kind} source broke off: {failure}.",
+            f"RunBuffer {self._project_id!r} from the {self._source.kind} source broke off: {failure}.",
             hint="Check that the source can be read, then materialize again; finished runs are kept.",
         )
         error.__cause__ = failure
         return error
 
-    def _read_once(self, ends: RunEnds) -> Exception | None:
+    def _read_once(self, finalizer: RunFinalizer) -> Exception | None:
         """Read runs until the source ends (None) or breaks off (the error); those that were read do not remain."""
-        chunks = Chunks(self._source.read(self._project_id, list(ends.remaining), self._scope))
-        current: Reading | None = None
+        chunks = Chunks(self._source.read(self._project_id, list(finalizer.remaining), self._scope))
+        current: RunBuffer | None = None
         try:
             for chunk in chunks:
-                self._publication.tick()
-                ends.tick()
-                if chunk.run_id not in ends.remaining:
+                self._committer.tick()
+                finalizer.tick()
+                if chunk.run_id not in finalizer.remaining:
                     continue
                 if current is not None and current.run_id != chunk.run_id:
-                    ends.end(current, None)
+                    finalizer.finalize(current, None)
                     current = None
                 if current is None:
-                    current = Reading(chunk.run_id, self._settings)
+                    current = RunBuffer(chunk.run_id, self._settings)
                 if isinstance(chunk, RunRows):
                     current.add(chunk.batch)
-                    ends.tracker.tick(current.rows)
+                    finalizer.tracker.tick(current.rows)
                 else:
-                    ends.end(current, chunk)
+                    finalizer.finalize(current, chunk)
                     current = None
             if chunks.error is None:
                 if current is not None:
-                    ends.end(current, None)
+                    finalizer.finalize(current, None)
                 return None
-            ends.end_small()
-            if current is None and not ends.remaining:
+            finalizer.finalize_small()
+            if current is None and not finalizer.remaining:
                 raise self._broke_off(chunks.error)
-            broken = current.run_id if current is not None else next(iter(ends.remaining))
-            ends.fail(broken, f"Reading broke off: {chunks.error}")
+            broken = current.run_id if current is not None else next(iter(finalizer.remaining))
+            finalizer.fail(broken, f"RunBuffer broke off: {chunks.error}")
             return chunks.error
         finally:
             if current is not None:
@@ -469,7 +469,7 @@ class _ProjectWrite:
         )
         report.digest = digest_of_project(self._manifest.records.values())
         known = {part.name for record in self._manifest.records.values() for part in record.parts}
-        left = [name for name in strays if name not in known and name in self._publication.present]
+        left = [name for name in strays if name not in known and name in self._committer.present]
         problems = list(self._source.problems(self._project_id))
         if left:
             problems.append(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
-from neptune_assets.lake.reader import storage_in_place
+from neptune_assets.lake.reader import external_storage
 
 if TYPE_CHECKING:
     import duckdb
@@ -84,7 +84,7 @@ def register_filesystems(con: duckdb.DuckDBPyConnection, project: LakeProject) -
         if record.in_place is not None
         for part in record.parts
     }
-    exports = {protocol: storage_in_place(place, settings) for protocol, place in sorted(places.items()) if protocol}
+    exports = {protocol: external_storage(place, settings) for protocol, place in sorted(places.items()) if protocol}
     shared = exports.pop(own, None)
     if own:
         lake = storage.filesystem

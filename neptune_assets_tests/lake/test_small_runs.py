@@ -60,7 +60,7 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]
     found = []
     for name in ("together", "alone"):
         if name == "alone":
-            monkeypatch.setattr(run_builder.Reading, "small", property(lambda _: False))
+            monkeypatch.setattr(run_builder.RunBuffer, "small", property(lambda _: False))
         report = write(tmp_path / name, TableSource({P: tables}))
         found.append((contents(tmp_path / name), report.rows, report.repairs, report.failed, report.partial))
     return found[0], found[1]

@@ -85,12 +85,12 @@ def test_vanished_runs_stay_and_are_marked_until_they_come_back(tmp_path: Path) 
     digest = write(tmp_path, source).digest
     kept = source.content[P].pop("a")
     report = write(tmp_path, source)
-    assert report.vanished == ["a"]
+    assert report.deleted_in_source == ["a"]
     marked = Lake(LakeSettings(root=str(tmp_path))).project(P).records()["a"].vanished_at
     assert marked is not None
     assert len(rows_of(tmp_path, "a")) == 1
     assert report.digest == digest
-    assert write(tmp_path, source).vanished == ["a"]
+    assert write(tmp_path, source).deleted_in_source == ["a"]
     assert Lake(LakeSettings(root=str(tmp_path))).project(P).records()["a"].vanished_at == marked
     source.content[P]["a"] = kept
     assert write(tmp_path, source).reappeared == ["a"]
