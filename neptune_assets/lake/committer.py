@@ -31,7 +31,7 @@ from neptune_assets.durable import SyncPool
 from neptune_assets.errors import LakeError
 from neptune_assets.lake.layout import Layout, parse_part_name, part_sequence, safe_name, staging_group
 from neptune_assets.lake.manifest import IssueRecord, Manifest, ManifestStore, RunRecord
-from neptune_assets.lake.parts import part_generation
+from neptune_assets.lake.parts import WriteLimits, part_generation
 from neptune_assets.lake.reader import digest_in_place
 from neptune_assets.lake.repair import NOT_COUNTS
 from neptune_assets.lake.reports import RunIssue, WriteReport
@@ -40,18 +40,16 @@ from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 
-SECONDS: Final = 1.0
-"""Nothing waits longer than this for others."""
-
 _T = TypeVar("_T")
 
 
 class BatchBuffer(Generic[_T]):
     """A FIFO buffer limited by item count, by bytes, and by how long its first item has waited."""
 
-    def __init__(self, max_items: int, max_bytes: int) -> None:
+    def __init__(self, max_items: int, max_bytes: int, max_seconds: float) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
         self._items: list[_T] = []
         self._bytes = 0
         self._since = 0.0
@@ -69,7 +67,7 @@ class BatchBuffer(Generic[_T]):
         if not self._items:
             return False
         full = len(self._items) >= self._max_items or self._bytes >= self._max_bytes
-        return full or time.monotonic() - self._since >= SECONDS
+        return full or time.monotonic() - self._since >= self._max_seconds
 
     def drain(self) -> list[_T]:
         """Remove and return all items."""
@@ -376,10 +374,6 @@ def _part_number(name: str) -> int:
     return parsed[1] if parsed else -1
 
 
-GROUP_RUNS: Final = 128
-GROUP_BYTES: Final = 32 << 20
-
-
 @dataclass(frozen=True, slots=True)
 class _Change:
     """One run that waits for its commit."""
@@ -411,6 +405,7 @@ class Committer:
         present: dict[str, int],
         holds: Callable[[RunRecord], bool],
         *,
+        limits: WriteLimits,
         full_refresh: bool,
     ) -> None:
         self._settings = settings
@@ -423,7 +418,7 @@ class Committer:
         self._holds = holds
         self._names = parts_by_run(present)
         self._full_refresh = full_refresh
-        self._buffer = BatchBuffer[_Change](GROUP_RUNS, GROUP_BYTES)
+        self._buffer = BatchBuffer[_Change](limits.commit_runs, limits.commit_bytes, limits.wait_seconds)
 
     def commit(self, record: RunRecord, statistics: RunStatistics) -> None:
         """Commit a run that was built, with the ones before it or with the next ones; each run at most once."""

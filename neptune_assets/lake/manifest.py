@@ -163,8 +163,6 @@ _NESTED_FIELDS: Final = {
 FORMAT: Final = "neptune_assets.manifest/2"
 _WITHOUT_SUMS: Final = "neptune_assets.manifest/1"
 """Format of manifests that were written before they had checksums; still read."""
-COMPACT_AFTER: Final = 1_000
-"""Deltas after which a long materialization writes a checkpoint in between."""
 
 _NAME: Final = re.compile(r"([0-9]{10})\.jsonl")
 _ATTEMPTS: Final = 5
@@ -182,9 +180,12 @@ class Manifest:
 
 
 class ManifestStore:
-    """Reads and commits the manifest of one project and scope."""
+    """Reads and commits the manifest of one project and scope; ``max_deltas`` commits are followed by a checkpoint."""
 
-    def __init__(self, storage: Storage, layout: Layout, project_id: str, scope: Scope) -> None:
+    def __init__(
+        self, storage: Storage, layout: Layout, project_id: str, scope: Scope, *, max_deltas: int = 1_000
+    ) -> None:
+        self._max_deltas = max_deltas
         self._storage = storage
         self._directory = layout.manifest(project_id, scope)
         self._project_id = project_id
@@ -215,7 +216,7 @@ class ManifestStore:
         manifest.deltas += 1
         for record in records:
             manifest.records[record.run_id] = record
-        if manifest.deltas >= COMPACT_AFTER:
+        if manifest.deltas >= self._max_deltas:
             self.compact(manifest, written_at=written_at)
 
     def fence(self, *, written_at: str) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +21,7 @@ from neptune_assets.schema import SCHEMA
 GENERATION: Final = "neptune_assets.generation"
 RUN_ID: Final = "neptune_assets.run_id"
 
-MIB: Final = 1 << 20
-ROW_GROUP_ROWS: Final = 131_072
-"""Rows of a row group: enough to compress well, few enough to write, read and prune with little memory."""
-ROW_GROUP_BYTES: Final = 32 << 20
-"""A row group is closed at this many bytes in memory, for runs with large values."""
+_MIB: Final = 1 << 20
 
 _LEVELS: Final = dict.fromkeys(SCHEMA.names, 3)
 _THOROUGH: Final = _LEVELS | {"float_value": 14}
@@ -50,6 +47,31 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class WriteLimits:
+    """Sizes and numbers up to which a lake's writer keeps things together. No result depends on them."""
+
+    part_bytes: int | None = None
+    """A part is closed at this many bytes; None for the setting ``part_mb``."""
+    row_group_rows: int = 131_072
+    """Enough to compress well, few enough to write, read and prune with little memory."""
+    row_group_bytes: int = 32 << 20
+    """A row group is closed at this many bytes in memory, for runs with large values."""
+    small_run_rows: int = 2_048
+    small_run_bytes: int = 1 << 20
+    """Rows and bytes of a run that is sorted together with others."""
+    sorted_runs: int = 64
+    sorted_bytes: int = 4 << 20
+    """Small runs that are sorted together."""
+    commit_runs: int = 128
+    commit_bytes: int = 32 << 20
+    """Runs that share a commit: what it costs does not depend on how many they are."""
+    wait_seconds: float = 1.0
+    """No run waits longer than this for others."""
+    deltas: int = 1_000
+    """Commits after which a long materialization writes a checkpoint of the manifest in between."""
+
+
 class PartWriter:
     """Write compact rows of one run, already sorted, to parts in a local directory.
 
@@ -64,16 +86,19 @@ class PartWriter:
         run_id: str,
         generation: str,
         attributes: Attributes,
-        part_mb: int,
         name: Callable[[int], str],
         on_close: Callable[[str], None],
+        *,
+        part_bytes: int,
+        limits: WriteLimits,
     ) -> None:
         self._directory = Path(directory)
         self._project_id = project_id
         self._run_id = run_id
         self._generation = generation
         self._attributes = attributes
-        self._limit = part_mb * MIB
+        self._part_bytes = part_bytes
+        self._limits = limits
         self._name = name
         self._on_close = on_close
         self._held: list[pa.RecordBatch] = []
@@ -88,12 +113,12 @@ class PartWriter:
         """Take the next compact rows; full row groups go to disk, full parts are closed."""
         start = 0
         while start < rows.num_rows:
-            piece = rows.slice(start, ROW_GROUP_ROWS - self._held_rows)
+            piece = rows.slice(start, self._limits.row_group_rows - self._held_rows)
             start += piece.num_rows
             self._held.append(piece)
             self._held_rows += piece.num_rows
             self._held_bytes += piece.nbytes
-            if self._held_rows >= ROW_GROUP_ROWS or self._held_bytes >= ROW_GROUP_BYTES:
+            if self._held_rows >= self._limits.row_group_rows or self._held_bytes >= self._limits.row_group_bytes:
                 self._flush()
 
     def close(self) -> list[PartRecord]:
@@ -121,9 +146,9 @@ class PartWriter:
         batch = unpack(rows, self._attributes, self._project_id, self._run_id, encoded=True)
         if self._writer is None:
             self._open(batch)
-        self._writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
+        self._writer.write_batch(batch, row_group_size=self._limits.row_group_rows)
         self._rows += batch.num_rows
-        if self._sink is not None and self._sink.tell() >= self._limit:
+        if self._sink is not None and self._sink.tell() >= self._part_bytes:
             self._close_part()
 
     def _open(self, batch: pa.RecordBatch) -> None:
@@ -138,7 +163,7 @@ class PartWriter:
             store_schema=False,
             compression_level=levels,
             # What is flushed first with few rows and bytes is all there is.
-            write_page_checksum=batch.num_rows > CHECKED_WHOLE or batch.nbytes > MIB,
+            write_page_checksum=batch.num_rows > CHECKED_WHOLE or batch.nbytes > _MIB,
             **_OPTIONS,
         )
         self._writer.add_key_value_metadata(

@@ -24,7 +24,7 @@ from neptune_assets.lake.files import FileStore
 from neptune_assets.lake.integrity import hash_stream
 from neptune_assets.lake.layout import part_name, stored_contents, unique_file_path
 from neptune_assets.lake.manifest import FileRecord, IssueRecord, PartRecord, RunRecord
-from neptune_assets.lake.parts import PartWriter, open_parquet
+from neptune_assets.lake.parts import PartWriter, WriteLimits, open_parquet
 from neptune_assets.lake.reader import external_storage
 from neptune_assets.lake.repair import CONFLICTING_ROWS, DUPLICATE_ROWS
 from neptune_assets.lake.rows import NONE, Attributes, compact, distinct_codes, no_rows
@@ -36,15 +36,11 @@ from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows
 
-SMALL_ROWS: Final = 2_048
-SMALL_BYTES: Final = 1 << 20
-"""What a run that is handled together with others may hold."""
-
 
 class RunBuffer:
     """The rows of the run being read: as they came while they are few, then with a sorter."""
 
-    def __init__(self, run_id: str, settings: LakeSettings) -> None:
+    def __init__(self, run_id: str, settings: LakeSettings, limits: WriteLimits) -> None:
         self.run_id = run_id
         self.rows = 0
         self.nbytes = 0
@@ -53,20 +49,25 @@ class RunBuffer:
         """The rows of a run that is small so far."""
         self._sorter: RunSorter | None = None
         self._settings = settings
+        self._limits = limits
 
     @property
     def small(self) -> bool:
         """True if it has few rows and none with files, which have to be stored before rows can be hashed."""
-        return self._sorter is None and not any(_has_files(batch) for batch in self.batches)
+        return (
+            self._sorter is None
+            and self.rows <= self._limits.small_run_rows
+            and not any(_has_files(batch) for batch in self.batches)
+        )
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Take rows; the first batch that cannot be understood makes the run fail."""
         if self.error is not None:
             return
         self.rows += batch.num_rows
-        if self._sorter is None and self.rows <= SMALL_ROWS:
+        if self._sorter is None and self.rows <= self._limits.small_run_rows:
             self.nbytes += batch.nbytes
-            if self.nbytes <= SMALL_BYTES:
+            if self.nbytes <= self._limits.small_run_bytes:
                 self.batches.append(batch)
                 return
         self._sort(batch)
@@ -123,10 +124,6 @@ class Chunks:
             yield chunk
 
 
-_RUNS: Final = 64
-_BYTES: Final = 4 << 20
-
-
 @dataclass(frozen=True, slots=True)
 class SortedRun:
     """One small run, ready to be written."""
@@ -145,8 +142,10 @@ class SortedRun:
 class BatchedRuns:
     """Small runs that were read and are sorted together."""
 
-    def __init__(self) -> None:
-        self._buffer = BatchBuffer[tuple[RunBuffer, RunEnd | None]](_RUNS, _BYTES)
+    def __init__(self, limits: WriteLimits) -> None:
+        self._buffer = BatchBuffer[tuple[RunBuffer, RunEnd | None]](
+            limits.sorted_runs, limits.sorted_bytes, limits.wait_seconds
+        )
 
     def add(self, buffer: RunBuffer, end: RunEnd | None) -> None:
         """Take a run of few rows that was read to its end."""
@@ -268,6 +267,7 @@ class RunBuilder:
         old: RunRecord | None,
         *,
         settings: LakeSettings,
+        limits: WriteLimits,
         source_kind: str,
     ) -> None:
         self._project_id = project_id
@@ -277,6 +277,7 @@ class RunBuilder:
         self._files = files
         self._settings = settings
         self._scratch = settings.scratch
+        self._limits = limits
         self._source_kind = source_kind
         self.generation = staging.new_generation()
         self._stored: dict[str, str] = {}
@@ -329,9 +330,10 @@ class RunBuilder:
                 self._info.run_id,
                 self.generation,
                 attributes,
-                self._settings.part_mb,
                 lambda number: part_name(self._info.run_id, number, self._named),
                 self._staging.part_written,
+                part_bytes=self._limits.part_bytes or self._settings.part_mb << 20,
+                limits=self._limits,
             )
             try:
                 for rows in batches:

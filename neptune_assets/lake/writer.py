@@ -21,6 +21,7 @@ from neptune_assets.lake.integrity import DamagedRuns, Holdings
 from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.lock import LEASE_SECONDS, project_lock
 from neptune_assets.lake.manifest import IssueRecord, Manifest, ManifestStore, RunRecord
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.reports import Progress, RunIssue, Tracker, WriteReport
 from neptune_assets.lake.run_builder import BatchedRuns, Chunks, RunBuffer, RunBuilder, SortedRun
 from neptune_assets.lake.statistics import StatisticsFiles
@@ -129,13 +130,14 @@ class RunFinalizer:
         committer: Committer,
         report: WriteReport,
         tracker: Tracker,
+        limits: WriteLimits,
     ) -> None:
         self._infos = infos
         self._builder = builder
         self._in_place_run = in_place
         self._committer = committer
         self._report = report
-        self._small = BatchedRuns()
+        self._small = BatchedRuns(limits)
         self.tracker = tracker
         self.remaining = dict.fromkeys(todo)
         """Runs that are not finished, in order."""
@@ -238,7 +240,8 @@ ProgressCall = Callable[[Progress], None]
 class LakeWriter:
     """Writes projects of one source into one lake.
 
-    ``lease_seconds`` is how long the lock on a project in an object store outlives its holder.
+    ``lease_seconds`` is how long the lock on a project in an object store outlives its holder; ``limits`` are up to
+    how many rows, bytes and runs are kept together.
     """
 
     def __init__(
@@ -248,11 +251,13 @@ class LakeWriter:
         scope: Scope = Scope.RUNS,
         *,
         lease_seconds: float = LEASE_SECONDS,
+        limits: WriteLimits | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
         self._scope = scope
         self._lease_seconds = lease_seconds
+        self._limits = limits or WriteLimits()
 
     def write_project(
         self, project_id: str, *, full_refresh: bool = False, progress: ProgressCall | None = None
@@ -273,7 +278,9 @@ class LakeWriter:
                 storage, place, project_id, lease_seconds=self._lease_seconds, allow_unsafe=unsafe
             ) as lock:
                 guarded = storage.guarded(lock.check)
-                work = _ProjectWrite(self._settings, self._source, self._scope, project_id, guarded, layout)
+                work = _ProjectWrite(
+                    self._settings, self._source, self._scope, project_id, guarded, layout, self._limits
+                )
                 report = work.run(infos, full_refresh, progress, fence=lock.taken_over)
         report.seconds = time.monotonic() - started
         return report
@@ -290,13 +297,15 @@ class _ProjectWrite:
         project_id: str,
         storage: Storage,
         layout: Layout,
+        limits: WriteLimits,
     ) -> None:
         self._settings = settings
+        self._limits = limits
         self._source = source
         self._scope = scope
         self._project_id = project_id
         self._storage = storage
-        self._store = ManifestStore(storage, layout, project_id, scope)
+        self._store = ManifestStore(storage, layout, project_id, scope, max_deltas=limits.deltas)
         self._staging = Staging(storage, layout, project_id, scope)
         self._files = FileStore(storage, layout, source, project_id, scope, settings.scratch, self._staging.file_placed)
         self._statistics = StatisticsFiles(storage, layout, project_id, settings.scratch)
@@ -333,6 +342,7 @@ class _ProjectWrite:
             self._report,
             present,
             holdings.holds,
+            limits=self._limits,
             full_refresh=full_refresh,
         )
         selection = Selection(
@@ -379,13 +389,14 @@ class _ProjectWrite:
                 self._files,
                 self._manifest.records.get(info.run_id),
                 settings=self._settings,
+                limits=self._limits,
                 source_kind=self._source.kind,
             )
 
         def in_place(run_id: str) -> InPlaceRun | None:
             return in_place_run(self._source, self._project_id, run_id, self._scope)
 
-        return RunFinalizer(infos, todo, builder, in_place, self._committer, self._report, tracker)
+        return RunFinalizer(infos, todo, builder, in_place, self._committer, self._report, tracker, self._limits)
 
     def _mark(self, records: list[RunRecord]) -> None:
         if records:
@@ -434,7 +445,7 @@ class _ProjectWrite:
                     finalizer.finalize(current, None)
                     current = None
                 if current is None:
-                    current = RunBuffer(chunk.run_id, self._settings)
+                    current = RunBuffer(chunk.run_id, self._settings, self._limits)
                 if isinstance(chunk, RunRows):
                     current.add(chunk.batch)
                     finalizer.tracker.tick(current.rows)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from neptune_assets.errors import LakeError, UnknownProjectError
-from neptune_assets.lake import committer
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import Scope
@@ -22,7 +22,8 @@ from neptune_assets_tests.support.lake_factory import file, metric
 from neptune_assets_tests.support.lake_writing import DIRECTORY, P, rows_of, run, write
 from neptune_assets_tests.support.table_source import TableSource
 
-NAMES = [f"r{number:03d}" for number in range(committer.GROUP_RUNS + 20)]
+LIMITS = WriteLimits(wait_seconds=3600.0)
+NAMES = [f"r{number:03d}" for number in range(LIMITS.commit_runs + 20)]
 
 
 def records(root: Path) -> dict[str, Any]:
@@ -45,11 +46,10 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_many_small_runs_take_few_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "SECONDS", 3600.0)
     found = commits(monkeypatch)
-    report = write(tmp_path, TableSource({P: {name: run(metric("m", [1.0]), name) for name in NAMES}}))
+    report = write(tmp_path, TableSource({P: {name: run(metric("m", [1.0]), name) for name in NAMES}}), limits=LIMITS)
     # The first delta, without runs, is of the project itself.
-    assert found == [0, committer.GROUP_RUNS, 20]
+    assert found == [0, LIMITS.commit_runs, 20]
     assert report.new == NAMES == list(records(tmp_path))
     assert (report.total_rows, len(list((tmp_path / "data" / DIRECTORY).glob("*.parquet")))) == (len(NAMES), len(NAMES))
     assert {name for name in NAMES if len(rows_of(tmp_path, name)) == 1} == set(NAMES)
@@ -57,10 +57,9 @@ def test_many_small_runs_take_few_commits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_large_runs_do_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "SECONDS", 3600.0)
-    monkeypatch.setattr(committer, "GROUP_BYTES", 1)
     found = commits(monkeypatch)
-    write(tmp_path, TableSource({P: {name: run(metric("m", [1.0]), name) for name in NAMES[:3]}}))
+    limits = WriteLimits(wait_seconds=3600.0, commit_bytes=1)
+    write(tmp_path, TableSource({P: {name: run(metric("m", [1.0]), name) for name in NAMES[:3]}}), limits=limits)
     assert found == [0, 1, 1, 1]
 
 
@@ -82,24 +81,20 @@ class Watched(TableSource):
             yield chunk
 
 
-def test_a_run_does_not_wait_longer_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "SECONDS", 0.0)
+def test_a_run_does_not_wait_longer_than_it_may(tmp_path: Path) -> None:
     source = Watched(tmp_path, {P: {name: run(metric("m", [1.0]), name) for name in ("a", "b", "c")}})
-    write(tmp_path, source)
+    write(tmp_path, source, limits=WriteLimits(wait_seconds=0.0))
     assert source.seen == [[], ["a"], ["a", "b"]]
 
 
-def test_a_commit_that_cannot_be_written_leaves_its_runs_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(committer, "SECONDS", 3600.0)
+def test_a_commit_that_cannot_be_written_leaves_its_runs_as_they_were(tmp_path: Path) -> None:
     names = NAMES[:60]
 
     def source(version: int, some: Sequence[str]) -> TableSource:
         rows = {name: [*metric("m", [float(version)]), file("f", f"{version}".encode())] for name in some}
         return TableSource({P: {name: run(rows[name], name) for name in some}})
 
-    write(tmp_path / "lake", source(1, names[:2]))
+    write(tmp_path / "lake", source(1, names[:2]), limits=LIMITS)
     said = tmp_path / "said"
     child = os.fork()
     if child == 0:
@@ -107,7 +102,7 @@ def test_a_commit_that_cannot_be_written_leaves_its_runs_as_they_were(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
-            write(tmp_path / "lake", source(2, names))
+            write(tmp_path / "lake", source(2, names), limits=LIMITS)
         except LakeError as error:
             said.write_text(str(error))
         finally:
@@ -117,7 +112,7 @@ def test_a_commit_that_cannot_be_written_leaves_its_runs_as_they_were(
     assert sorted(records(tmp_path / "lake")) == names[:2]
     assert [row["float_value"] for row in rows_of(tmp_path / "lake", "r001") if row["step"] is not None] == [1.0]
     place = tmp_path / "lake" / "data" / DIRECTORY
-    report = write(tmp_path / "lake", source(2, names))
+    report = write(tmp_path / "lake", source(2, names), limits=LIMITS)
     assert (len(report.new), len(report.changed)) == (58, 2)
     assert [row["float_value"] for row in rows_of(tmp_path / "lake", "r001") if row["step"] is not None] == [2.0]
     assert not (place / ".staging").exists()

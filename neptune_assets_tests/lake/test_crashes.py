@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.lake.layout import parse_part_name, safe_name
-from neptune_assets.lake.parts import PartWriter
+from neptune_assets.lake.parts import PartWriter, WriteLimits
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
@@ -52,13 +52,9 @@ def settings(root: Path) -> LakeSettings:
 
 
 def write(root: Path, version: int) -> None:
-    LakeWriter(settings(root), source(version)).write_project(P)
-
-
-def small_parts(monkeypatch: Any) -> None:
-    """Make parts roll over after kilobytes instead of megabytes, so that there are many steps in little time."""
-    monkeypatch.setattr("neptune_assets.lake.parts.ROW_GROUP_ROWS", 10)
-    monkeypatch.setattr("neptune_assets.lake.parts.MIB", 4 << 10)
+    # Parts roll over after kilobytes instead of megabytes, so that there are many steps in little time.
+    limits = WriteLimits(row_group_rows=10, part_bytes=4 << 10)
+    LakeWriter(settings(root), source(version), limits=limits).write_project(P)
 
 
 def content(root: Path) -> dict[str, Any]:
@@ -146,12 +142,10 @@ def assert_clean(root: Path) -> None:
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     found = {}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        small_parts(monkeypatch)
-        for version in (1, 2):
-            root = tmp_path_factory.mktemp("version")
-            write(root, version)
-            found[version] = content(root)
+    for version in (1, 2):
+        root = tmp_path_factory.mktemp("version")
+        write(root, version)
+        found[version] = content(root)
     return found
 
 
@@ -197,9 +191,8 @@ def check_after_kill(root: Path, versions: dict[int, dict[str, Any]]) -> None:
 # Killing after one step is nearly killing before the next: the second walk is for the long proofs.
 @pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_a_kill_at_any_step_leaves_old_or_new_and_the_next_run_repairs(
-    tmp_path: Path, versions: dict[int, dict[str, Any]], when: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, versions: dict[int, dict[str, Any]], when: str
 ) -> None:
-    small_parts(monkeypatch)
     step = 0
     kills = 0
     while True:
@@ -225,9 +218,8 @@ def test_a_kill_at_any_step_leaves_old_or_new_and_the_next_run_repairs(
 
 
 def test_a_kill_in_the_very_first_materialization_leaves_nothing_half(
-    tmp_path: Path, versions: dict[int, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, versions: dict[int, dict[str, Any]]
 ) -> None:
-    small_parts(monkeypatch)
     for step in range(0, 60, 4):
         root = tmp_path / f"{step}"
         killed_at(step, "after", lambda root=root: write(root, 1))
@@ -240,10 +232,7 @@ def test_a_kill_in_the_very_first_materialization_leaves_nothing_half(
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(
-    tmp_path: Path, versions: dict[int, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_parts(monkeypatch)
+def test_kills_at_random_moments(tmp_path: Path, versions: dict[int, dict[str, Any]]) -> None:
     write(tmp_path, 1)
     clock = random.Random(7)
     for turn in range(150):

@@ -12,10 +12,12 @@ import pytest
 
 from neptune_assets.errors import LakeDamagedError, LakeError, UnknownProjectError, UnsafePathError
 from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.reader import Lake
+from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import SCHEMA, AttributeType
 from neptune_assets.settings import LakeSettings
-from neptune_assets_tests.support.lake_factory import file, forget_hashes, make_lake, metric, params, texts
+from neptune_assets_tests.support.lake_factory import file, forget_hashes, make_lake, make_source, metric, params, texts
 
 P = "ws/proj"
 
@@ -55,9 +57,10 @@ def test_types_and_columns_choose(tmp_path: Path) -> None:
         read(run, columns=["nope"])
 
 
-def test_types_choose_over_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neptune_assets.lake.parts.ROW_GROUP_ROWS", 9)
-    run = make_lake(tmp_path, {P: {"a": ROWS}}).project(P).run("a")
+def test_types_choose_over_many_row_groups(tmp_path: Path) -> None:
+    settings = LakeSettings(root=str(tmp_path))
+    LakeWriter(settings, make_source({P: {"a": ROWS}}), limits=WriteLimits(row_group_rows=9)).write_project(P)
+    run = Lake(settings).project(P).run("a")
     for kind in AttributeType:
         assert len(read(run, types=[kind])) == sum(row["attribute_type"] == kind for row in ROWS)
 

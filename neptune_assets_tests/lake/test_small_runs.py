@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from neptune_assets.lake import committer, run_builder
+from neptune_assets.lake import run_builder
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.reader import Lake
 from neptune_assets.settings import LakeSettings
 from neptune_assets_tests.support.lake_factory import file, histograms, metric, param, params, texts
@@ -54,14 +55,12 @@ def contents(root: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
     return records, rows, statistics
 
 
-def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: dict[str, Any]) -> tuple[Any, Any]:
+def both(tmp_path: Path, tables: dict[str, Any]) -> tuple[Any, Any]:
     """What the lake holds and what is reported, of runs sorted together and of runs sorted by themselves."""
-    monkeypatch.setattr(committer, "SECONDS", 3600.0)
     found = []
     for name in ("together", "alone"):
-        if name == "alone":
-            monkeypatch.setattr(run_builder.RunBuffer, "small", property(lambda _: False))
-        report = write(tmp_path / name, TableSource({P: tables}))
+        limits = WriteLimits(wait_seconds=3600.0, **({"small_run_rows": -1} if name == "alone" else {}))
+        report = write(tmp_path / name, TableSource({P: tables}), limits=limits)
         found.append((contents(tmp_path / name), report.rows, report.repairs, report.failed, report.partial))
     return found[0], found[1]
 
@@ -76,7 +75,7 @@ def test_they_come_out_as_each_would_by_itself(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(run_builder, "sort_together", counted)
     tables = {f"r{seed:03d}": run(hostile_rows(seed) if seed % 7 else [], f"r{seed:03d}") for seed in range(150)}
-    together, alone = both(tmp_path, monkeypatch, tables)
+    together, alone = both(tmp_path, tables)
     assert together == alone
     assert calls == [64, 64, 22]
     records, rows, statistics = together[0]
@@ -85,23 +84,23 @@ def test_they_come_out_as_each_would_by_itself(tmp_path: Path, monkeypatch: pyte
     assert any(record["repairs"] for record in records.values())
 
 
-def test_one_with_files_or_many_rows_goes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_with_files_or_many_rows_goes_by_itself(tmp_path: Path) -> None:
     tables = {
         "a": run(metric("m", [1.0]), "a"),
         "b": run([*metric("m", [1.0]), file("f", b"content")], "b"),
-        "c": run(metric("m", [0.5] * (run_builder.SMALL_ROWS + 1)), "c"),
-        "d": run(texts("log", ["x" * run_builder.SMALL_BYTES]), "d"),
+        "c": run(metric("m", [0.5] * (WriteLimits().small_run_rows + 1)), "c"),
+        "d": run(texts("log", ["x" * WriteLimits().small_run_bytes]), "d"),
         "e": run(metric("m", [2.0]), "e"),
     }
-    together, alone = both(tmp_path, monkeypatch, tables)
+    together, alone = both(tmp_path, tables)
     assert together == alone
     assert list(together[0][0]) == list("abcde")
 
 
-def test_one_that_cannot_be_understood_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_understood_fails_alone(tmp_path: Path) -> None:
     tables = {name: run(metric("m", [1.0]), name) for name in "abcd"}
     tables["c"] = run([{**row, "attribute_type": None} for row in metric("m", [1.0])], "c")
-    together, alone = both(tmp_path, monkeypatch, tables)
+    together, alone = both(tmp_path, tables)
     assert together == alone
     assert list(together[0][0]) == ["a", "b", "d"]
     assert "no attribute_type" in together[3]["c"]

@@ -19,6 +19,7 @@ import pytest
 
 from neptune_assets.errors import LakeBusyError, SettingsError
 from neptune_assets.lake.lock import project_lock
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings
@@ -31,6 +32,9 @@ P = "ws/proj"
 LEASE = 6.0
 FINE, BUSY = 0, 3
 CHANGES = ("put", "note", "create", "put_file", "move", "link", "delete", "delete_tree")
+
+SMALL_PARTS = WriteLimits(row_group_rows=10, part_bytes=4 << 10)
+"""Parts roll over after kilobytes, so that runs have several."""
 
 Point = Callable[[int, str, str], bool]
 """Says of a change to the storage (its number, method and path) whether the process stops before it."""
@@ -46,9 +50,6 @@ def endpoint() -> Iterator[str]:
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bucket:
     monkeypatch.setenv("LAKE_KEY", "testing")
     monkeypatch.setenv("LAKE_SECRET", "testing")
-    # Parts roll over after kilobytes, so that runs have several.
-    monkeypatch.setattr("neptune_assets.lake.parts.ROW_GROUP_ROWS", 10)
-    monkeypatch.setattr("neptune_assets.lake.parts.MIB", 4 << 10)
     return Bucket(endpoint, f"two-{hashlib.sha256(request.node.name.encode()).hexdigest()[:20]}")
 
 
@@ -56,7 +57,7 @@ def write(settings: LakeSettings, version: int) -> None:
     """Write a version: run a shrinks from several parts to fewer, b grows, c is new in the second."""
     lines = {1: {"a": 40, "b": 10}, 2: {"a": 10, "b": 40, "c": 5}}[version]
     source = make_source({P: {name: rows(version, count) for name, count in lines.items()}})
-    LakeWriter(settings, source, lease_seconds=LEASE).write_project(P)
+    LakeWriter(settings, source, lease_seconds=LEASE, limits=SMALL_PARTS).write_project(P)
 
 
 def started(work: Callable[[], None], point: Point | None = None, sent: int = signal.SIGSTOP) -> int:

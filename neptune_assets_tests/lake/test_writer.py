@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.lake.layout import safe_name
-from neptune_assets.lake.parts import GENERATION, RUN_ID
+from neptune_assets.lake.parts import GENERATION, RUN_ID, WriteLimits
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.reports import Progress
 from neptune_assets.lake.writer import LakeWriter
@@ -169,10 +169,9 @@ def test_progress_ends_at_the_end(tmp_path: Path) -> None:
     assert seen[-1].eta == 0
 
 
-def test_a_long_materialization_keeps_few_manifest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neptune_assets.lake.manifest.COMPACT_AFTER", 5)
+def test_a_long_materialization_keeps_few_manifest_files(tmp_path: Path) -> None:
     source = TableSource({P: {f"{n:02d}": run(metric("m", [1.0]), f"{n:02d}") for n in range(23)}})
-    write(tmp_path, source)
+    write(tmp_path, source, limits=WriteLimits(deltas=5))
     assert len(list((tmp_path / "data" / DIRECTORY / ".manifest").glob("*.jsonl"))) == 1
     assert len(Lake(LakeSettings(root=str(tmp_path))).project(P).records()) == 23
 

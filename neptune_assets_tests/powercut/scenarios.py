@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from neptune_assets.errors import UnknownProjectError
 from neptune_assets.lake.integrity import difference
 from neptune_assets.lake.layout import safe_name
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.schema import SCHEMA
@@ -193,17 +194,10 @@ def refresh(root: Path, say: Say) -> None:
     LakeWriter(settings(root), source(2)).write_project(P, full_refresh=True)
 
 
-def small_parts() -> None:
-    """Make parts roll over after kilobytes instead of megabytes, so that a run of little data has several."""
-    from neptune_assets.lake import parts
-
-    parts.ROW_GROUP_ROWS = 10  # type: ignore[misc]
-    parts.MIB = 1 << 10  # type: ignore[misc]
-
-
 def promote_many_parts(root: Path, say: Say) -> None:
-    small_parts()
-    write(root, 2)
+    # Parts roll over after kilobytes instead of megabytes, so that a run of little data has several.
+    limits = WriteLimits(row_group_rows=10, part_bytes=1 << 10)
+    LakeWriter(settings(root), source(2), limits=limits).write_project(P)
 
 
 def check_first(root: Path, labels: frozenset[str]) -> None:

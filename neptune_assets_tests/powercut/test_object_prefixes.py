@@ -25,6 +25,7 @@ import duckdb
 import pytest
 
 from neptune_assets.errors import LakeBusyError
+from neptune_assets.lake.parts import WriteLimits
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings, SummarySettings
@@ -40,6 +41,8 @@ LEASE: Final = float(os.environ.get("LEASE", "5"))
 LINES: Final = {1: {"a": 40, "b": 10, "kept": 3}, 2: {"a": 10, "b": 40, "kept": 3, "new": 5}}
 """Lines of text of each run by version: a shrinks from several parts to fewer, b grows, ``kept`` never changes."""
 SMALL: Final = 2
+SMALL_PARTS: Final = WriteLimits(row_group_rows=10, part_bytes=3 << 10)
+"""Parts roll over after kilobytes, so that runs have several."""
 Request = tuple[str, str, Mapping[str, str], bytes]
 
 
@@ -50,12 +53,9 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKE_KEY", "testing")
     monkeypatch.setenv("LAKE_SECRET", "testing")
-    # Parts roll over after kilobytes, so that runs have several.
-    monkeypatch.setattr("neptune_assets.lake.parts.ROW_GROUP_ROWS", 10)
-    monkeypatch.setattr("neptune_assets.lake.parts.MIB", 3 << 10)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def write(settings: LakeSettings, version: int, lease: float = 600.0) -> None:
     runs = {name: rows(1 if name == "kept" else version, count) for name, count in LINES[version].items()}
     # Runs of few rows without files are sorted, built and committed together.
     runs |= {f"small{number}": metric("m", [float(version)] * 5) for number in range(SMALL)}
-    LakeWriter(settings, make_source({P: runs}), lease_seconds=lease).write_project(P)
+    LakeWriter(settings, make_source({P: runs}), lease_seconds=lease, limits=SMALL_PARTS).write_project(P)
 
 
 def take_over(settings: LakeSettings, version: int) -> None:

@@ -29,7 +29,8 @@ def run(rows: Any, run_id: str = "RUN-1", **options: Any) -> TableRun:
 
 def write(root: Path, source: TableSource, **options: Any) -> WriteReport:
     settings = {key: options.pop(key) for key in ("part_mb", "rows_in_memory", "scratch") if key in options}
-    return LakeWriter(LakeSettings(root=str(root), **settings), source).write_project(P, **options)
+    limits = options.pop("limits", None)
+    return LakeWriter(LakeSettings(root=str(root), **settings), source, limits=limits).write_project(P, **options)
 
 
 def rows_of(root: Path, run_id: str = "RUN-1") -> list[dict[str, Any]]:
