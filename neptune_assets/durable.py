@@ -2,7 +2,7 @@
 
 After a cut a file has the bytes it had when it was last synced, and of what was written later anything; a directory has
 the names it had when it was last synced, and of later changes any. So bytes are synced before they get a name that
-somebody trusts, and the directory before anybody is told. What is assumed of a file system is in docs/durability.md.
+somebody trusts, and the directory before it is reported. What is assumed of a file system is in docs/durability.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From our errors to Dagster's: what heals is tried again, what cannot heal fails at once with its next action.
 
 Belongs here: how often Dagster runs a step again, and the one place that turns a :class:`NeptuneAssetsError` into
-``dg.Failure``. What is tried again within a step is said by :mod:`neptune_assets.retries`.
+``dg.Failure``. Retries within a step are in :mod:`neptune_assets.retries`.
 """
 
 from __future__ import annotations

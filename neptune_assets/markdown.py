@@ -50,7 +50,7 @@ def table(
 ) -> str:
     """Return a Markdown table of at most 50 rows; cells are escaped so that no name can break or script it.
 
-    ``more`` says where the rows are that are not shown. Cells are cut at ``width`` characters.
+    ``more`` names where the rows are that are not shown. Cells are cut at ``width`` characters.
     """
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(cell(str(item), width) for item in row) + " |" for row in rows[:ROWS_SHOWN]]

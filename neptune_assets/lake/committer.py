@@ -170,17 +170,17 @@ class Staging:
             directory = self.directory(record.generation)
             if directory not in staged:
                 staged[directory] = set(self._storage.names(directory))
-            wanted = {part.name for part in record.parts}
-            moving = staged[directory] & wanted
+            names = {part.name for part in record.parts}
+            moving = staged[directory] & names
             # A final name that the new generation lacks is of the old one; so is, where parts are moved, one that is
             # still staged.
             replaced = moving if self._storage.local else set()
-            gone = {name for name in final.get(safe_name(record.run_id), ()) if name in replaced or name not in wanted}
+            gone = {name for name in final.get(safe_name(record.run_id), ()) if name in replaced or name not in names}
             moves += [(directory, name) for name in sorted(moving, key=_part_number, reverse=True)]
-            if self._storage.local and len(wanted) == 1 and gone <= wanted:
+            if self._storage.local and len(names) == 1 and gone <= names:
                 continue  # One move replaces the one part of the run.
             old += sorted(gone, key=_part_number)
-            shown += [f"{directory if name in moving else self._project}/{name}" for name in sorted(wanted)]
+            shown += [f"{directory if name in moving else self._project}/{name}" for name in sorted(names)]
         if self._storage.local:
             if moves and shown:
                 self._show(shown)
@@ -236,7 +236,7 @@ class Staging:
         self._syncs.close()
 
     def tidy(self) -> None:
-        """Remove empty staging directories, and the one in which nothing waits for a commit any more."""
+        """Remove empty staging directories, and the one in which nothing waits for a commit."""
         self.clear(self._group)
         for directory in (self._root, self._files_staging):
             self._storage.prune(directory)
@@ -313,7 +313,7 @@ class Staging:
             raise LakeError(
                 f"{self._storage.url(self._project)} holds {len(foreign):,} Parquet parts that this lake did not "
                 f"write, such as {foreign[0]}: lake.root already holds a foreign export.",
-                hint="Set lake.root to an empty place (source.export.mode in_place reads an export where it lies), "
+                hint="Set lake.root to an empty place (source.export.mode in_place reads an export where it is), "
                 "or move these parts away.",
             )
         replaced = superseded(strays, manifest.records.values())
@@ -383,15 +383,15 @@ class _Change:
     built: str | None
     """The generation that was staged for it, with other content than the lake has; None if its parts stay."""
     facts: RunStats | None = None
-    told: bool = True
+    counted: bool = True
     """Whether it counts as read: a complete state that only was marked as stale does not."""
 
 
 class Committer:
     """Commits runs of one project while the lock is held.
 
-    ``present`` maps the names of final parts to their sizes and is kept up to date. ``holds`` says of a record whether
-    its parts and files are in the lake as they were written.
+    ``present`` maps the names of final parts to their sizes and is kept up to date. ``holds`` returns whether the parts and
+    files of a record are in the lake as they were written.
     """
 
     def __init__(
@@ -464,7 +464,7 @@ class Committer:
         self._replace([change for change in changes if change.built is not None])
         self._staging.clear(group)
         for change in changes:
-            if change.told:
+            if change.counted:
                 self._note(change.record, kept=change.built is None)
             if change.facts is not None and self._statistics is not None:
                 self._statistics.add(change.facts)
@@ -487,7 +487,7 @@ class Committer:
         self.discard(old.run_id, new.generation)
         kept = replace(old, stale=stale_reason(new.errors), vanished_at=None)
         if kept != old:
-            self._add(_Change(kept, old, None, told=False))
+            self._add(_Change(kept, old, None, counted=False))
         for issue in new.errors:
             message = f"{issue.message} The complete state read before was kept."
             self._report.issues.append(RunIssue(old.run_id, message, issue.attribute_path, issue.attribute_type))
@@ -550,9 +550,11 @@ def keep_parts(old: RunRecord, new: RunRecord) -> RunRecord:
 
 def stale_reason(errors: Sequence[IssueRecord]) -> str:
     """Return why a state of a run was not taken, in one line of bounded length."""
-    told = [f"{error.attribute_path}: {error.message}" if error.attribute_path else error.message for error in errors]
-    rest = f" and {len(told) - 5:,} more" if len(told) > 5 else ""
-    return "; ".join(message[:1_000] for message in told[:5]) + rest
+    reasons = [
+        f"{error.attribute_path}: {error.message}" if error.attribute_path else error.message for error in errors
+    ]
+    rest = f" and {len(reasons) - 5:,} more" if len(reasons) > 5 else ""
+    return "; ".join(message[:1_000] for message in reasons[:5]) + rest
 
 
 def now() -> str:

@@ -3,7 +3,7 @@
 Rows come sorted by (attribute_path, attribute_type, step, timestamp), in any batches. Every attribute is hashed by
 itself, as columns: steps, times, which values are null, and the values' bytes. Floats count by their bits, with one
 NaN for all and -0.0 apart from 0.0; string sets count sorted; files count by size and sha256 of their contents (and
-member names), not by where they lie. The run's digest covers all attribute digests.
+member names), not by where they are stored. The run's digest covers all attribute digests.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _histograms(array: pa.Array) -> list[Any]:
         numbers = lists.flatten()
         bits = float_bits(numbers)
         if numbers.null_count:
-            # A null inside a list is no number: bits that no float of ours has.
+            # A null inside a list is not a number: bits that no float of ours has.
             bits = np.where(_validity(numbers).view(np.bool_), bits, _NAN + np.uint64(1))
         streams.append(pc.fill_null(pc.list_value_length(lists).cast(pa.int64()), -1).to_numpy().tobytes())
         streams.append(bits.tobytes())

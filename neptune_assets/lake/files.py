@@ -45,7 +45,7 @@ class _Hashed:
     sha256: str
     extension: str
     place: str | None = None
-    """Where it lies below the directory of files, if its source knows; it may be named otherwise than rows say."""
+    """Where it is below the directory of files, if its source knows; rows may name it in another way."""
 
 
 class FileStore:
@@ -87,7 +87,7 @@ class FileStore:
         reference: str,
         place: Callable[[str], str] | None,
     ) -> StoredFile:
-        """Bring what a row refers to into the lake, or only hash it where it lies if ``place`` is None.
+        """Bring what a row refers to into the lake, or only hash it where it is if ``place`` is None.
 
         ``place`` maps the path that content has by itself to the one it is stored under.
         What cannot be read becomes an error of the run and a null path. Raises OSError if the lake cannot be written.

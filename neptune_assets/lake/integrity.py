@@ -129,7 +129,7 @@ class CheckedFile(io.RawIOBase):
 class CheckedParts:
     """Parts that were compared with their sha256 while this lake was open: each once, until its file changes.
 
-    On local disks that is told by inode, times and size; on object stores a part is taken as read before. Its pages
+    On local disks that is seen by inode, times and size; on object stores a part is taken as read before. Its pages
     have checksums of their own, which are verified at every reading.
     """
 
@@ -168,7 +168,7 @@ class CheckedParts:
 
 
 def hash_stream(stream: BinaryIO, progress: Callable[[int], None] | None = None) -> tuple[int, str]:
-    """Return bytes and sha256 of what a stream gives, in memory of one block; ``progress`` is told bytes read."""
+    """Return bytes and sha256 of a stream, in memory of one block; ``progress`` is called with bytes read."""
     digest, size = sha256(), 0
     buffer = bytearray(BLOCK)
     view = memoryview(buffer)

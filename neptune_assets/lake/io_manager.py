@@ -1,4 +1,4 @@
-"""The lake as a Dagster IO manager: a project goes in run by run, a handle on the project comes out.
+"""The lake as a Dagster IO manager: a project is written run by run, a handle on it is loaded.
 
 Belongs here: Dagster's view of the lake (data version, metadata). Writing itself is
 :class:`~neptune_assets.lake.writer.LakeWriter`, reading
@@ -26,7 +26,7 @@ from neptune_assets.sources.protocol import Source
 class ProjectStream:
     """What a lake asset hands to its IO manager: where a project's runs come from, read only while they are written.
 
-    After the output was handled, ``report`` says what was written.
+    After the output was handled, ``report`` lists what was written.
     """
 
     source: Source

@@ -75,9 +75,9 @@ def extension_of(name: str) -> str:
 
 
 def file_path(run_id: str, attribute_path: str, sha256: str, extension: str, *, step: int | None = None) -> str:
-    """Return where one file lies, relative to the project's files directory.
+    """Return where one file is stored, relative to the project's files directory.
 
-    ``step`` in micro-steps puts the file in a series; ``extension`` comes without a dot and may be empty.
+    ``step`` in micro-steps puts the file in a series; ``extension`` is without a dot and may be empty.
     """
     name = sha256[:16] + (f".{extension}" if extension else "")
     if step is not None:

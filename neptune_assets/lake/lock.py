@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _LEASE: Final = re.compile(r"lease-([0-9]{6,})\.json")
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""CLOCK_MONOTONIC stands still while a machine is suspended, and leases of others do not."""
+"""CLOCK_MONOTONIC stops while a machine is suspended, and leases of others do not."""
 
 _RENEWALS: Final = 4
 """Renewals in the time that a lease lasts. The holder gives it up one renewal before others may take it."""
@@ -157,7 +157,7 @@ class _Lease(ProjectLock):
                 f"directory, or set {_UNSAFE}: true if never more than one process writes this lake at a time.",
             )
         if not self._rules():
-            # The request took so long that others came and went: this number was free again, and rules nothing.
+            # The request took so long that others came between: this number was free again, but is not the highest.
             raise _busy(self._project_id, self._holder(), "when that process has finished")
         for number in numbers:
             self._storage.delete(self._path(number))
@@ -211,7 +211,7 @@ class _Lease(ProjectLock):
         while not self._stop.wait(self._seconds / _RENEWALS):
             started = _now()
             if started - self._renewed > self._limit:
-                return  # Somebody may have it by now: check() says so.
+                return  # Somebody may have it by now: check() raises.
             try:
                 self._renewals += 1
                 self._storage.put(self._path(self._number), self._content())
@@ -228,7 +228,7 @@ class _Lease(ProjectLock):
         return json.dumps(self._me | {"renewals": self._renewals, "expires_at": time.time() + self._seconds}).encode()
 
     def _rules(self) -> bool:
-        """False if there is a lease with a higher number: others came, and removed this one."""
+        """False if there is a lease with a higher number: others took it, and removed this one."""
         return self._numbers()[-1:] == [self._number]
 
     def _holder(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class PartRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One stored file: which attribute (and step, in micro-steps) it belongs to, where it lies, size and sha256.
+    """One stored file: which attribute (and step, in micro-steps) it belongs to, its path, size and sha256.
 
     ``path`` is relative to the project's files directory. Members of a file set have one record each, with ``member``
     their path inside the set.
@@ -58,7 +58,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class IssueRecord:
-    """One thing wrong with a run, as reported by the source or met while writing."""
+    """One problem of a run, as reported by the source or met while writing."""
 
     message: str
     attribute_path: str | None = None
@@ -70,8 +70,8 @@ class RunRecord:
     """One run in the manifest. Partial is never complete.
 
     ``digest`` is the content hash over all rows and file contents (hex), independent of parts, row order and storage.
-    ``rows`` and ``attributes`` count by attribute type; ``promised`` is what the source said there would be.
-    ``generation`` names the commit the parts belong to and stands in each part's Parquet metadata.
+    ``rows`` and ``attributes`` count by attribute type; ``promised`` is what the source announced.
+    ``generation`` names the commit the parts belong to and is stored in each part's Parquet metadata.
     Times are ISO 8601 in UTC. ``vanished_at`` is set when the run is no longer in the source.
     """
 
@@ -96,7 +96,7 @@ class RunRecord:
     fork_step: int | None = None
     """Step of the fork in micro-steps."""
     in_place: str | None = None
-    """Files root of an export that is read in place; None for runs whose parts lie in the lake."""
+    """Files root of an export that is read in place; None for runs whose parts are in the lake."""
     vanished_at: str | None = None
     stale: str | None = None
     """Why a newer state of the run could not be read whole; this complete, earlier one was kept. None if there is none.
@@ -256,7 +256,7 @@ class ManifestStore:
             "token": uuid.uuid4().hex,
         }
         created = self._storage.create(self._path(number), manifest_bytes(header, records))
-        # A higher number says that this one was free only because a checkpoint had removed it.
+        # A higher number means that this one was free only because a checkpoint had removed it.
         if not created or any(found > number for found in self._numbers()):
             raise LakeBusyError(
                 f"Project {self._project_id!r} was changed by another writer while this one was writing.",

@@ -133,7 +133,7 @@ class PartWriter:
         writer, sink = self._writer, self._sink
         self._writer = self._sink = None
         if writer is not None:
-            # The part is thrown away: what cannot be written any more (a full disk) does not matter.
+            # The part is thrown away: what can no longer be written (a full disk) does not matter.
             with suppress(OSError, pa.ArrowException):
                 writer.close()
         if sink is not None:

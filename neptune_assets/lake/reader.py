@@ -1,7 +1,7 @@
 """Read the lake: projects, runs, rows in order, files. Knows nothing of sources.
 
-A run is read as its manifest record says: parts of exactly that commit, wherever an unfinished move has left them, or
-an export's own parts with repairs made on the way.
+A run is read as its manifest record describes it: parts of exactly that commit, wherever an unfinished move has left
+them, or an export's own parts with repairs made on the way.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def digest_in_place(record: RunRecord, project_id: str, settings: LakeSettings) 
 
 
 def external_storage(place: str, settings: LakeSettings) -> Storage:
-    """Reach an export: with its own storage settings, else with the lake's if it lies on the same kind of storage."""
+    """Reach an export: with its own storage settings, else with the lake's if it is on the same kind of storage."""
     if settings.export_storage is not None:
         return Storage(place, settings.export_storage if "://" in place else None)
     protocol = settings.root.partition("://")[0] if "://" in settings.root else ""
@@ -179,7 +179,7 @@ class LakeProject:
 
     @property
     def filesystem(self) -> fsspec.AbstractFileSystem:
-        """The file system that the lake lies on."""
+        """The file system of the lake."""
         return self.lake.storage.filesystem
 
     @property
@@ -188,7 +188,7 @@ class LakeProject:
         return digest_of_project(self._records.values())
 
     def records(self) -> dict[str, RunRecord]:
-        """Return what the manifest says, by run id, sorted."""
+        """Return the records of the manifest by run id, sorted."""
         return dict(self._records)
 
     def run(self, run_id: str) -> LakeRun:
@@ -208,9 +208,9 @@ class LakeProject:
 
     def only(self, run_ids: Iterable[str]) -> LakeProject:
         """Return this snapshot with no other runs than these."""
-        wanted = set(run_ids)
+        chosen = set(run_ids)
         project = copy.copy(self)
-        project._records = {run_id: record for run_id, record in self._records.items() if run_id in wanted}
+        project._records = {run_id: record for run_id, record in self._records.items() if run_id in chosen}
         return project
 
     def parts(self) -> dict[str, list[str]]:
@@ -226,7 +226,7 @@ class LakeProject:
         }
 
     def statistics(self) -> dict[str, str] | None:
-        """Return where the writer's statistics of series and parameters lie, as the summary's tables; None if nowhere.
+        """Return where the writer's statistics of series and parameters are, as the summary's tables; None if missing.
 
         See :mod:`neptune_assets.lake.statistics`: they may lack runs, and say for which digest of
         a run they hold.
@@ -239,7 +239,7 @@ class LakeProject:
         return {f"{name}_facts": storage.url(f"{directory}/{name}.parquet") for name in ("series", "params")}
 
     def intact(self) -> set[str]:
-        """Return the runs whose parts lie in the lake with the sizes they were written with, or are read in place."""
+        """Return the runs whose parts are in the lake with the sizes they were written with, or are read in place."""
         sizes = self.lake.storage.sizes(self.lake.layout.project(self.project_id, self.scope))
         return {
             record.run_id
@@ -257,7 +257,7 @@ class LakeProject:
         return DamagedRuns(self.lake.storage, self.lake.layout, self.project_id, self.scope)
 
     def current_record(self, run_id: str) -> RunRecord | None:
-        """Read the manifest again and return what it says of a run now."""
+        """Read the manifest again and return the record of a run as it is now."""
         manifest = self._store.read()
         return None if manifest is None else manifest.records.get(run_id)
 
@@ -302,11 +302,11 @@ class LakeRun:
         """Yield rows in the lake's schema (or ``columns`` of it), sorted, without duplicates, in bounded memory.
 
         ``types`` keeps only these attribute types. Raises LakeError if parts cannot be read, LakeDamagedError if they
-        are missing, of another commit, or hold other bytes or rows than the manifest says; rows of earlier parts may
+        are missing, of another commit, or hold other bytes or rows than the manifest records; rows of earlier parts may
         have left by then. Bytes are compared with the part's sha256 where the record has one, else see :meth:`check`.
         """
-        wanted = SCHEMA.names if columns is None else list(columns)
-        unknown = [name for name in wanted if name not in SCHEMA.names]
+        columns = SCHEMA.names if columns is None else list(columns)
+        unknown = [name for name in columns if name not in SCHEMA.names]
         if unknown:
             raise ValueError(f"no such columns: {', '.join(unknown)}")
         kinds = None if types is None else sorted(str(AttributeType(kind)) for kind in types)
@@ -315,9 +315,9 @@ class LakeRun:
             return
         rows = 0
         try:
-            batches = self._own_batches(kinds, wanted, batch_rows) if self.record.in_place is None else None
+            batches = self._own_batches(kinds, columns, batch_rows) if self.record.in_place is None else None
             if batches is None:
-                batches = self._batches_in_place(kinds, wanted, batch_rows)
+                batches = self._batches_in_place(kinds, columns, batch_rows)
             for batch in batches:
                 rows += batch.num_rows
                 yield batch
@@ -325,7 +325,7 @@ class LakeRun:
             raise self.unreadable(error) from error
         if rows != expected:
             raise LakeDamagedError(
-                f"Run {self.run_id!r} of {self.project_id!r} holds {rows:,} rows where the manifest says {expected:,}: "
+                f"Run {self.run_id!r} of {self.project_id!r} holds {rows:,} rows where the manifest has {expected:,}: "
                 "its parts changed since they were recorded.",
                 hint=REPAIR,
             )
@@ -369,7 +369,7 @@ class LakeRun:
     def file_damage(self, item: FileRecord, progress: Callable[[int], None] | None = None) -> str | None:
         """Read one of the run's files and return what is wrong with it, None if it is as recorded.
 
-        ``progress`` is told how many bytes were read.
+        ``progress`` is called with how many bytes were read.
         """
         try:
             # Unlike a reader of rows this wants to go on after a damaged file, and to its end.
@@ -458,8 +458,8 @@ class LakeRun:
             hint=AGAIN if kind is LakeError else REPAIR,
         )
 
-    def _own_batches(self, kinds: list[str] | None, wanted: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
-        read = wanted if kinds is None or "attribute_type" in wanted else [*wanted, "attribute_type"]
+    def _own_batches(self, kinds: list[str] | None, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        read = columns if kinds is None or "attribute_type" in columns else [*columns, "attribute_type"]
         with ExitStack() as stack:
             # All parts are opened before the first row leaves: no reader gets half of a run that is not all there.
             files = []
@@ -467,7 +467,7 @@ class LakeRun:
                 file, place = self._open_part(part, ())
                 stack.enter_context(file)
                 files.append((part, file, place))
-            schema = pa.schema([SCHEMA.field(name) for name in wanted])
+            schema = pa.schema([SCHEMA.field(name) for name in columns])
             for part, file, place in files:
                 groups = _row_groups(file, kinds)
                 if not groups:
@@ -482,7 +482,7 @@ class LakeRun:
                         if kinds is not None:
                             batch = _of_kinds(batch, kinds)
                         if batch.num_rows:
-                            yield pa.RecordBatch.from_arrays([batch[name] for name in wanted], schema=schema)
+                            yield pa.RecordBatch.from_arrays([batch[name] for name in columns], schema=schema)
 
     def open_part(self, part: PartRecord, encoded: Sequence[str] = ()) -> pq.ParquetFile:
         """Open a part of this commit, in staging or in its final place; an unfinished move may run at the same time.
@@ -586,12 +586,12 @@ class LakeRun:
         return self._files.get(path) or (None if self.record.in_place is None else self._files.get(_form(path)))
 
     def _batches_in_place(
-        self, kinds: list[str] | None, wanted: list[str], batch_rows: int
+        self, kinds: list[str] | None, columns: list[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
         settings = self.project.lake.settings
         for compact, attributes in rows_in_place(self.record, self.project_id, settings, kinds):
             rows = unpack(compact, attributes, self.project_id, self.run_id)
-            yield from pieces(rows.select(wanted), batch_rows, settings.sort_memory_mb << 20)
+            yield from pieces(rows.select(columns), batch_rows, settings.sort_memory_mb << 20)
 
     def _open_in_place(self, path: str, normal: str) -> BinaryIO:
         root = self.record.in_place or ""
@@ -626,7 +626,7 @@ def _form(path: str) -> str:
 
 
 def _of_kinds(batch: pa.RecordBatch, kinds: list[str]) -> pa.RecordBatch:
-    """Return the rows of these attribute types; without copying where they lie side by side, as points mostly do."""
+    """Return the rows of these attribute types; without copying where they are adjacent, as points mostly do."""
     mask = pc.is_in(batch["attribute_type"], pa.array(kinds))
     count = mask.true_count
     if count == len(mask):

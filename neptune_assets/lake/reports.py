@@ -27,7 +27,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RunIssue:
-    """One thing that is not as it should be with one run."""
+    """One problem of one run."""
 
     run_id: str
     message: str
@@ -86,7 +86,7 @@ class WriteReport:
 
 
 class Tracker:
-    """Counts what is done and tells the caller, at most twice a second within a run."""
+    """Counts what is done and reports it, at most twice a second within a run."""
 
     def __init__(
         self,

@@ -159,7 +159,7 @@ def validity(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def raw(array: pa.Array, kind: type[Any]) -> npt.NDArray[Any]:
-    """Return the numbers of an array of 8-byte values as they lie in memory: anything at all where it is null."""
+    """Return the numbers of an array of 8-byte values as they are in memory, undefined where it is null."""
     if not len(array):
         return np.zeros(0, kind)
     return np.frombuffer(array.buffers()[1], kind)[array.offset : array.offset + len(array)]

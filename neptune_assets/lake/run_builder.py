@@ -38,7 +38,7 @@ from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, 
 
 
 class RunBuffer:
-    """The rows of the run being read: as they came while they are few, then with a sorter."""
+    """The rows of the run being read: as they arrived while they are few, then with a sorter."""
 
     def __init__(self, run_id: str, settings: LakeSettings, limits: WriteLimits) -> None:
         self.run_id = run_id

@@ -129,7 +129,7 @@ class SeriesStats:
 
     @property
     def variance(self) -> float | None:
-        """Variance of finite values, of the population; None where it cannot be told."""
+        """Variance of finite values, of the population; None where it cannot be computed."""
         if self.min_value is None or self.max_value is None:
             return None
         return self.moments.variance(self.min_value, self.max_value)
@@ -409,7 +409,7 @@ _PARAMETERS: Final = frozenset(str(kind) for kind in PARAMETER_TYPES)
 class RunStatistics:
     """Takes compact rows of one run in sorted order, any number at a time.
 
-    Small runs may be taken together, one after the other, and told apart by :meth:`split`.
+    Small runs may be taken together, one after the other, and separated by :meth:`split`.
     """
 
     def __init__(self, names: Sequence[tuple[str, str]]) -> None:
@@ -588,8 +588,8 @@ class StatisticsFiles:
             local = f"{target}.tmp" if self._storage.local else f"{self._spool.path}/{name}.parquet"
             with pq.ParquetWriter(local, schema, **_OPTIONS) as writer:
                 old, new = self._stored(target, schema), _spooled(f"{self._spool.path}/{name}.arrow")
-                for batches, wanted in ((old, kept), (new, self._added)):
-                    for table in _gathered((_of(batch, wanted) for batch in batches), schema):
+                for batches, chosen in ((old, kept), (new, self._added)):
+                    for table in _gathered((_of(batch, chosen) for batch in batches), schema):
                         writer.write_table(table)
             with replacing_hashed(Path(local), target, None if self._storage.local else self._storage.filesystem):
                 self._storage.put_file(local, target)
@@ -657,11 +657,11 @@ def _completed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _of(batch: pa.RecordBatch, wanted: Mapping[str, str]) -> pa.RecordBatch:
+def _of(batch: pa.RecordBatch, digest_by_run: Mapping[str, str]) -> pa.RecordBatch:
     """Return the rows of these runs, where they are of this digest."""
     runs = batch["run_id"].dictionary_encode()
     # A batch holds few runs in long stretches; a run that was read twice is there with its last digest only.
-    digests = pa.array([wanted.get(run_id) for run_id in runs.dictionary.to_pylist()], pa.string())
+    digests = pa.array([digest_by_run.get(run_id) for run_id in runs.dictionary.to_pylist()], pa.string())
     return batch.filter(pc.equal(batch["digest"], digests.take(runs.indices)))
 
 

@@ -254,7 +254,7 @@ class Storage:
             durable.sync(directory)
 
     def free_bytes(self) -> int | None:
-        """Return the free bytes where the root lies; None on object stores."""
+        """Return the free bytes where the root is; None on object stores."""
         if not self.local:
             return None
         place = Path(self.root)

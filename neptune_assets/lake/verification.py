@@ -43,7 +43,7 @@ _SUBSET: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing that is not what was recorded."""
+    """One part, file, table or manifest that is not as it was recorded."""
 
     project_id: str
     scope: Scope
@@ -123,7 +123,7 @@ class VerifiedRuns:
         self._runs: dict[str, list[str]] = {}
         try:
             found = json.loads(self._storage.read(self._path))
-            self._runs = {str(run_id): [str(word) for word in words] for run_id, words in found.items()}
+            self._runs = {str(run_id): [str(value) for value in values] for run_id, values in found.items()}
         except FileNotFoundError:
             pass
         except (ValueError, AttributeError, TypeError):
@@ -145,14 +145,14 @@ class VerifiedRuns:
 
     def save(self, records: dict[str, RunRecord]) -> None:
         """Write the notes of runs that are still there. Raises OSError if the lake cannot be written."""
-        kept = {run_id: words for run_id, words in self._runs.items() if run_id in records}
+        kept = {run_id: values for run_id, values in self._runs.items() if run_id in records}
         self._storage.put(self._path, json.dumps(kept, sort_keys=True).encode("ascii"))
 
 
 class Verification:
     """Verifies projects of one lake; ``rows`` also decodes all rows and compares their content digests.
 
-    ``progress`` is told the report whenever bytes were read.
+    ``progress`` is called with the report whenever bytes were read.
     """
 
     def __init__(

@@ -39,9 +39,9 @@ COPIED_NOTE: Final = (
 
 
 class Selection:
-    """Compares what a source lists with what the lake holds, and tells the report. Nothing is written.
+    """Compares what a source lists with what the lake holds, and adds it to the report. Nothing is written.
 
-    ``holds`` says whether the lake has the parts and files of a record as they were written.
+    ``holds`` returns whether the lake has the parts and files of a record as they were written.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Selection:
         return todo
 
     def deletions(self, infos: Mapping[str, RunInfo]) -> list[RunRecord]:
-        """Return the records whose mark is to change: runs that vanished, and runs that came back unchanged.
+        """Return records whose mark changes: of runs that the source no longer has, and of unchanged ones it has again.
 
         Called after :meth:`choose`, because a run that is read gets a new record anyway.
         """
@@ -321,7 +321,7 @@ class _ProjectWrite:
     ) -> WriteReport:
         """Do all of it and return the report.
 
-        ``fence`` if the holder of the lock before may still be at work; what is found in staging says the same.
+        ``fence`` if the holder of the lock before may still be at work; what is found in staging means the same.
         """
         self._full_refresh = full_refresh
         fence = fence or self._staging.left_behind()
@@ -351,7 +351,7 @@ class _ProjectWrite:
         todo = selection.choose(infos)
         self._mark(selection.deletions(infos))
         if existing is None and not self._manifest.sequence:
-            # A project without runs exists too: its manifest says so.
+            # A project without runs exists too: its manifest records it.
             self._store.commit(self._manifest, [], written_at=now())
         tracker = Tracker(self._report, self._files, infos, todo, progress, self._started)
         try:
