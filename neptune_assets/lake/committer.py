@@ -390,8 +390,8 @@ class _Change:
 class Committer:
     """Commits runs of one project while the lock is held.
 
-    ``present`` maps the names of final parts to their sizes and is kept up to date. ``holds`` returns whether the parts and
-    files of a record are in the lake as they were written.
+    ``present`` maps the names of final parts to their sizes and is kept up to date. ``holds`` returns whether the
+    parts and files of a record are in the lake as they were written.
     """
 
     def __init__(

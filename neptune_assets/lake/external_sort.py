@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.lake.rows import concat, pieces
-from neptune_assets.scratch import ScratchDirectory
+from neptune_assets.tempdirs import TempDirectory
 
 FAN_IN: Final = 48
 """Files merged at once, and so the blocks that are in memory while they are."""
@@ -48,7 +48,7 @@ class ExternalSorter:
         """``keys`` returns the sort keys of a batch; ``scratch`` is the directory for files, None the system's."""
         self._keys, self._max_rows, self._max_bytes, self._scratch = keys, max_rows, max_bytes, scratch
         self._fan_in, self._block_rows = fan_in, block_rows
-        self._directory: ScratchDirectory | None = None
+        self._directory: TempDirectory | None = None
         self._held: list[pa.RecordBatch] = []
         self._held_rows = self._held_bytes = 0
         self._stretches: list[Path] = []
@@ -117,7 +117,7 @@ class ExternalSorter:
     def _write(self, batches: Iterator[pa.RecordBatch]) -> Path:
         """Write sorted batches into a new file, in blocks so small that one of each file fits into memory."""
         if self._directory is None:
-            self._directory = ScratchDirectory("sort", self._scratch)
+            self._directory = TempDirectory("sort", self._scratch)
         path = self._directory.path / f"{self._files:06d}.arrow"
         self._files += 1
         block_bytes = max(65_536, self._max_bytes // (2 * self._fan_in))

@@ -19,9 +19,9 @@ from neptune_assets.lake.layout import Layout, extension_of, file_path, file_set
 from neptune_assets.lake.manifest import FileRecord, IssueRecord
 from neptune_assets.lake.storage import BLOCK, Storage
 from neptune_assets.schema import AttributeType, Scope
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.sources.protocol import Source, SourceFile
 from neptune_assets.sources.values import printable
+from neptune_assets.tempdirs import TempDirectory
 
 _MANY: Final = frozenset({AttributeType.FILE_SET.value, AttributeType.ARTIFACT.value})
 
@@ -76,7 +76,7 @@ class FileStore:
         """Bytes of all files hashed so far."""
         self.count = 0
         """Files hashed so far."""
-        self._directory: ScratchDirectory | None = None
+        self._directory: TempDirectory | None = None
 
     def store(
         self,
@@ -237,7 +237,7 @@ class FileStore:
             directory = Path(self._staging)
             durable.make_directory(directory)
         else:
-            self._directory = self._directory or ScratchDirectory("files", self._scratch)
+            self._directory = self._directory or TempDirectory("files", self._scratch)
             directory = self._directory.path
         return directory / f"neptune_assets-{uuid.uuid4().hex}.tmp"
 

@@ -32,9 +32,9 @@ from neptune_assets.lake.sorting import RunSorter, last_of_each, series_among, s
 from neptune_assets.lake.statistics import RunStatistics
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import FILE_TYPES, MICROSTEPS, SERIES_TYPES
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows
+from neptune_assets.tempdirs import TempDirectory
 
 
 class RunBuffer:
@@ -323,7 +323,7 @@ class RunBuilder:
         with ExitStack() as cleanup:
             local = directory
             if not self._storage.local:
-                local = str(cleanup.enter_context(ScratchDirectory("parts", self._scratch)))
+                local = str(cleanup.enter_context(TempDirectory("parts", self._scratch)))
             writer = PartWriter(
                 local,
                 self._project_id,

@@ -26,7 +26,7 @@ from neptune_assets.lake.parts import open_parquet
 from neptune_assets.lake.rows import NONE, concat, decimals, raw, validity
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE
-from neptune_assets.scratch import ScratchDirectory
+from neptune_assets.tempdirs import TempDirectory
 
 _MIN_SPREAD: Final = 1e-120
 _MAX_SPREAD: Final = 1e120
@@ -546,7 +546,7 @@ class StatisticsFiles:
         self._storage = storage
         self._directory = layout.statistics(project_id)
         self._scratch = scratch
-        self._spool: ScratchDirectory | None = None
+        self._spool: TempDirectory | None = None
         self._writers: list[Any] = []
         self._added: dict[str, str] = {}
         self._held: list[RunStats] = []
@@ -564,7 +564,7 @@ class StatisticsFiles:
 
     def _spill(self) -> None:
         if self._spool is None:
-            self._spool = ScratchDirectory("statistics", self._scratch)
+            self._spool = TempDirectory("statistics", self._scratch)
             for name, schema in _SCHEMAS.items():
                 sink = pa.OSFile(f"{self._spool.path}/{name}.arrow", "wb")
                 self._writers.append((sink, pa.ipc.new_stream(sink, schema)))

@@ -27,9 +27,9 @@ from neptune_assets.lake.run_builder import BatchedRuns, Chunks, RunBuffer, RunB
 from neptune_assets.lake.statistics import StatisticsFiles
 from neptune_assets.lake.storage import DISK_FULL, Storage, storage_errors
 from neptune_assets.schema import Scope
-from neptune_assets.scratch import sweep
 from neptune_assets.settings import LakeSettings
 from neptune_assets.sources.protocol import InPlaceRun, Issue, ReadsInPlace, RunEnd, RunInfo, RunRows, Source
+from neptune_assets.tempdirs import sweep
 
 COPIED_NOTE: Final = (
     "This run was copied into the lake although it was to be read in place: the export's parts as they lie, with the "

@@ -27,10 +27,10 @@ from neptune_assets.lake.layout import Layout
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.schema import SCHEMA
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.summary.rows import COLUMN_NAMES, SQL_TYPES, project_rows
 from neptune_assets.summary.sql import identifier, literal, parquet_of, plain_path, register_filesystems
 from neptune_assets.summary.tables import TABLES
+from neptune_assets.tempdirs import TempDirectory
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -75,7 +75,7 @@ def write_table(
             rows = _write(reader, str(temporary))
             noting.enter_context(replacing_hashed(temporary, path))
         return rows
-    with ScratchDirectory("table", scratch) as directory:
+    with TempDirectory("table", scratch) as directory:
         local = directory / "table.parquet"
         rows = _write(reader, str(local))
         with replacing_hashed(local, path, filesystem):

@@ -24,9 +24,9 @@ from neptune_assets.lake.lock import project_lock
 from neptune_assets.lake.rows import Attributes, pack
 from neptune_assets.lake.statistics import PARAMS, SERIES, RunStatistics, StatisticsFiles, usable_statistics
 from neptune_assets.schema import PARAMETER_TYPES, SCHEMA, STEP_TYPE, TIME_TYPE, VALUE_COLUMN, AttributeType, Scope
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.summary.rows import load_manifest, project_rows
 from neptune_assets.summary.sql import identifier, literal, parquet, plain_path, register_filesystems
+from neptune_assets.tempdirs import TempDirectory
 
 if TYPE_CHECKING:
     from neptune_assets.lake.reader import LakeProject, LakeRun
@@ -261,7 +261,7 @@ class Summary:
         self.project_id = project.project_id
         self.digest = project.digest
         self._directory_of_scratch = lake_settings.scratch
-        self._directory = ScratchDirectory("summary", lake_settings.scratch)
+        self._directory = TempDirectory("summary", lake_settings.scratch)
         self._scratch = str(self._directory.path)
         self._project = project
         try:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import requests
 
-from neptune_assets.scratch import ScratchDirectory
+from neptune_assets.tempdirs import TempDirectory
 
 
 @cache
-def _template() -> ScratchDirectory:
-    return ScratchDirectory("mlflow-template")
+def _template() -> TempDirectory:
+    return TempDirectory("mlflow-template")
 
 
 @cache

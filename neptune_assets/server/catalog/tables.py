@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from neptune_assets.schema import SERIES_TYPES, AttributeType
-from neptune_assets.scratch import ScratchDirectory
+from neptune_assets.tempdirs import TempDirectory
 
 AGGREGATES: Final = 1
 """Last value and step, least, greatest, mean and number of points of a float series."""
@@ -50,7 +50,7 @@ class Database:
 
     def __init__(self, *, memory_mb: int, threads: int, scratch: Path | None = None) -> None:
         # Those of servers that were killed are removed by the next one.
-        self._scratch = ScratchDirectory("server", scratch)
+        self._scratch = TempDirectory("server", scratch)
         self.directory = self._scratch.path
         self._lock = threading.Lock()
         self._connection = duckdb.connect(

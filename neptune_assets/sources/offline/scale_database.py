@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Final
 
 from neptune_assets.errors import SourceError
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.sources.files import open_regular
 from neptune_assets.sources.offline.scale_wal import in_wal_mode, lost_frames, read_wal
+from neptune_assets.tempdirs import TempDirectory
 
 _TRIES: Final = 8
 _WAL_HEADER: Final = 32
@@ -108,7 +108,7 @@ def open_snapshot(path: Path) -> Iterator[Snapshot]:
         with open_in_place(path) as connection:
             yield Snapshot(connection, *_without_wal(path))
         return
-    with ScratchDirectory("recording") as scratch:
+    with TempDirectory("recording") as scratch:
         copy = scratch / "copy.sqlite3"
         _copy(path, copy)
         lost = _fold_damaged(path, copy)

@@ -38,13 +38,13 @@ from neptune_assets.lake.layout import extension_of, format_step
 from neptune_assets.lake.reader import LakeRun
 from neptune_assets.lake.rows import microsteps
 from neptune_assets.schema import FILE_TYPES, AttributeType
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.targets.mlflow import mapping
 from neptune_assets.targets.mlflow.connection import Connection
 from neptune_assets.targets.mlflow.points import SIDECAR
 from neptune_assets.targets.naming import distinct_paths
 from neptune_assets.targets.protocol import RowCounts
 from neptune_assets.targets.times import iso, whole_milliseconds
+from neptune_assets.tempdirs import TempDirectory
 
 
 class Artifacts:
@@ -69,7 +69,7 @@ class Artifacts:
             self._syncs.directory(*(str(self._local / parent) for parent in PurePosixPath(path).parents))
             return
         directory, _, name = path.rpartition("/")
-        with ScratchDirectory("artifact") as folder:
+        with TempDirectory("artifact") as folder:
             file = folder / name
             self.written[path] = _copy(blocks, file)
             with _storage_errors(self.uri):
@@ -95,7 +95,7 @@ class Artifacts:
         """Return the hash of one artifact; one that is not local is downloaded first, which needs room on the disk."""
         if self._local is not None:
             return _sha256(self._local / path)
-        with ScratchDirectory("artifact") as folder, _storage_errors(self.uri):
+        with TempDirectory("artifact") as folder, _storage_errors(self.uri):
             file = folder / "content"
             # What every repository of MLflow has to have; the public call would list the directory for each file.
             self._repository._download_file(path, str(file))
@@ -110,7 +110,7 @@ class Artifacts:
         """Return a small artifact."""
         if self._local is not None:
             return (self._local / path).read_bytes()
-        with ScratchDirectory("artifact") as folder, _storage_errors(self.uri):
+        with TempDirectory("artifact") as folder, _storage_errors(self.uri):
             return Path(self._repository.download_artifacts(path, str(folder))).read_bytes()
 
     def delete(self) -> None:

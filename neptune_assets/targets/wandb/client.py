@@ -40,11 +40,11 @@ import numpy.typing as npt
 
 from neptune_assets import durable
 from neptune_assets.errors import TargetError, TargetUnavailableError
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.targets.wandb.artifacts import DIGEST, PROJECT, STAGE, TYPE, VERSION, alias_of
 from neptune_assets.targets.wandb.codec import LogWriter, protobuf, read_log
 from neptune_assets.targets.wandb.settings import WandbSettings
 from neptune_assets.targets.wandb.staged_runs import Marker, StagedProject, Synced, read_synced, write_marker
+from neptune_assets.tempdirs import TempDirectory
 
 _COLLECTION: Final = """query NeptuneAssetsModel($project: String!, $entity: String, $type: String!, $name: String!) {
   project(name: $project, entityName: $entity) { artifactType(name: $type) { artifactCollection(name: $name) {
@@ -318,7 +318,7 @@ class WandbClient:
         command += ["--id", marker.wandb_run, "--project", marker.wandb_project]
         if marker.entity:
             command += ["--entity", marker.entity]
-        with ScratchDirectory("wandb") as home:
+        with TempDirectory("wandb") as home:
             # Without this directory the tool keeps a log in the system's temporary directory, for ever.
             (home / "wandb").mkdir()
             code, output = _run(command, self._environment(str(home)), str(home), 600 + size / _BYTES_PER_SECOND, lock)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from neptune_assets.scratch import ScratchDirectory
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.ledger import Ledger
 from neptune_assets.targets.load import load_project
@@ -17,6 +16,7 @@ from neptune_assets.targets.report import LoadReport
 from neptune_assets.targets.wandb.history import HistoryEncoder
 from neptune_assets.targets.wandb.load import WandbTarget
 from neptune_assets.targets.wandb.settings import WandbSettings
+from neptune_assets.tempdirs import TempDirectory
 from neptune_assets_tests.support.lake_factory import files, make_lake, metric
 from neptune_assets_tests.support.wandb_stub import WandbStub
 
@@ -74,7 +74,7 @@ def test_an_upload_leaves_no_log_and_no_directory(tmp_path: Path, monkeypatch: p
     lake = make_lake(tmp_path / "lake", {"ws/proj": {"RUN-1": [*metric("m", [1.0, 2.0]), *files("f", [b"x"], [0])]}})
     run = lake.project("ws/proj").run("RUN-1")
     # A short path, because the tool puts a socket there.
-    with WandbStub(KEY) as stub, ScratchDirectory("t") as temporary:
+    with WandbStub(KEY) as stub, TempDirectory("t") as temporary:
         monkeypatch.setenv("TMPDIR", str(temporary))
         monkeypatch.setattr("tempfile.tempdir", str(temporary))
         settings = WandbSettings(api_key_env="MY_WANDB_KEY", base_url=stub.url, entity="team")

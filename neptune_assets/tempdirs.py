@@ -1,4 +1,4 @@
-"""Temporary directories that nobody leaves behind for ever.
+"""Temporary directories that are removed even if their process is killed.
 
 A process that ends removes its own. One that is killed cannot; so each directory is locked while its process lives, and
 the next process that makes one in the same place first removes those that nobody holds any longer.
@@ -19,7 +19,7 @@ PREFIX: Final = "neptune_assets."
 """What the name of every directory begins with, wherever it is."""
 
 
-class ScratchDirectory:
+class TempDirectory:
     """A new, empty directory below ``parent`` (the system's temporary directory if None), removed by :meth:`close`.
 
     ``purpose`` is part of its name. A context manager; also removed when it is forgotten or the interpreter ends.
@@ -47,7 +47,7 @@ class ScratchDirectory:
 
 
 def sweep(parent: str | Path | None = None) -> list[Path]:
-    """Remove the directories of killed processes below ``parent`` (as for :class:`ScratchDirectory`), and return them.
+    """Remove the directories of killed processes below ``parent`` (as for :class:`TempDirectory`), and return them.
 
     What a living process holds stays, and so does what is not ours to remove or on a file system without locks.
     """

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from neptune_assets.scratch import PREFIX, ScratchDirectory, sweep
+from neptune_assets.tempdirs import PREFIX, TempDirectory, sweep
 
 HOLDER = """
 import sys
-from neptune_assets.scratch import ScratchDirectory
-held = ScratchDirectory("held", sys.argv[1])
+from neptune_assets.tempdirs import TempDirectory
+held = TempDirectory("held", sys.argv[1])
 (held.path / "content").write_text("x")
 (held.path / "deep").mkdir()
 print(held.path, flush=True)
@@ -41,12 +41,12 @@ def names(place: Path) -> list[str]:
 
 def test_a_directory_is_gone_when_it_is_closed_forgotten_or_its_process_ends(tmp_path: Path) -> None:
     place = tmp_path / "made" / "as needed"
-    with ScratchDirectory("one", place) as path:
+    with TempDirectory("one", place) as path:
         assert path.parent == place
         assert path.name.startswith(f"{PREFIX}one-")
         (path / "file").write_text("x")
     assert names(place) == []
-    forgotten = ScratchDirectory("two", place)
+    forgotten = TempDirectory("two", place)
     assert len(names(place)) == 1
     del forgotten
     assert names(place) == []
@@ -66,7 +66,7 @@ def test_what_a_killed_process_left_goes_with_the_next_one(tmp_path: Path) -> No
     (tmp_path / f"{PREFIX}file").write_text("x")
     try:
         assert (left / "content").exists()
-        with ScratchDirectory("next", tmp_path) as path:
+        with TempDirectory("next", tmp_path) as path:
             assert names(tmp_path) == sorted([held.name, path.name, "somebody else's", f"{PREFIX}file"])
         assert (held / "content").read_text() == "x"
         assert sweep(tmp_path) == []
@@ -84,7 +84,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_leaves_its_parents_directory(tmp_path: Path) -> None:
-    directory = ScratchDirectory("parent", tmp_path)
+    directory = TempDirectory("parent", tmp_path)
     child = os.fork()
     if child == 0:
         status = 1
