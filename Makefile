@@ -19,7 +19,7 @@ DEMO_PROJECTS := demo/vision demo/tabular
 DEMO_STAGES := key:"demo/source/*" or key:"demo/lake/*" or key:"demo/targets/*" or (key:"demo/summary/*" and not key:"demo/summary/neptune_duckdb")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-all coverage proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check docs format bench record-demo clean
+.PHONY: help install demo dev test test-fast test-all coverage proofs conformance-exporter conformance-neptune3 conformance-neptune2 serve check docs format bench record-demo clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ demo: install ## Take the sample recordings through every asset, then print what
 
 dev: install ## Open the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev -w workspace.yaml --host 127.0.0.1 --port 3000
+
+test-fast: install ## Run the tests that take seconds and start no other process
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "fast and not slow"
 
 test: install ## Run the tests
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not full and not peer and not official"

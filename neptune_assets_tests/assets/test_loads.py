@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -173,6 +174,11 @@ def test_a_dry_run_from_the_shell(
     assert "| int | dropped by rule 'secret' | 1 |" in said
     assert "| x | a/x, x |" in said
     assert "not known" in said
+    assert main(["mine", "--root", str(tmp_path), "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert (plan["project"], plan["target"], plan["create"]) == ("ws/one", "wandb", ["R-1"])
+    assert plan["dropped"] == [{"type": "int", "reason": "dropped by rule 'secret'", "rows": 1}]
+    assert plan["collisions"] == {"x": ["a/x", "x"]}
     (tmp_path / "names.yaml").write_text("strip: [a/]\ncollisions: refuse\n", encoding="utf-8")
     assert main(["mine", "--root", str(tmp_path), "--project", "ws/one", "--target", "wandb"]) == 1
     assert main(["mine", "--root", str(tmp_path), "--target", "mlflow"]) == 2

@@ -18,8 +18,6 @@ import pytest
 
 from neptune_assets_tests.support.export_factory import ExportFactory, run_v3
 
-pytestmark = pytest.mark.full
-
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).parent / "toy"
 
