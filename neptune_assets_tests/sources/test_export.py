@@ -55,7 +55,7 @@ def test_projects_and_runs_are_named_as_their_rows_name_them(factory):
 
 
 def test_golden_names_are_the_exporters():
-    from neptune_assets.sources.export.names import parse_part, safe_name
+    from neptune_assets.sources.export.projects import parse_part, safe_name
 
     golden = {
         "ws/proj": "ws_proj-00871eb7ac1bdb01",

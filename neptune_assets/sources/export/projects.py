@@ -1,19 +1,288 @@
-"""Projects of one data directory: which directory is whose, and what in each directory is which run."""
+"""Projects and runs of a data directory: names, parts, and what footers and ``sys/`` rows say of a run.
+
+An exported name ends in 64 bits of hash over the original, so a guessed original can be proved right or wrong.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from neptune_assets.errors import SourceError
-from neptune_assets.schema import Scope
-from neptune_assets.sources.export.directory import Listing, RunParts, list_runs, project_directories
-from neptune_assets.sources.export.heading import Heading, read_heading
-from neptune_assets.sources.export.names import parse_part, recover_project_id, recover_run_id, safe_name
-from neptune_assets.sources.export.roots import Root
+from neptune_assets.schema import PARAMETER_TYPES, SERIES_TYPES, Scope
+from neptune_assets.sources.export.parts import Part, PartError, open_part
+from neptune_assets.sources.export.roots import Entry, Root
 from neptune_assets.sources.protocol import Issue
+from neptune_assets.sources.times import moment_of
+
+_PART: Final = re.compile(
+    r"(?P<prefix>.+)_part_(?P<number>0|[1-9][0-9]{0,8})\.parquet(?P<unfinished>\.tmp)?", re.DOTALL
+)
+_HASH_LENGTH: Final = 17
+"""A dash and sixteen hexadecimal digits."""
+
+
+def safe_name(original: str) -> str:
+    """Return the exporter's name for ``original``: cleaned for file systems, with a hash that keeps it unique.
+
+    Unlike the lake's, it is never cut: what the exporter wrote is looked for under the name it gave.
+    """
+    cleaned = "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in original)
+    return f"{cleaned}-{hashlib.blake2b(original.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartName:
+    """A part's file name taken apart: which run (cleaned), which number, and whether writing never finished."""
+
+    prefix: str
+    number: int
+    unfinished: bool
+
+
+def parse_part(file_name: str) -> PartName | None:
+    """Take a part's file name apart from the right, so that run ids may hold ``_part_0``; None for other names."""
+    match = _PART.fullmatch(file_name)
+    if match is None:
+        return None
+    return PartName(match["prefix"], int(match["number"]), match["unfinished"] is not None)
+
+
+def recover_run_id(prefix: str, candidates: Iterable[str] = ()) -> str | None:
+    """Return the run id that the exporter cleaned to ``prefix``, if it is among the candidates or cleaning kept it."""
+    return _proved(prefix, (*candidates, prefix[:-_HASH_LENGTH]))
+
+
+def recover_project_id(prefix: str, candidates: Iterable[str] = ()) -> str | None:
+    """Return the ``workspace/project`` that the exporter cleaned to ``prefix``, if the hash proves a guess right."""
+    cleaned = prefix[:-_HASH_LENGTH]
+    guesses = [f"{cleaned[:at]}/{cleaned[at + 1 :]}" for at, letter in enumerate(cleaned) if letter == "_"]
+    return _proved(prefix, (*candidates, *guesses))
+
+
+def _proved(prefix: str, guesses: Iterable[str]) -> str | None:
+    return next((guess for guess in guesses if guess and safe_name(guess) == prefix), None)
+
+
+_REGISTRY = frozenset({str(Scope.MODELS), str(Scope.MODEL_VERSIONS)})
+
+
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """The parts of one run (or model, or version), by number, and those whose writing never finished."""
+
+    prefix: str
+    parts: Mapping[int, Entry]
+    unfinished: Mapping[int, Entry]
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of parts that must have been there: the numbers below the highest one that have no part."""
+        highest = max((*self.parts, *self.unfinished), default=-1)
+        return [number for number in range(highest + 1) if number not in self.parts]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all finished parts."""
+        return sum(entry.size for entry in self.parts.values())
+
+    @property
+    def mark(self) -> str:
+        """Hash over names, sizes and change marks of the parts; equal marks mean nothing was touched."""
+        lines = [
+            f"{entry.name}\0{entry.size}\0{entry.stamp}\n"
+            for group in (self.parts, self.unfinished)
+            for _, entry in sorted(group.items())
+        ]
+        return hashlib.blake2b("".join(lines).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The runs of one project directory by cleaned name, and what is there and belongs to none."""
+
+    runs: Mapping[str, RunParts]
+    problems: tuple[Issue, ...]
+
+
+def project_directories(root: Root) -> list[Entry]:
+    """Return the directories that the exporter takes for projects; links that lead out are left out."""
+    return [
+        entry
+        for entry in root.entries() or []
+        if entry.is_directory and not entry.leads_out and not entry.name.startswith(".")
+    ]
+
+
+def list_runs(root: Root, directory: str, scope: Scope) -> Listing:
+    """Sort out the files of one project directory (for models, of the directory inside it that holds them)."""
+    relative = directory if scope == Scope.RUNS else f"{directory}/{scope}"
+    parts: dict[str, dict[int, Entry]] = {}
+    unfinished: dict[str, dict[int, Entry]] = {}
+    problems = []
+    for entry in root.entries(relative) or []:
+        name = parse_part(entry.name)
+        if entry.name.startswith(".") or (entry.is_directory and entry.name in _REGISTRY):
+            continue
+        # What stands in the place of a part is that part, which cannot be read: it is missed in its run.
+        if entry.unread is not None and (entry.leads_out or name is None):
+            problems.append(Issue(entry.unread))
+        elif name is None or entry.is_directory:
+            # Files of other kinds are not the exporter's; a directory or a Parquet file may hold a run.
+            notice = not entry.is_directory and ".parquet" not in entry.name.lower()
+            problems.append(Issue(f"{entry.path} is not a part of a run; it is not read.", notice=notice))
+        else:
+            (unfinished if name.unfinished else parts).setdefault(name.prefix, {})[name.number] = entry
+    runs = {
+        prefix: RunParts(prefix, MappingProxyType(parts.get(prefix, {})), MappingProxyType(unfinished.get(prefix, {})))
+        for prefix in sorted({*parts, *unfinished})
+    }
+    return Listing(MappingProxyType(runs), tuple(problems))
+
+
+_PARAMETERS: Final = frozenset(str(kind) for kind in PARAMETER_TYPES)
+_SERIES: Final = frozenset(str(kind) for kind in SERIES_TYPES)
+_SYS: Final = ("sys/", "sys0")
+"""The smallest and, not included, the largest path below ``sys``: 0 comes after the slash."""
+
+_COLUMNS: Final = ("attribute_path", "attribute_type", "string_value", "bool_value", "datetime_value")
+
+
+@dataclass(slots=True)
+class Heading:
+    """Identity and system attributes of a run.
+
+    ``project_id`` and ``run_id`` are as its rows have them, None if no part can be read. ``first_point`` is the
+    earliest time of any series, as stored, in epoch milliseconds; so are the times in ``system``, which Python's
+    datetimes may not hold. ``types`` are the attribute types in the parts that can be read.
+    """
+
+    project_id: str | None = None
+    run_id: str | None = None
+    has_system_rows: bool = False
+    system: Mapping[str, Any] = field(default_factory=dict)
+    first_point: int | None = None
+    types: frozenset[str] = frozenset()
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Numbers of the parts that cannot be opened, with the reason."""
+
+    def text(self, name: str) -> str | None:
+        """Return a system attribute that is a string."""
+        value = self.system.get(name)
+        return value if isinstance(value, str) else None
+
+    def milliseconds(self, name: str) -> int | None:
+        """Return a system attribute that is a date and time, in epoch milliseconds."""
+        value = self.system.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def moment(self, name: str) -> datetime | None:
+        """Return a system attribute that is a date and time; None too if it is outside the years 1 to 9999."""
+        return moment_of(self.milliseconds(name))
+
+    def flag(self, name: str) -> bool:
+        """Return a system attribute that is true or false; False if the run has none."""
+        return self.system.get(name) is True
+
+
+def read_heading(root: Root, run: RunParts) -> Heading:
+    """Read footers of all parts, and ``sys/`` rows from the row groups that can hold them."""
+    heading = Heading()
+    unreadable: dict[int, str] = {}
+    types: set[str] = set()
+    for number, entry in sorted(run.parts.items()):
+        try:
+            with open_part(root, entry) as part:
+                if heading.run_id is None:
+                    heading.project_id, heading.run_id = _identity(part, run.prefix)
+                types.update(_types(part))
+                for group in part.row_groups:
+                    heading.first_point = _earlier(heading.first_point, _first_point(part, group))
+                # Parameters of a run are written in one batch, which is never split over parts.
+                if not heading.has_system_rows:
+                    _read_system(part, heading)
+        except PartError as error:
+            unreadable[number] = str(error)
+    heading.types = frozenset(types)
+    heading.unreadable = unreadable
+    return heading
+
+
+def _identity(part: Part, prefix: str) -> tuple[str | None, str | None]:
+    for group in part.row_groups:
+        runs, projects = part.bounds(group, "run_id"), part.bounds(group, "project_id")
+        if runs and projects and runs[0] == runs[1] and projects[0] == projects[1] and safe_name(runs[0]) == prefix:
+            return projects[0], runs[0]
+    fallback: tuple[str | None, str | None] = (None, None)
+    for batch in part.batches(columns=("project_id", "run_id")):
+        for run_id in batch["run_id"].unique().to_pylist():
+            if run_id is None:
+                continue
+            row = batch["run_id"].index(run_id).as_py()
+            identity = (batch["project_id"][row].as_py(), run_id)
+            if safe_name(run_id) == prefix:
+                return identity
+            fallback = fallback if fallback[1] is not None else identity
+    return fallback
+
+
+def _types(part: Part) -> set[str]:
+    """Return the attribute types of a part; only row groups that hold several have to be read for it."""
+    types: set[str] = set()
+    mixed = []
+    for group in part.row_groups:
+        bounds = part.bounds(group, "attribute_type")
+        if bounds and bounds[0] == bounds[1]:
+            types.add(bounds[0])
+        else:
+            mixed.append(group)
+    for batch in part.batches(mixed, ("attribute_type",)):
+        types.update(kind for kind in batch["attribute_type"].unique().to_pylist() if kind is not None)
+    return types
+
+
+def _first_point(part: Part, group: int) -> int | None:
+    return part.first_time(group) if part.may_hold(group, "attribute_type", _SERIES) else None
+
+
+def _earlier(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
+
+
+def _read_system(part: Part, heading: Heading) -> None:
+    groups = [
+        group
+        for group in part.row_groups
+        if part.may_hold(group, "attribute_type", _PARAMETERS) and _may_hold_system(part, group)
+    ]
+    system: dict[str, Any] = {}
+    for batch in part.batches(groups, _COLUMNS):
+        rows = batch.filter(pc.starts_with(batch["attribute_path"], _SYS[0]))
+        place = rows.schema.get_field_index("datetime_value")
+        rows = rows.set_column(place, "datetime_value", rows["datetime_value"].view(pa.int64()))
+        for row in rows.to_pylist():
+            value = next((row[name] for name in _COLUMNS[2:] if row[name] is not None), None)
+            if value is not None:
+                system.setdefault(row["attribute_path"], value)
+        heading.has_system_rows = heading.has_system_rows or rows.num_rows > 0
+    heading.system = system
+
+
+def _may_hold_system(part: Part, group: int) -> bool:
+    bounds = part.bounds(group, "attribute_path")
+    return bounds is None or (bounds[0] < _SYS[1] and bounds[1] >= _SYS[0])
+
 
 _CONNECTIONS: Final = 8
 """Footers read at once from a remote file system."""

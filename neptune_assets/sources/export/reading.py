@@ -1,9 +1,14 @@
-"""Rows of one run, repaired, with everything noticed on the way: damaged parts, lost values, doubtful ones."""
+"""Rows of one run of an export, repaired, and the report of what was damaged, lost, doubtful or repaired.
+
+Belongs here: which Neptune a run is from, and whether its series times are local time of the exporting host.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 import pyarrow as pa
@@ -11,15 +16,149 @@ import pyarrow.compute as pc
 
 from neptune_assets.lake import repair
 from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
-from neptune_assets.sources.export.directory import RunParts
-from neptune_assets.sources.export.findings import Findings
-from neptune_assets.sources.export.generation import Generation, as_hours, detect_generation, infer_offset
-from neptune_assets.sources.export.heading import Heading
 from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, PartError, open_part
+from neptune_assets.sources.export.projects import Heading, RunParts
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
-from neptune_assets.sources.times import YEAR_1, YEAR_10000, moment_of
+from neptune_assets.sources.times import YEAR_1, YEAR_10000, OddTimes, moment_of
+
+_NAMED: Final = 20
+"""Attributes named one by one in notes; further ones are counted."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What reading one run brought to light, collected for its RunEnd."""
+
+    errors: list[Issue] = field(default_factory=list)
+    notes: list[Issue] = field(default_factory=list)
+    repairs: Counter[str] = field(default_factory=Counter)
+    lost_files: Counter[str] = field(default_factory=Counter)
+    unusable: Counter[str] = field(default_factory=Counter)
+    rounded: dict[str, int] = field(default_factory=dict)
+    empty_points: Counter[tuple[str, str]] = field(default_factory=Counter)
+    references: dict[str, str] = field(default_factory=dict)
+    indexed: set[str] = field(default_factory=set)
+    doubtful_times: int = 0
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
+    odd_times: OddTimes = field(default_factory=OddTimes)
+
+    def count(self, name: str, rows: int) -> None:
+        """Add rows to a repair."""
+        if rows:
+            self.repairs[name] += rows
+
+    def error(self, message: str) -> None:
+        """Report what makes the run partial."""
+        self.errors.append(Issue(message))
+
+    def note(self, message: str) -> None:
+        """Report without making the run partial."""
+        self.notes.append(Issue(message))
+
+    def end(self, run_id: str, zone: str | None) -> RunEnd:
+        """Return the run's end; ``zone`` is the time zone that times of its series were read in, if any."""
+        for attribute, count in self.lost_files.items():
+            self.errors.append(
+                Issue(
+                    f"{count} files of {attribute} were not downloaded by the exporter. Export the run again.",
+                    attribute,
+                    str(AttributeType.FILE_SERIES),
+                )
+            )
+        for kind, count in self.unusable.items():
+            self.error(
+                f"{count} rows of type {kind} are of no known type or points without a step; they were left out."
+            )
+        for at, ((part, reason), count) in enumerate(self.refused.items()):
+            if at == _NAMED:
+                self.error(f"{sum(self.refused.values()):,} rows in all could not be held; they were left out.")
+                break
+            self.error(f"Part {part}: {reason}, in {count:,} rows, which were left out.")
+        self.notes.extend(self.odd_times.issues())
+        for at, (attribute, value) in enumerate(sorted(self.rounded.items())):
+            if at == _NAMED:
+                self.note(f"{len(self.rounded) - _NAMED} more whole numbers beyond 2^53 may have been rounded.")
+                break
+            self.notes.append(
+                Issue(
+                    f"{attribute} = {value} is beyond 2^53; the exporter may have rounded it.",
+                    attribute,
+                    str(AttributeType.INT),
+                )
+            )
+        for (attribute, kind), count in self.empty_points.items():
+            self.notes.append(Issue(f"{count} points of {attribute} have a time and no value.", attribute, kind))
+        for attribute in sorted(self.indexed):
+            self.notes.append(
+                Issue(
+                    f"Steps of {attribute} are indexes 0, 1, 2 ..., because the exporter kept no steps of file series.",
+                    attribute,
+                    str(AttributeType.FILE_SERIES),
+                )
+            )
+        if self.doubtful_times:
+            self.note(
+                f"{self.doubtful_times} times lie in an hour that {zone} has twice or not at all; "
+                "the first, or the time after the gap, was taken."
+            )
+        repairs = {name: count for name, count in self.repairs.items() if count}
+        return RunEnd(run_id, None, tuple(self.errors), tuple(self.notes), repairs)
+
+
+_MINUTE: Final = 60_000
+_QUARTER: Final = 15 * _MINUTE
+_FARTHEST: Final = 14 * 60 * _MINUTE
+_EARLY: Final = 2 * _MINUTE
+"""How much earlier than its run's creation a first point may seem, because two machines' clocks differ."""
+_LATE: Final = 5 * _MINUTE
+"""How much later than a quarter of an hour a first point may be and still tell the offset."""
+
+
+class Generation(StrEnum):
+    """Generations of Neptune, which the exporter treats differently."""
+
+    V2 = "2.x"
+    V3 = "3.x"
+
+
+def detect_generation(heading: Heading) -> Generation | None:
+    """Tell the generation by what only one of them has; None if nothing does.
+
+    In 2.x the run id is ``sys/id``; in 3.x it is ``sys/custom_run_id``, which 2.x may have too.
+    """
+    if heading.run_id is None:
+        return None
+    is_id = heading.text("sys/id") == heading.run_id
+    is_custom = heading.text("sys/custom_run_id") == heading.run_id
+    if is_id == is_custom:
+        return None
+    return Generation.V2 if is_id else Generation.V3
+
+
+def infer_offset(heading: Heading) -> int | None:
+    """Return how many milliseconds the stored series times are ahead of UTC, by the first point and the creation time.
+
+    None if nothing can be told: no points, no creation time, or a first point too long after a possible offset.
+    Zero means that the times are right. A run whose first point really came whole hours late looks the same as one
+    that was exported in another time zone, which is why shifting is never the default.
+    """
+    created = heading.milliseconds("sys/creation_time")
+    if created is None or heading.first_point is None:
+        return None
+    difference = heading.first_point - created
+    offset = ((difference + _EARLY) // _QUARTER) * _QUARTER
+    if abs(offset) > _FARTHEST or difference - offset > _LATE:
+        return None
+    return offset
+
+
+def as_hours(offset: int) -> str:
+    """Return an offset in milliseconds as people write it: ``+02:00``."""
+    minutes = abs(offset) // _MINUTE
+    return f"{'-' if offset < 0 else '+'}{minutes // 60:02d}:{minutes % 60:02d}"
+
 
 _KNOWN: Final = pa.array([str(kind) for kind in AttributeType])
 _SERIES: Final = pa.array([str(kind) for kind in SERIES_TYPES])

@@ -10,13 +10,16 @@ from typing import Final
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
-from neptune_assets.sources.export.audit import missing_classes, named_files, stray_files
-from neptune_assets.sources.export.errorfile import ErrorReport, read_error_report
-from neptune_assets.sources.export.files import ExportFile, resolve_files
-from neptune_assets.sources.export.names import parse_part, safe_name
-from neptune_assets.sources.export.projects import FoundProject, FoundRun, Projects
+from neptune_assets.sources.export.project_report import (
+    ErrorReport,
+    missing_classes,
+    named_files,
+    read_error_report,
+    stray_files,
+)
+from neptune_assets.sources.export.projects import FoundProject, FoundRun, Projects, parse_part, safe_name
 from neptune_assets.sources.export.reading import RunReading
-from neptune_assets.sources.export.roots import Entry, Root
+from neptune_assets.sources.export.roots import Entry, ExportFile, Root, resolve_files
 from neptune_assets.sources.export.settings import ExportSource
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import InPlaceRun, Issue, RunEnd, RunInfo, RunRows
