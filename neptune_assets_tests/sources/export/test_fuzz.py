@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neptune_assets_tests.sources.export_support import PROJECT, messages, read, source
 from neptune_assets_tests.support.export_factory import EXPORTER_SCHEMA, ExportFactory, as_table, run_v2, run_v3
+from neptune_assets_tests.support.export_reading import PROJECT, messages, read, source
 
 COLUMNS = st.sampled_from(EXPORTER_SCHEMA.names)
 KEYS = ("project_id", "run_id", "attribute_path", "attribute_type")

@@ -15,7 +15,6 @@ import pytest
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings
-from neptune_assets_tests.sources.export_support import PROJECT, messages, read, rows, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
     EXPORTER_SCHEMA,
@@ -27,6 +26,7 @@ from neptune_assets_tests.support.export_factory import (
     system_rows_v2,
     system_rows_v3,
 )
+from neptune_assets_tests.support.export_reading import PROJECT, messages, read, rows, source
 
 YEAR_10030 = 254_349_073_000_000
 BEFORE_YEAR_1 = -70_000_000_000_000
@@ -168,7 +168,7 @@ def flat(count: int, **columns: pa.Array) -> pa.Table:
 _READ = """
 import sys
 from pathlib import Path
-from neptune_assets_tests.sources.export_support import PROJECT, source
+from neptune_assets_tests.support.export_reading import PROJECT, source
 from neptune_assets_tests.support.export_factory import ExportFactory
 from neptune_assets.sources.protocol import RunEnd
 export = source(ExportFactory(Path(sys.argv[1])))

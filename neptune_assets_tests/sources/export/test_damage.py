@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from neptune_assets.errors import FileGoneError, SourceError
-from neptune_assets_tests.sources.export_support import PROJECT, messages, read, rows, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
     EXPORTER_SCHEMA,
@@ -27,6 +26,7 @@ from neptune_assets_tests.support.export_factory import (
     run_v3,
     system_rows_v3,
 )
+from neptune_assets_tests.support.export_reading import PROJECT, messages, read, rows, source
 
 
 @pytest.fixture

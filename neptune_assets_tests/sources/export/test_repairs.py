@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from neptune_assets.lake.repair import conform, repair_batch
-from neptune_assets_tests.sources.export_support import PROJECT, messages, read, rows, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
     ExportFactory,
@@ -22,6 +21,7 @@ from neptune_assets_tests.support.export_factory import (
     system_rows_v2,
     system_rows_v3,
 )
+from neptune_assets_tests.support.export_reading import PROJECT, messages, read, rows, source
 
 
 @pytest.fixture

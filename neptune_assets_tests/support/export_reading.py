@@ -1,3 +1,5 @@
+"""Opens a made export as a source, and reads one of its runs whole."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable

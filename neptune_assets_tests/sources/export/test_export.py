@@ -8,7 +8,6 @@ import pytest
 
 from neptune_assets.errors import SettingsError, SourceError, UnknownProjectError
 from neptune_assets.schema import Scope
-from neptune_assets_tests.sources.export_support import PROJECT, messages, read, source
 from neptune_assets_tests.support.export_factory import (
     CREATED,
     EXPORTER_SCHEMA,
@@ -21,6 +20,7 @@ from neptune_assets_tests.support.export_factory import (
     system_rows_v2,
     system_rows_v3,
 )
+from neptune_assets_tests.support.export_reading import PROJECT, messages, read, source
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from neptune_assets.sources.protocol import RunEnd
 from neptune_assets_tests.support.export_factory import ExportFactory, exported_name, file_row, run_v2, system_rows_v2
 from neptune_assets_tests.support.s3 import s3_server
 
-CASES = Path(__file__).resolve().parent.parent / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 PROJECT = "team/vision"
 DIRECTORY = "team_vision-0ce73ce3d1ac9290"
 

@@ -15,7 +15,6 @@ from neptune_assets.errors import FileGoneError, NeptuneAssetsError, SourceError
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.writer import LakeWriter
 from neptune_assets.settings import LakeSettings
-from neptune_assets_tests.sources.export_support import PROJECT, messages, read, source
 from neptune_assets_tests.support.export_factory import (
     ExportFactory,
     exported_name,
@@ -24,6 +23,7 @@ from neptune_assets_tests.support.export_factory import (
     run_v3,
     system_rows_v3,
 )
+from neptune_assets_tests.support.export_reading import PROJECT, messages, read, source
 
 
 @pytest.fixture
