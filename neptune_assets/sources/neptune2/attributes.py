@@ -19,8 +19,8 @@ from neptune_assets.schema import AttributeType, Scope
 from neptune_assets.sources.neptune2.connection import CallError, Calls, understood
 from neptune_assets.sources.neptune2.listing import TYPES, Listed, any_id
 from neptune_assets.sources.neptune2.values import Reference, milliseconds, real, texts, whole
-from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.rows import check_value
+from neptune_assets.sources.run_state import RunState
 from neptune_assets.sources.values import text, truth
 
 _FEW: Final = 8

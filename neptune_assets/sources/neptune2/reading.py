@@ -31,9 +31,9 @@ from neptune_assets.sources.neptune2.listing import Listed, Project
 from neptune_assets.sources.neptune2.series import CALLS, NO_TIME, Page, PointRows, Points, image_page, parse_page
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.values import Reference, texts
-from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import RunChunk, RunEnd, RunRows
 from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, together
+from neptune_assets.sources.run_state import RunState
 from neptune_assets.sources.times import OddTimes
 
 

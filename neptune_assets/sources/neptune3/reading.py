@@ -44,9 +44,9 @@ from neptune_assets.sources.neptune3.rows import (
     value_cell,
 )
 from neptune_assets.sources.neptune3.settings import Neptune3Source
-from neptune_assets.sources.offline.state import Issues
 from neptune_assets.sources.protocol import RunEnd, RunRows
 from neptune_assets.sources.rows import RowBuilder, together
+from neptune_assets.sources.run_state import Issues
 from neptune_assets.sources.times import OddTimes
 from neptune_assets.sources.values import micro_step
 

@@ -1,7 +1,13 @@
-"""Files that recordings of neptune-client 2.x name: uploads, file sets, tracked artifacts, images in the log.
+"""Folders of neptune-client 2.x, and the files that recordings in them name: uploads, file sets, artifacts, images.
 
-The client copies only what was uploaded from memory; of the rest the log keeps absolute paths and patterns. Only what
-the log names is read. Nothing here writes. Patterns and names follow the client, which uses glob and os.path.
+Three layouts of folders occur, recognized by names: ``run__<uuid>__<pid>__<random>/`` (and a fifth part for
+partitioned queues), ``run__<uuid>/exec-<time>-.../``, and ``<uuid>/exec-.../``; offline runs of the older two have
+the log directly inside. The client copies only what was uploaded from memory; of the rest the log keeps absolute paths
+and patterns. Only what the log names is read. Patterns and names follow the client, which uses glob and os.path.
+
+A reference in ``file_value.path`` is ``<mark>:<kind>:<place>``; the mark is the recording's. Images and single files are
+found by the place of their record in the log, which is read again when the file is opened; file sets and artifacts by
+their path.
 """
 
 from __future__ import annotations
@@ -14,18 +20,310 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Final
 
 from neptune_assets.errors import FileGoneError, UnsafePathError
-from neptune_assets.sources.files import AllowedRoots, FileSearch, Limits, composed, forbidden_root, has_magic, spelled
-from neptune_assets.sources.offline.client_layout import moment_of
-from neptune_assets.sources.offline.client_operations import SetChange
-from neptune_assets.sources.offline.recorded_files import file_limits
+from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.sources.files import (
+    AllowedRoots,
+    FileSearch,
+    Limits,
+    composed,
+    forbidden_root,
+    has_magic,
+    open_regular,
+    spelled,
+)
+from neptune_assets.sources.offline.client_log import SERIES, ContainerKey, Entry, Log, SetChange, Tracked, Upload
+from neptune_assets.sources.offline.recordings import (
+    Folder,
+    RecordedFile,
+    Refusal,
+    allowed_roots,
+    file_limits,
+    training_directory,
+)
 from neptune_assets.sources.offline.settings import OfflineSource
+from neptune_assets.sources.protocol import SourceFile
 from neptune_assets.sources.values import printable, printable_names
+
+SCOPES: Final = {"run": Scope.RUNS, "model": Scope.MODELS, "model_version": Scope.MODEL_VERSIONS}
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_TYPES: Final = frozenset({*SCOPES, "project"})
+_STRUCTURES: Final = frozenset({1, 2, 3})
+_MAX_METADATA: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One process's recording of a container: a folder with a log, and when it began as far as that is known."""
+
+    folder: Path
+    log: Log
+    started_at: datetime | None
+    order: tuple[float, int]
+    """Epoch seconds by which executions of one container are ordered, 0 if nothing tells; then the folder's number."""
+    empty: bool = False
+    """True if nothing was recorded, not even lost: forked workers and clients that were killed leave such folders."""
+    recorded_as: ContainerKey | None = None
+    """What its metadata call the container: another one than the folder's name after `neptune sync` moved it."""
+
+    @property
+    def uploads(self) -> Path:
+        """Where the client copied uploads from memory to."""
+        return self.folder / "upload_path"
+
+    @property
+    def ran_in(self) -> Path | None:
+        """The directory the process ran in, as far as can be known."""
+        return training_directory(self.folder)
+
+    def facts(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of change (ns) of every file of the recording; files that went away are passed over."""
+        facts = self.log_facts()
+        facts.extend(_facts(self.folder / name for name in ("metadata.json", "last_put_version")))
+        if self.uploads.is_dir():
+            facts.extend(_facts(sorted(self.uploads.iterdir())))
+        return facts
+
+    def log_facts(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of change (ns) of the log files."""
+        return _facts(self.folder / name for name in self.log.files)
+
+
+def stable_id(identifier: str) -> str:
+    """The run id of a container whose ``sys/id`` is unknown: the same for every copy of its recording."""
+    try:
+        return f"OFFLINE-{uuid.UUID(identifier).hex[:12]}"
+    except ValueError:
+        return f"OFFLINE-{printable(identifier)}"
+
+
+def execution_in(
+    folder: Folder, names: tuple[str, ...], settings: OfflineSource
+) -> tuple[ContainerKey, Execution] | Refusal | None:
+    """The execution in a folder with log files; None if the files are of some other program."""
+    path = folder.path
+    project = settings.project
+    metadata = _metadata(path / "metadata.json") if "metadata.json" in folder.files else {}
+    key = _key(path) or _metadata_key(metadata)
+    log = Log.of(path, names, int(settings.record_mb * 10**6))
+    if key is None:
+        try:
+            with open_regular(path / log.files[0]) as file:
+                if not file.read(64).lstrip().startswith(b'{"obj"'):
+                    return None
+        except OSError as error:
+            return Refusal(path, f"{path / log.files[0]} cannot be read: {error.strerror or error}.", project)
+        return Refusal(
+            path,
+            f"{path} holds a log of neptune-client, but neither its name nor metadata.json says of which run. "
+            "Give it its own name back: run__<uuid>__<pid>__<random>.",
+            project,
+        )
+    structure = metadata.get("structureVersion", 3)
+    if structure not in _STRUCTURES:
+        return refusal_of(
+            key,
+            path,
+            f"{path} has structureVersion {structure!r}; this version reads {min(_STRUCTURES)} to {max(_STRUCTURES)}. "
+            "Install a newer neptune_assets, or report it if there is none.",
+            project,
+        )
+    try:
+        first = next(log.entries(skim=True), None)
+        started_at = _started_at(metadata, first)
+        order = (_seconds(path.name, log) if started_at is None else started_at.timestamp(), _number(path.name))
+        empty = first is None and _nothing_lost(log)
+        return key, Execution(path, log, started_at, order, empty, _metadata_key(metadata))
+    except OSError as error:
+        return refusal_of(key, path, f"{error.filename or path} cannot be read: {error.strerror or error}.", project)
+
+
+def _key(path: Path) -> ContainerKey | None:
+    """Type and id of the container whose execution lies at a path, from the names of folders; None if they say nothing.
+
+    The name is right even after `neptune sync`, which moves offline runs and leaves their metadata as it was.
+    """
+    parts = path.name.split("__")
+    if len(parts) in {2, 4, 5} and parts[0] in _TYPES and parts[1]:
+        return parts[0], parts[1]
+    if path.name.startswith("exec-"):
+        parent = path.parent.name.split("__")
+        if len(parent) == 2 and parent[0] in _TYPES and parent[1]:
+            return parent[0], parent[1]
+        if len(parent) == 1 and path.parent.parent.name == "async":
+            return "run", parent[0]
+    if len(parts) == 1 and path.parent.name == "offline":
+        return "run", parts[0]
+    return None
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
+    """The client's notes on an execution; empty if they are no JSON object, as the client itself reads them."""
+    try:
+        with open_regular(path, _MAX_METADATA) as file:
+            found = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _metadata_key(metadata: Mapping[str, Any]) -> ContainerKey | None:
+    kind, identifier = metadata.get("containerType"), metadata.get("containerId")
+    if isinstance(kind, str) and kind in _TYPES and isinstance(identifier, str) and identifier:
+        return kind, identifier
+    return None
+
+
+def _started_at(metadata: Mapping[str, Any], first: Entry | None) -> datetime | None:
+    """When an execution began: from its metadata, or from its first record."""
+    written = metadata.get("createdAt")
+    if isinstance(written, str):
+        try:
+            moment = datetime.fromisoformat(written)
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            pass
+    return None if first is None or first.at is None else moment_of(first.at)
+
+
+_EXECUTION: Final = re.compile(
+    r"exec-(?P<number>\d{1,12}(?:\.\d+)?)-(?P<date>\d{4}-\d\d-\d\d[ T_]\d\d[:.]\d\d[:.]\d\d(?:\.\d+)?)(?:-.*)?",
+    re.ASCII,
+)
+"""Names of executions: ``exec-<count>-<local date>``, or ``exec-<epoch seconds>-<date>`` with more parts behind.
+
+Source: neptune-client 0.9.19 and 0.10.10 ``new/internal/init_impl.py``, 0.14.3 ``operation_processors/factory.py``,
+0.16.19 and 1.3.2 ``operation_processors/async_operation_processor.py``.
+"""
+_EPOCH_SECONDS: Final = 1_000_000_000
+_QUARTER: Final = 900.0
+_POINTS_LOOKED_AT: Final = 1_000
+
+
+def _number(name: str) -> int:
+    """The number in an execution's folder name, 0 if it has none."""
+    match = _EXECUTION.fullmatch(name)
+    return int(float(match["number"])) if match else 0
+
+
+def _seconds(name: str, log: Log) -> float:
+    """When an execution began that records no times, by its folder's name and its points; 0 if neither tells.
+
+    The name's date is local time: the time of the first point tells how many quarters of an hour it is off.
+    """
+    match = _EXECUTION.fullmatch(name)
+    if match and float(match["number"]) >= _EPOCH_SECONDS:
+        return float(match["number"])
+    point = _first_point(log)
+    if match is None:
+        return point or 0.0
+    date, clock = match["date"][:10], match["date"][11:]
+    try:
+        local = datetime.fromisoformat(f"{date}T{clock[:8].replace('.', ':')}").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return point or 0.0
+    local += float(f"0{clock[8:]}")
+    away = 0.0 if point is None else _QUARTER * ((point - local) // _QUARTER)
+    return local + away if abs(away) <= 24 * 3_600 else local
+
+
+def _first_point(log: Log) -> float | None:
+    """The time of the first point among the first records, if it is one in seconds that a calendar has."""
+    for entry in islice(log.entries(), _POINTS_LOOKED_AT):
+        values = entry.operation.get("values")
+        if entry.operation.get("type") in SERIES and isinstance(values, list):
+            for item in values:
+                ts = item.get("ts") if isinstance(item, dict) else None
+                if isinstance(ts, int | float) and not isinstance(ts, bool) and moment_of(ts) is not None:
+                    return float(ts)
+    return None
+
+
+class _Losses:
+    """Counts what is missing in a log."""
+
+    def __init__(self) -> None:
+        self.lost_any = False
+
+    def lost(self, message: str) -> None:
+        """Data is missing."""
+        self.lost_any = True
+
+    def noted(self, message: str) -> None:
+        """Nothing is missing."""
+
+
+def _nothing_lost(log: Log) -> bool:
+    losses = _Losses()
+    for _ in log.entries(losses, skim=True):
+        pass
+    return not losses.lost_any
+
+
+def refusal_of(key: ContainerKey, path: Path, message: str, project: str | None) -> Refusal:
+    """A refusal of what belongs to a known container."""
+    if key[0] not in SCOPES:
+        return Refusal(path, message, project)
+    return Refusal(path, message, project, run_id=stable_id(key[1]), scope=SCOPES[key[0]])
+
+
+def _facts(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    facts = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        facts.append((path.name, status.st_size, status.st_mtime_ns))
+    return facts
+
+
+def moment_of(seconds: float) -> datetime | None:
+    """Epoch seconds as a time; None if no calendar has it."""
+    try:
+        return EPOCH + timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        return None
+
+
+def distinct(executions: Iterable[Execution]) -> tuple[list[Execution], list[Path]]:
+    """Executions in the order they began, and folders left out since they are copies of one of them.
+
+    A copy has the same name (which holds a process id and a random or time part) and a log that is the other's, or its
+    beginning: `.neptune` folders get copied while runs go on.
+    """
+    kept: list[Execution] = []
+    copies: list[Path] = []
+    longest = sorted(executions, key=lambda item: (-sum(size for _, size, _ in item.log_facts()), str(item.folder)))
+    for execution in longest:
+        if any(execution.folder.name == other.folder.name and _begins(execution, other) for other in kept):
+            copies.append(execution.folder)
+        else:
+            kept.append(execution)
+    kept.sort(key=lambda item: (item.order, str(item.folder)))
+    return kept, copies
+
+
+def _begins(execution: Execution, other: Execution) -> bool:
+    """True if every log file of an execution is one of the other's or begins it."""
+    for name in execution.log.files:
+        if name not in other.log.files:
+            return False
+        with open_regular(execution.folder / name) as mine, open_regular(other.folder / name) as theirs:
+            while block := mine.read(1024 * 1024):
+                if theirs.read(len(block)) != block:
+                    return False
+    return True
+
 
 LIMITS: Final = "source.offline.file_limits"
 
@@ -410,3 +708,116 @@ def _agreement(recorded: Sequence[str], candidate: Sequence[str]) -> int:
             break
         count += 1
     return count
+
+
+class References:
+    """Makes the references of one recording and resolves them."""
+
+    def __init__(
+        self, path: Path, executions: Sequence[Execution], finder: FileFinder, settings: OfflineSource
+    ) -> None:
+        self._path = path
+        self._executions = executions
+        self._finder = finder
+        self._roots = allowed_roots([execution.folder for execution in executions], settings)
+        self.mark = hashlib.blake2b(str(path).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+
+    def upload(self, upload: Upload) -> str:
+        """Reference of a single file."""
+        return f"{self.mark}:upload:{upload.execution}:{upload.log}:{upload.offset}"
+
+    def collection(self, kind: AttributeType, path: str) -> str:
+        """Reference of a file set or an artifact."""
+        return f"{self.mark}:{kind}:{printable(path)}"
+
+    def image(self, execution: int, entry: Entry, path: str, index: int, value: Any) -> str:
+        """Reference of an image; raises ValueError if the record holds none."""
+        image_extension(image_data(value))
+        return f"{self.mark}:image:{execution}:{entry.log}:{entry.offset}:{index}"
+
+    def members(self, changes: Sequence[SetChange]) -> tuple[dict[str, Path], list[str]]:
+        """Files of a file set by name, and a message for everything that is missing."""
+        members: dict[str, Path] = {}
+        missing: list[str] = []
+        for change in changes:
+            execution = self._executions[change.execution]
+            found, problems = set_members(change, execution.ran_in, self._finder, self._roots)
+            members.update(found)
+            delete_members(members, change.deleted)
+            missing.extend(problems)
+        return members, missing
+
+    def tracked(self, tracked: Tracked) -> tuple[list[TrackedFile], list[TrackedLocation], list[str]]:
+        """Files an artifact tracks, locations that were never listed, and a message for everything that is missing."""
+        if tracked.hash is not None:
+            return [], [TrackedLocation("", hash=tracked.hash)], []
+        found: list[TrackedFile] = []
+        elsewhere: list[TrackedLocation] = []
+        missing: list[str] = []
+        for number, location, destination in tracked.entries:
+            if is_remote(location):
+                elsewhere.append(TrackedLocation(location, destination))
+                continue
+            ran_in = self._executions[number].ran_in
+            try:
+                files, problems = tracked_files(location, destination, ran_in, self._finder, self._roots)
+            except (FileGoneError, UnsafePathError) as error:
+                missing.append(str(error))
+                continue
+            found.extend(files)
+            missing.extend(problems)
+        return found, elsewhere, missing
+
+    def files_list(self, tracked: Tracked) -> bytes:
+        """The list of what an artifact tracks; raises as :func:`~.client_files.files_list` does."""
+        found, elsewhere, _ = self.tracked(tracked)
+        return files_list(found, elsewhere, self._roots, self._finder.limits)
+
+    def logged_file(self, reference: str, kind: str, place: str) -> SourceFile:
+        """The file of one record: an image, an upload from memory, or an upload by path."""
+        parts = place.split(":")
+        unknown = gone(f"The file {reference!r} of {self._path}", "its record is not there any more")
+        if len(parts) != (4 if kind == "image" else 3) or not (parts[0].isdecimal() and parts[2].isdecimal()):
+            raise unknown
+        number = int(parts[0])
+        if number >= len(self._executions):
+            raise unknown
+        execution = self._executions[number]
+        operation = execution.log.operation(parts[1], int(parts[2])) or {}
+        name = str((operation.get("path") or ["file"])[-1])
+        try:
+            if kind == "image" and operation.get("type") == "LogImages":
+                data = image_data(operation["values"][int(parts[3])]["value"])
+                return FileInMemory(_file_name(name, image_extension(data)), decode(data))
+            if kind == "upload" and operation.get("type") == "UploadFileContent":
+                return FileInMemory(_file_name(name, operation["ext"]), decode(operation["file_content"]))
+            if kind == "upload" and operation.get("type") == "UploadFile":
+                return self.on_disk(_file_name(name, operation.get("ext")), self._uploaded(execution, operation))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise gone(f"The file {name!r} of {self._path}", f"its record cannot be used ({error})") from error
+        raise unknown
+
+    def _uploaded(self, execution: Execution, operation: Mapping[str, Any]) -> Path:
+        recorded, copied = operation.get("file_path"), operation.get("tmp_file_name")
+        if recorded:
+            return self._found(str(recorded), execution)
+        return copied_upload(execution.uploads, str(copied or ""))
+
+    def _found(self, recorded: str, execution: Execution) -> Path:
+        if not Path(recorded).is_absolute() and not PureWindowsPath(recorded).is_absolute():
+            raise UnsafePathError(
+                f"The recording names the file {recorded!r}, which is not an absolute path.",
+                hint="The client writes absolute paths only; the recording was changed and is not followed.",
+            )
+        return Path(self._finder.find(recorded, self._roots, execution.ran_in, not_folder, beside=execution.uploads))
+
+    def on_disk(self, name: str, path: Path) -> RecordedFile:
+        """A file at a path."""
+        return RecordedFile(name, [path], None, str(self._path), self._roots, self._finder.limits.bytes)
+
+
+def _file_name(segment: str, extension: Any) -> str:
+    """A file's name: the attribute's last segment and the extension, without anything that would lead elsewhere."""
+    name = printable(segment).replace("/", "_").replace("\0", "_")
+    plain = isinstance(extension, str) and extension and not set(extension) & {"/", "\\", "\0"}
+    return f"{name}.{extension}" if plain else (name if name not in {"", ".", ".."} else "file")

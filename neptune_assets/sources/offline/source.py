@@ -1,15 +1,17 @@
 """The offline source: recordings of neptune-scale and of neptune-client, found, grouped into runs and read.
 
 Decisions. Recordings of one run are replayed in the order they began, as one run. A fork that inherits takes over what
-its parent had when the fork was recorded, if the parent's recording is here too, wherever it lies; without it, the run
-is read as an orphan and says so. Series are each run's own points only.
+its parent had when the fork was recorded (by the clock of the machine, not the creation time that the user may have
+chosen), if the parent's recording is here too, wherever it is; without it, the run is read as an orphan, with a note.
+All values of users are taken over, files too, and of ``sys/`` the tags, the group tags and the description. Series are
+each run's own points only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +24,68 @@ from neptune_assets.partitions import validate_project_key
 from neptune_assets.schema import Scope
 from neptune_assets.settings import Filters
 from neptune_assets.sources.filters import Selection
-from neptune_assets.sources.offline.inheritance import RunKey, ancestry, inherits, orphaned, take_over
 from neptune_assets.sources.offline.recordings import Recording, Refusal
-from neptune_assets.sources.offline.scale import ScaleRecording
-from neptune_assets.sources.offline.scale_discovery import find_scale_recordings
+from neptune_assets.sources.offline.scale import ScaleRecording, find_scale_recordings
 from neptune_assets.sources.offline.settings import OfflineSource
-from neptune_assets.sources.offline.state import RunState
 from neptune_assets.sources.protocol import Issue, RunEnd, RunInfo, RunRows, SourceFile
+from neptune_assets.sources.run_state import RunState
+
+_INHERITED_SYS: Final = frozenset({"sys/tags", "sys/group_tags", "sys/description"})
+
+RunKey = tuple[str, Scope, str]
+"""Project, scope, run id."""
+Runs = Mapping[RunKey, Sequence[Recording]]
+
+
+def inherits(recordings: Sequence[Recording]) -> tuple[RunKey, int] | None:
+    """Parent and fork time (epoch ms) of a run that takes over its parent's values."""
+    for recording in recordings:
+        fork = recording.fork
+        if fork is not None:
+            return ((fork.parent_project, Scope.RUNS, fork.parent_run_id), fork.at) if fork.inherits else None
+    return None
+
+
+def ancestry(runs: Runs, key: RunKey) -> list[tuple[RunKey, int]]:
+    """Ancestors a run inherits from, nearest first, each with the time up to which; a loop ends where it closes."""
+    chain: list[tuple[RunKey, int]] = []
+    seen = {key}
+    step = inherits(runs.get(key, ()))
+    while step is not None and step[0] not in seen:
+        seen.add(step[0])
+        chain.append(step)
+        step = inherits(runs.get(step[0], ()))
+    return chain
+
+
+def take_over(runs: Runs, key: RunKey, state: RunState) -> None:
+    """Give ``state`` what its ancestors had at the moment of each fork, the farthest first."""
+    heir = RunState(key[0], key[2], lambda path, kind: False)
+    for ancestor, until in reversed(ancestry(runs, key)):
+        if ancestor not in runs:
+            state.note(orphaned(ancestor, "What the run inherited from it is not known."))
+        for recording in runs.get(ancestor, ()):
+            if not isinstance(recording, ScaleRecording):
+                continue
+            try:
+                recording.inherit(heir, until)
+            except (NeptuneAssetsError, OSError) as error:
+                state.whole = False
+                state.error(f"What the run inherited from {ancestor[2]!r} cannot be read: {error}")
+    for path, kinds in heir.snapshot().items():
+        if path.startswith("sys/") and path not in _INHERITED_SYS:
+            continue
+        for kind, value in kinds.items():
+            state.assign(path, kind, value)
+    damaged = len(heir.end().errors)
+    if damaged:
+        state.note(f"{damaged} operations of runs it inherits from cannot be read; inherited values may be missing.")
+
+
+def orphaned(ancestor: RunKey, consequence: str) -> str:
+    """The note about an ancestor that is not here."""
+    return f"Its ancestor {ancestor[2]!r} in {ancestor[0]} is not among the recordings. {consequence}"
+
 
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _NAMED: Final = 20

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.sources.offline.client_log import Garbage, Log, json_objects
-from neptune_assets.sources.offline.client_values import milliseconds
+from neptune_assets.sources.offline.client_log import Garbage, Log, json_objects, milliseconds
 from neptune_assets.sources.values import micro_step
 from neptune_assets_tests.support.client_reading import NAME, op, write_log
 

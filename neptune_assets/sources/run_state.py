@@ -1,6 +1,6 @@
 """What a run holds while its operations are replayed: attributes that can still change, and what went wrong.
 
-Points of series are handed on as they come and never kept. Attributes that later operations may overwrite or delete
+Points of series are handed on as they arrive and never kept. Attributes that later operations may overwrite or delete
 are kept until :meth:`RunState.finish`.
 """
 
