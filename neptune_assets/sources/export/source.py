@@ -109,7 +109,7 @@ class Export:
         return resolve_files(root, self._files_directory(project_id, scope, root), reference)
 
     def problems(self, project_id: str | None = None) -> Sequence[Issue]:
-        """What is wrong with a project as a whole, its model registry included: see :mod:`.audit`."""
+        """What is wrong with a project as a whole, its model registry included: see :mod:`.project_report`."""
         known: set[str] = set()
         self._look()
         issues = [issue for project, issue in self._strays if project in {None, project_id}]

@@ -242,7 +242,7 @@ class ClientRecording:
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
     def replay(self, state: RunState) -> Iterator[pa.RecordBatch]:
-        """Read the log twice: first for attributes, then for points (see the module client_operations)."""
+        """Read the log twice: first for attributes, then for points (see :mod:`.client_log`)."""
         for copy in self._copies:
             state.note(f"{copy} is a copy of an execution that is read from {self.path.parent}; it is left out.")
         flaws = Flaws(state)

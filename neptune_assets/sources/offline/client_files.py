@@ -5,9 +5,9 @@ partitioned queues), ``run__<uuid>/exec-<time>-.../``, and ``<uuid>/exec-.../``;
 the log directly inside. The client copies only what was uploaded from memory; of the rest the log keeps absolute paths
 and patterns. Only what the log names is read. Patterns and names follow the client, which uses glob and os.path.
 
-A reference in ``file_value.path`` is ``<mark>:<kind>:<place>``; the mark is the recording's. Images and single files are
-found by the place of their record in the log, which is read again when the file is opened; file sets and artifacts by
-their path.
+A reference in ``file_value.path`` is ``<mark>:<kind>:<place>``; the mark is the recording's. Images and single files
+are found by the place of their record in the log, which is read again when the file is opened; file sets and artifacts
+by their path.
 """
 
 from __future__ import annotations
