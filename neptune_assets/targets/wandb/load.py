@@ -257,7 +257,7 @@ class WandbTarget:
             for earlier in project.directories(wandb_run):
                 carry_over(earlier, directory)
             write_marker(directory, marker)
-            return project.publish(directory, name, wandb_run), marker
+            return project.publish(directory, name, project.directories(wandb_run)), marker
         finally:
             if directory.exists():
                 shutil.rmtree(directory)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from neptune_assets.lake.layout import safe_name
 from neptune_assets.schema import Scope
 from neptune_assets.settings import LakeSettings
 from neptune_assets.targets.protocol import Dropped, Receipt
+from neptune_assets.targets.staged import StagedDirectories
 from neptune_assets.targets.wandb.mapping import project_name
 from neptune_assets.targets.wandb.settings import WandbSettings
 
@@ -108,18 +107,12 @@ class Synced:
         return self.base_url, self.entity, self.wandb_project
 
 
-class StagedProject:
+class StagedProject(StagedDirectories):
     """The staged runs of one Neptune project: ``<root>/<S(project)>/offline-run-<time>-<id>/``."""
 
     def __init__(self, root: Path, project_id: str) -> None:
         self.root = root
-        self.path = root / safe_name(project_id)
-        self._scratch = root / ".staging" / safe_name(project_id)
-
-    def sweep(self) -> None:
-        """Remove what a load that died left behind; whoever calls this is the only one to load this project."""
-        if self._scratch.is_dir():
-            shutil.rmtree(self._scratch)
+        super().__init__(root / safe_name(project_id), root / ".staging" / safe_name(project_id))
 
     def directories(self, wandb_run: str) -> list[Path]:
         """Return the directories of one W&B run; there should be one at most."""
@@ -131,33 +124,6 @@ class StagedProject:
         """Yield every staged run's directory in a fixed order."""
         if self.path.is_dir():
             yield from sorted(self.path.glob("offline-run-*"))
-
-    def new(self) -> Path:
-        """Return an empty directory to stage a run in, on the same file system and out of ``wandb sync``'s sight."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="run-", dir=self._scratch))
-
-    def publish(self, staged: Path, name: str, wandb_run: str) -> Path:
-        """Put a staged directory in the place of whatever was there for this run; return where it is now.
-
-        Between the two renames there is neither, and the next load stages the run again; there is never a mix.
-        """
-        durable.sync_tree(staged)
-        durable.make_directory(self.path)
-        target = self.path / name
-        for old in self.directories(wandb_run):
-            self.discard(old)
-        durable.rename(staged, target)
-        return target
-
-    def discard(self, directory: Path) -> None:
-        """Remove a directory so that it is gone at once, however long deleting takes."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        away = Path(tempfile.mkdtemp(prefix="old-", dir=self._scratch))
-        directory.rename(away / directory.name)
-        # After a power cut it must not be there again with half of its files, nor beside its successor.
-        durable.sync(self.path)
-        shutil.rmtree(away)
 
 
 def directory_name(wandb_run: str, start_ms: int | None) -> str:

@@ -62,11 +62,11 @@ class TestWandb(TargetContract):
     spec = TARGET
     place_class = StagedPlace
     crash_points: ClassVar[Sequence[str]] = (
-        "neptune_assets.targets.wandb.staged_runs:StagedProject.new",
+        "neptune_assets.targets.staged:StagedDirectories.new",
         "neptune_assets.targets.wandb.codec:LogWriter.append",
         "neptune_assets.targets.wandb.load:write_marker",
-        "neptune_assets.targets.wandb.staged_runs:StagedProject.discard",
-        "neptune_assets.targets.wandb.staged_runs:StagedProject.publish",
+        "neptune_assets.targets.staged:StagedDirectories.discard",
+        "neptune_assets.targets.staged:StagedDirectories.publish",
     )
 
     def held_param(self, kind: str, value: Any) -> Any:
