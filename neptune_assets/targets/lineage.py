@@ -82,6 +82,20 @@ class Inheritance:
                     _lower(self._firsts, str(kind), kept)
                     yield kind, kept
 
+    def rows_in_order(self) -> Iterator[tuple[AttributeType, pa.RecordBatch]]:
+        """Yield what :meth:`rows` does, the farthest ancestor first, so that steps rise; reads ancestors twice."""
+        limits = []
+        for ancestor in self._lineage:
+            limits.append(dict(self._firsts))
+            for kind, rows in typed_rows(ancestor.run, INHERITED):
+                wanted = self._wanted(limits[-1], str(kind), rows, ancestor.until)
+                _lower(self._firsts, str(kind), rows.filter(pa.array(wanted)))
+        for ancestor, nearer in reversed(list(zip(self._lineage, limits, strict=True))):
+            for kind, rows in typed_rows(ancestor.run, INHERITED):
+                kept = rows.filter(pa.array(self._wanted(nearer, str(kind), rows, ancestor.until)))
+                if kept.num_rows:
+                    yield kind, kept
+
     def _wanted(self, nearer: dict[tuple[str, str], int], kind: str, rows: pa.RecordBatch, until: int) -> Bools:
         numbers, names = codes(rows.column("attribute_path"))
         ends: Ints = np.array([min(until, nearer.get((name, kind), until + 1) - 1) for name in names], dtype=np.int64)
