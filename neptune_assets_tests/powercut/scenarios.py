@@ -372,6 +372,7 @@ def load_into_wandb(root: Path, say: Say) -> None:
     from neptune_assets.targets.wandb.staged_runs import Synced, read_marker, write_marker
 
     load(root, lambda: wandb(root), "wandb")
+    say("loaded")
     # What an upload notes of a run that arrived; to upload it needs W&B's server.
     for directory in sorted((root / "wandb").glob("*/offline-run-*")):
         marker = read_marker(directory)
@@ -398,7 +399,7 @@ def check_wandb(root: Path, labels: frozenset[str]) -> None:
     for name in (label.removeprefix("synced ") for label in labels if label.startswith("synced ")):
         (directory,) = (root / "wandb").glob(f"*/{name}")
         assert read_synced(directory) is not None, "what was uploaded is forgotten"
-    if "done" in labels:
+    if labels & {"loaded", "done"}:
         assert {run: held and held.digest for run, held in found.items()} == {
             run: record.digest for run, record in records.items()
         }
