@@ -10,14 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from neptune_assets.schema import SCHEMA, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import VALUE_COLUMN, AttributeType
 from neptune_assets.sources.protocol import RunChunk, RunEnd, RunRows
-from neptune_assets.sources.rows import check_value
-
-_COLUMNS: Final = tuple(SCHEMA.names[SCHEMA.get_field_index("int_value") :])
+from neptune_assets.sources.rows import Ints, check_value, rows_of, value_array
 
 
 class ValueRows:
@@ -46,7 +43,7 @@ class ValueRows:
         self._paths.append(path)
         self._types.append(str(kind))
 
-    def table(self, project_id: str, run_ids: Sequence[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    def batch(self, project_id: str, run_ids: Sequence[str]) -> tuple[pa.RecordBatch, Ints]:
         """Return the rows, and the number of each one's run."""
         count = len(self._runs)
         runs = np.array(self._runs, np.int64)
@@ -60,22 +57,12 @@ class ValueRows:
             # Positions of the rows that have a value here; null elsewhere.
             places = np.full(count, -1, np.int64)
             places[self._places[column]] = np.arange(len(cells))
-            columns[column] = _array(column, cells).take(pa.array(places, mask=places < 0))
-        arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
-        return pa.Table.from_arrays(arrays, schema=SCHEMA), runs
-
-
-def _array(column: str, cells: list[Any]) -> pa.Array:
-    if column == "file_value":
-        return pa.StructArray.from_arrays([pa.array(cells, pa.string())], names=["path"])
-    field = SCHEMA.field(column)
-    if column == "datetime_value":
-        return pa.array(cells, pa.int64()).cast(field.type)
-    return pa.array(cells, field.type)
+            columns[column] = value_array(column, cells).take(pa.array(places, mask=places < 0))
+        return rows_of(columns, count), runs
 
 
 LARGE: Final = 4_096
-"""A run of more rows than this is read by itself, as it comes."""
+"""A run of more rows than this is read by itself, as it arrives."""
 FULL: Final = 16_384
 """Rows of a block, or what takes as much room."""
 _ROOM: Final = 100
@@ -108,7 +95,7 @@ class RunBlock:
 
     @property
     def full(self) -> bool:
-        """True if enough has come together."""
+        """True if it should be emptied."""
         return self._weight >= FULL
 
     def runs(self) -> Iterator[RunChunk]:
@@ -116,26 +103,26 @@ class RunBlock:
         ends = self._ends
         names = [end.run_id for end in ends]
         try:
-            tables = [self._values.table(self._project_id, names), *self._tables(names)]
+            batches = [self._values.batch(self._project_id, names), *self._batches(names)]
         finally:
             self._reset()
-        yield from _cut_apart(ends, tables)
+        yield from _cut_apart(ends, batches)
 
-    def _tables(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+    def _batches(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, Ints]]:
         """Points of all runs, as rows and the numbers of their runs."""
         raise NotImplementedError
 
 
-def _cut_apart(ends: Sequence[RunEnd], tables: Iterable[tuple[pa.Table, npt.NDArray[np.int64]]]) -> Iterator[RunChunk]:
-    """Give the rows and the end of every run, in order, from tables of rows and the numbers of their runs."""
-    filled = [(table, numbers) for table, numbers in tables if len(numbers)]
+def _cut_apart(ends: Sequence[RunEnd], batches: Iterable[tuple[pa.RecordBatch, Ints]]) -> Iterator[RunChunk]:
+    """Give the rows and the end of every run, in order, from batches of rows and the numbers of their runs."""
+    filled = [(batch, numbers) for batch, numbers in batches if len(numbers)]
     if not filled:
         yield from ends
         return
     of_run = np.concatenate([numbers for _, numbers in filled])
     order = np.argsort(of_run, kind="stable")
     # Taken from one piece: from several, Arrow would look up the piece of every row.
-    rows = pa.concat_tables([table for table, _ in filled]).combine_chunks()
+    rows = pa.Table.from_batches([batch for batch, _ in filled]).combine_chunks()
     (batch,) = rows.take(pa.array(order)).combine_chunks().to_batches()
     bounds = np.searchsorted(of_run[order], np.arange(len(ends) + 1)).tolist()
     for place, end in enumerate(ends):

@@ -7,10 +7,11 @@ conversions only. Batches hold rows of one attribute type each.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.schema import (
@@ -31,8 +32,10 @@ BATCH_ROWS: Final = 65_536
 BATCH_BYTES: Final = 16 * 1024 * 1024
 """A batch closes at this many bytes of strings and lists, since one string may be a mebibyte."""
 
+Ints = npt.NDArray[np.int64]
 _STEP_LIMIT: Final = MAX_STEP * MICROSTEPS
-_INT64_MIN: Final = -(2**63)
+NO_TIME: Final = -(2**63)
+"""Stands for the step or time of a row that has none: nothing that passes the checks comes near it."""
 
 
 class RowBuilder:
@@ -195,9 +198,8 @@ class _Buffer:
                 self._bytes += check_value(self._column, value)
             self._values.append(value)
         self.codes.append(code)
-        # The lowest number marks a null: no step and no time that passed the checks comes near it.
-        self._steps.append(_INT64_MIN if step is None else step)
-        self._times.append(_INT64_MIN if time is None else time)
+        self._steps.append(NO_TIME if step is None else step)
+        self._times.append(NO_TIME if time is None else time)
         return len(self.codes) >= BATCH_ROWS or self._bytes >= BATCH_BYTES
 
     def _readable(self, text: str) -> str:
@@ -219,7 +221,7 @@ class _Buffer:
         self._values.extend(values)
         self.codes.extend(codes)
         self._steps.extend((step,) * len(codes))
-        self._times.extend((_INT64_MIN if time is None else time,) * len(codes))
+        self._times.extend((NO_TIME if time is None else time,) * len(codes))
         return len(self.codes) >= BATCH_ROWS
 
     def series(self, code: int, steps: array[int], times: array[int], bits: array[int]) -> bool:
@@ -232,35 +234,71 @@ class _Buffer:
 
     def batch(self, project_id: str, run_id: str) -> pa.RecordBatch:
         """Turn the buffer into a batch and empty it."""
-        rows = len(self.codes)
-        codes = np.frombuffer(self.codes, dtype=np.int64)
-        used, positions = np.unique(codes, return_inverse=True)
-        names = pa.array([self.names[number] for number in used.tolist()], pa.string())
-        columns: dict[str, pa.Array] = {
-            "project_id": pa.repeat(pa.scalar(project_id, pa.string()), rows),
-            "run_id": pa.repeat(pa.scalar(run_id, pa.string()), rows),
-            "attribute_path": names.take(pa.array(positions)),
-            "attribute_type": pa.repeat(pa.scalar(str(self.attribute_type), pa.string()), rows),
-            "step": decimal_steps(np.frombuffer(self._steps, dtype=np.int64)),
-            "timestamp": _times(np.frombuffer(self._times, dtype=np.int64)),
-            self._column: self._array(),
-        }
-        arrays = [columns[field.name] if field.name in columns else pa.nulls(rows, field.type) for field in SCHEMA]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+        used, positions = np.unique(np.frombuffer(self.codes, dtype=np.int64), return_inverse=True)
+        batch = rows_of_series(
+            project_id,
+            [run_id],
+            self.attribute_type,
+            [self.names[number] for number in used.tolist()],
+            positions,
+            np.frombuffer(self._steps, dtype=np.int64),
+            np.frombuffer(self._times, dtype=np.int64),
+            np.frombuffer(self._values, dtype=np.float64) if self._column == "float_value" else self._values,
+        )
         self._reset()
         return batch
 
-    def _array(self) -> pa.Array:
-        if self._column == "float_value":
-            return pa.array(np.frombuffer(self._values, dtype=np.float64))
-        if self._column == "file_value":
-            return pa.StructArray.from_arrays([pa.array(self._values, pa.string())], names=["path"])
-        if self._column == "histogram_value":
-            return _histograms(self._values)
-        field = SCHEMA.field(self._column)
-        if self._column == "datetime_value":
-            return pa.array(self._values, pa.int64()).cast(field.type)
-        return pa.array(self._values, field.type)
+
+def rows_of_series(
+    project_id: str,
+    run_ids: Sequence[str],
+    kind: AttributeType,
+    paths: Sequence[str] | pa.Array,
+    series: Ints,
+    steps: Ints,
+    times: Ints,
+    values: Any,
+    runs: Ints | None = None,
+) -> pa.RecordBatch:
+    """Make a batch of rows of one attribute type.
+
+    ``series`` has for each row its position in ``paths``; ``steps`` and ``times`` are micro-steps and epoch
+    milliseconds, :data:`NO_TIME` where there is none; ``values`` is an array of floats or a list. ``runs`` has for each
+    row the position of its run in ``run_ids``; it is left out if there is only one.
+    """
+    count = len(series)
+    run_names = pa.array(run_ids, pa.string())
+    if not isinstance(paths, pa.Array):
+        paths = pa.array(paths, pa.string())
+    column = VALUE_COLUMN[kind]
+    columns = {
+        "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
+        "run_id": pa.repeat(run_names[0], count) if runs is None else run_names.take(pa.array(runs)),
+        "attribute_path": paths.take(pa.array(series)),
+        "attribute_type": pa.repeat(pa.scalar(str(kind), pa.string()), count),
+        "step": decimal_steps(steps),
+        "timestamp": _times(times),
+        column: value_array(column, values),
+    }
+    return rows_of(columns, count)
+
+
+def rows_of(columns: Mapping[str, pa.Array], count: int) -> pa.RecordBatch:
+    """Make a batch of the one schema; columns that are not given are null."""
+    arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def value_array(column: str, values: Any) -> pa.Array:
+    """Make a value column of what :class:`RowBuilder` takes as values, which must have been checked."""
+    if column == "file_value":
+        return pa.StructArray.from_arrays([pa.array(values, pa.string())], names=["path"])
+    if column == "histogram_value":
+        return _histograms(values)
+    field = SCHEMA.field(column)
+    if column == "datetime_value":
+        return pa.array(values, pa.int64()).cast(field.type)
+    return pa.array(values, field.type)
 
 
 def together(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -297,7 +335,7 @@ def check_value(column: str, value: Any) -> int:
         return 16 + 8 * (len(edges) + len(values)) + _unicode(kind)
     if column == "string_set_value":
         return 16 + sum(_unicode(item) + 8 for item in value)
-    if column == "int_value" and not _INT64_MIN <= value < 2**63:
+    if column == "int_value" and not -(2**63) <= value < 2**63:
         raise ValueError(f"int {value} does not fit 64 bits")
     if column == "datetime_value" and not MIN_TIME <= value <= MAX_TIME:
         raise ValueError(f"time {value} ms is out of range")
@@ -317,9 +355,9 @@ def _check(step: int, time: int | None) -> None:
         raise ValueError(f"time {time} ms is out of range")
 
 
-def decimal_steps(micros: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+def decimal_steps(micros: Ints) -> pa.Array:
     """Turn whole micro-steps into exact decimals; the lowest int64 becomes null."""
-    null = micros == _INT64_MIN
+    null = micros == NO_TIME
     words = np.empty((len(micros), 2), dtype="<i8")
     words[:, 0] = micros
     words[:, 1] = micros >> 63
@@ -327,8 +365,8 @@ def decimal_steps(micros: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
     return pa.Array.from_buffers(STEP_TYPE, len(micros), [valid, pa.py_buffer(words)])
 
 
-def _times(milliseconds: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
-    null = milliseconds == _INT64_MIN
+def _times(milliseconds: Ints) -> pa.Array:
+    null = milliseconds == NO_TIME
     return pa.array(milliseconds, pa.int64(), mask=null if null.any() else None).cast(TIME_TYPE)
 
 

@@ -18,7 +18,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.schema import AttributeType, Scope
@@ -28,11 +27,11 @@ from neptune_assets.sources.neptune2.attributes import AttributePages, Attribute
 from neptune_assets.sources.neptune2.connection import CallError, Calls
 from neptune_assets.sources.neptune2.files import ArtifactFile, ArtifactStore, list_files
 from neptune_assets.sources.neptune2.listing import Listed, Project
-from neptune_assets.sources.neptune2.series import CALLS, NO_TIME, Page, PointRows, Points, image_page, parse_page
+from neptune_assets.sources.neptune2.series import CALLS, Page, PointRows, Points, image_page, parse_page
 from neptune_assets.sources.neptune2.settings import Neptune2Source
 from neptune_assets.sources.neptune2.values import Reference, texts
 from neptune_assets.sources.protocol import RunChunk, RunEnd, RunRows
-from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, together
+from neptune_assets.sources.rows import NO_TIME, Ints, RowBuilder, together
 from neptune_assets.sources.run_state import RunState
 from neptune_assets.sources.times import OddTimes
 
@@ -414,9 +413,9 @@ class Block(RunBlock):
             self._weight += some.page.weight
         self._ends.append(run.end())
 
-    def _tables(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+    def _batches(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, Ints]]:
         for rows in self._points.values():
-            yield rows.table(self._project_id, run_ids)
+            yield rows.batch(self._project_id, run_ids)
 
 
 _AHEAD: Final = 4
@@ -533,9 +532,9 @@ class RunReader:
                 rows.add(0, some)
                 if rows.full:
                     del collected[some.kind]
-                    yield from _batches(rows, project, run_id)
+                    yield rows.batch(project, [run_id])[0]
         for rows in collected.values():
-            yield from _batches(rows, project, run_id)
+            yield rows.batch(project, [run_id])[0]
         builder = RowBuilder(project, run_id, lambda path, kind: True)
         for path, kind, value in run.values():
             try:
@@ -544,9 +543,3 @@ class RunReader:
                 run.refuse(path, kind, problem)
             yield from builder.drain()
         yield from builder.flush()
-
-
-def _batches(rows: PointRows, project_id: str, run_id: str) -> list[pa.RecordBatch]:
-    table, _ = rows.table(project_id, [run_id])
-    batches: list[pa.RecordBatch] = table.to_batches(max_chunksize=BATCH_ROWS)
-    return batches

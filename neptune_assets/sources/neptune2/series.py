@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from neptune_assets.schema import MICROSTEPS, SCHEMA, TIME_TYPE, VALUE_COLUMN, AttributeType
+from neptune_assets.schema import MICROSTEPS, AttributeType
 from neptune_assets.sources.blocks import FULL, weight_of
 from neptune_assets.sources.neptune2.values import real, whole
-from neptune_assets.sources.rows import check_value, decimal_steps
+from neptune_assets.sources.rows import NO_TIME, Ints, check_value, rows_of_series
 from neptune_assets.sources.values import micro_steps, text
 
 CALLS: Final[Mapping[AttributeType, str]] = {
@@ -28,8 +29,6 @@ CALLS: Final[Mapping[AttributeType, str]] = {
 }
 """The call that gives the points of each type."""
 
-NO_TIME: Final = np.iinfo(np.int64).min
-"""Stands for the time of a point that has none."""
 _INT64: Final = range(-(2**63) + 1, 2**63)
 _MOST_IMAGES: Final = 10_000_000
 """Images that a series may have whose server reports no more than their number."""
@@ -42,8 +41,8 @@ class Page:
     A time that the server does not report is :data:`NO_TIME`. ``sent`` counts the points that no row can hold, too.
     """
 
-    steps: npt.NDArray[np.int64]
-    times: npt.NDArray[np.int64]
+    steps: Ints
+    times: Ints
     values: npt.NDArray[np.float64] | list[str]
     total: int
     sent: int = 0
@@ -107,7 +106,7 @@ def _points(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _columns(
     points: Sequence[Mapping[str, Any]], kind: AttributeType
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64] | list[str]]:
+) -> tuple[Ints, npt.NDArray[np.float64] | list[str]]:
     raw = [point["value"] for point in points]
     steps = _steps(points)
     if kind is AttributeType.FLOAT_SERIES:
@@ -119,7 +118,7 @@ def _columns(
     return steps, texts
 
 
-def _steps(points: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
+def _steps(points: Sequence[Mapping[str, Any]]) -> Ints:
     """Steps of points as whole micro-steps. Raises TypeError or ValueError for what no step can be."""
     steps = [point["step"] for point in points]
     if any(isinstance(step, bool) or not isinstance(step, int | float) for step in steps):
@@ -127,7 +126,7 @@ def _steps(points: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int64]:
     return micro_steps(np.array(steps, np.float64))
 
 
-def _times(points: Sequence[Mapping[str, Any]]) -> tuple[npt.NDArray[np.int64], int]:
+def _times(points: Sequence[Mapping[str, Any]]) -> tuple[Ints, int]:
     """Times of points, and how many of them are not numbers that 64 bits hold."""
     times = [point.get("timestampMillis") for point in points]
     odd = [place for place, time in enumerate(times) if type(time) is not int or time not in _INT64]
@@ -163,7 +162,6 @@ class PointRows:
 
     def __init__(self, kind: AttributeType) -> None:
         self._kind = kind
-        self._column = VALUE_COLUMN[kind]
         self._runs: list[int] = []
         self._points: list[Points] = []
         self._weight = 0
@@ -179,29 +177,21 @@ class PointRows:
         self._points.append(points)
         self._weight += points.page.weight
 
-    def table(self, project_id: str, run_ids: Sequence[str]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    def batch(self, project_id: str, run_ids: Sequence[str]) -> tuple[pa.RecordBatch, Ints]:
         """Return the rows, and the number of each one's run."""
         pages = [points.page for points in self._points]
-        positions = np.repeat(np.arange(len(pages)), [len(page) for page in pages])
-        runs = np.array(self._runs, np.int64)[positions]
-        count = len(runs)
-        times = np.concatenate([page.times for page in pages])
-        unknown = times == NO_TIME
-        paths = pa.array([points.path for points in self._points], pa.string())
-        columns: dict[str, pa.Array] = {
-            "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
-            "run_id": pa.array(run_ids, pa.string()).take(pa.array(runs)),
-            "attribute_path": paths.take(pa.array(positions)),
-            "attribute_type": pa.repeat(pa.scalar(str(self._kind), pa.string()), count),
-            "step": decimal_steps(np.concatenate([page.steps for page in pages])),
-            "timestamp": pa.array(times, pa.int64(), mask=unknown if unknown.any() else None).cast(TIME_TYPE),
-            self._column: self._array([page.values for page in pages]),
-        }
-        arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
-        return pa.Table.from_arrays(arrays, schema=SCHEMA), runs
-
-    def _array(self, values: list[Any]) -> pa.Array:
-        if self._column == "float_value":
-            return pa.array(np.concatenate(values))
-        strings = pa.array([value for some in values for value in some], pa.string())
-        return strings if self._column == "string_value" else pa.StructArray.from_arrays([strings], names=["path"])
+        series = np.repeat(np.arange(len(pages)), [len(page) for page in pages])
+        runs = np.array(self._runs, np.int64)[series]
+        values: Any = [page.values for page in pages]
+        batch = rows_of_series(
+            project_id,
+            run_ids,
+            self._kind,
+            [points.path for points in self._points],
+            series,
+            np.concatenate([page.steps for page in pages]),
+            np.concatenate([page.times for page in pages]),
+            np.concatenate(values) if self._kind is AttributeType.FLOAT_SERIES else list(chain.from_iterable(values)),
+            runs if len(run_ids) > 1 else None,
+        )
+        return batch, runs

@@ -15,7 +15,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import SourceUnavailableError
@@ -25,7 +24,6 @@ from neptune_assets.sources.blocks import LARGE, RunBlock, weight_of
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.neptune3.rows import (
     COMPLETION,
-    NO_TIME,
     PREVIEW,
     Attribute,
     FloatPart,
@@ -39,13 +37,12 @@ from neptune_assets.sources.neptune3.rows import (
     RunAttributes,
     add_points,
     float_batches,
-    float_table,
     in_range,
     value_cell,
 )
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 from neptune_assets.sources.protocol import RunEnd, RunRows
-from neptune_assets.sources.rows import RowBuilder, together
+from neptune_assets.sources.rows import NO_TIME, Ints, RowBuilder, together
 from neptune_assets.sources.run_state import Issues
 from neptune_assets.sources.times import OddTimes
 from neptune_assets.sources.values import micro_step
@@ -143,7 +140,8 @@ class Collector:
         accepted = list(self.accepted(parts))
         yield from self.points([part for part in accepted if isinstance(part, ObjectPart)])
         floats = [part for part in accepted if isinstance(part, FloatPart)]
-        yield from float_batches(self._project_id, self.run.run_id, floats)
+        for batch, _ in float_batches(self._project_id, [self.run.run_id], [(0, part) for part in floats]):
+            yield batch
 
     def accepted(self, parts: Sequence[FloatPart | ObjectPart]) -> Iterator[FloatPart | ObjectPart]:
         """Remember what arrived, and leave out what no row can hold."""
@@ -322,10 +320,10 @@ class Block(RunBlock):
         self._weight += weight(parts)
         self._ends.append(collector.end())
 
-    def _tables(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
-        yield float_table(self._project_id, run_ids, self._floats)
+    def _batches(self, run_ids: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, Ints]]:
+        yield from float_batches(self._project_id, run_ids, self._floats)
         for number, batch in self._others:
-            yield pa.Table.from_batches([batch]), np.full(len(batch), number)
+            yield batch, np.full(len(batch), number)
 
 
 class Pages:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from neptune_assets.errors import FileGoneError
-from neptune_assets.schema import MAX_STEP, SCHEMA, TIME_TYPE, AttributeType
-from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, decimal_steps
+from neptune_assets.schema import MAX_STEP, AttributeType
+from neptune_assets.sources.rows import BATCH_ROWS, RowBuilder, rows_of_series
 from neptune_assets.sources.values import micro_steps
 
 Floats = npt.NDArray[np.float64]
@@ -148,8 +148,6 @@ PREVIEW: Final = ":preview"
 COMPLETION: Final = ":preview_completion"
 """What is put after the path of a float series to name the series of its points that are not final."""
 
-NO_TIME: Final = np.iinfo(np.int64).min
-"""Stands for the time of a point that has none."""
 _SENT: Final = {
     AttributeType.STRING_SERIES: str,
     AttributeType.HISTOGRAM_SERIES: tuple,
@@ -162,63 +160,39 @@ def in_range(steps: Floats) -> npt.NDArray[np.bool_]:
     return np.asarray(np.abs(steps) < MAX_STEP)
 
 
-def float_batches(project_id: str, run_id: str, parts: Sequence[FloatPart]) -> Iterator[pa.RecordBatch]:
-    """Turn points of one run into batches; points that are not final become series of their own.
-
-    Raises ValueError if a step is out of range.
-    """
-    columns = _Columns([(0, part) for part in parts])
-    for start in range(0, len(columns), BATCH_ROWS):
-        arrays = columns.arrays(project_id, [run_id], slice(start, start + BATCH_ROWS))
-        yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
-
-
-def float_table(
+def float_batches(
     project_id: str, run_ids: Sequence[str], parts: Sequence[tuple[int, FloatPart]]
-) -> tuple[pa.Table, Ints]:
-    """Turn points of several runs, which are known by their place in ``run_ids``, into rows and their runs' places.
+) -> Iterator[tuple[pa.RecordBatch, Ints]]:
+    """Turn points of runs, known by their place in ``run_ids``, into batches of rows and the runs of these.
 
-    Raises as :func:`float_batches` does.
+    Points that are not final become series of their own. Raises ValueError if a step is out of range.
     """
-    columns = _Columns(parts)
-    arrays = columns.arrays(project_id, run_ids, slice(None))
-    return pa.Table.from_arrays(arrays, schema=SCHEMA), columns.runs[columns.series]
-
-
-class _Columns:
-    """Points of series one after the other: run and name of every series, and of every point its series."""
-
-    def __init__(self, parts: Sequence[tuple[int, FloatPart]]) -> None:
-        cut = [piece for run, part in parts for piece in _pieces(run, part) if len(piece[2])]
-        self.runs = np.array([piece[0] for piece in cut], np.int64)
-        self.names = pa.array([piece[1] for piece in cut], pa.string())
-        self.series = np.repeat(np.arange(len(cut)), [len(piece[2]) for piece in cut])
-        self.steps = micro_steps(np.concatenate([piece[2] for piece in cut] or [np.zeros(0)]))
-        self.times = np.concatenate([piece[3] for piece in cut] or [np.zeros(0, np.int64)])
-        self.values = np.concatenate([piece[4] for piece in cut] or [np.zeros(0)])
-
-    def __len__(self) -> int:
-        return len(self.series)
-
-    def arrays(self, project_id: str, run_ids: Sequence[str], rows: slice) -> list[pa.Array]:
-        """Return some of the points as columns of the schema."""
-        series = self.series[rows]
-        count = len(series)
-        untimed = self.times[rows] == NO_TIME
-        columns: dict[str, pa.Array] = {
-            "project_id": pa.repeat(pa.scalar(project_id, pa.string()), count),
-            "run_id": pa.repeat(pa.scalar(run_ids[0], pa.string()), count)
-            if len(run_ids) == 1
-            else pa.array(run_ids, pa.string()).take(pa.array(self.runs[series])),
-            "attribute_path": self.names.take(pa.array(series)),
-            "attribute_type": pa.repeat(pa.scalar(str(AttributeType.FLOAT_SERIES), pa.string()), count),
-            "step": decimal_steps(self.steps[rows]),
-            "timestamp": pa.array(self.times[rows], pa.int64(), mask=untimed if untimed.any() else None).cast(
-                TIME_TYPE
+    series = [piece for run, part in parts for piece in _pieces(run, part) if len(piece[2])]
+    if not series:
+        return
+    runs = np.array([piece[0] for piece in series], np.int64)
+    paths = pa.array([piece[1] for piece in series], pa.string())
+    of_row = np.repeat(np.arange(len(series)), [len(piece[2]) for piece in series])
+    steps = micro_steps(np.concatenate([piece[2] for piece in series]))
+    times = np.concatenate([piece[3] for piece in series])
+    values = np.concatenate([piece[4] for piece in series])
+    for start in range(0, len(of_row), BATCH_ROWS):
+        rows = slice(start, start + BATCH_ROWS)
+        of_run = runs[of_row[rows]]
+        yield (
+            rows_of_series(
+                project_id,
+                run_ids,
+                AttributeType.FLOAT_SERIES,
+                paths,
+                of_row[rows],
+                steps[rows],
+                times[rows],
+                values[rows],
+                of_run if len(run_ids) > 1 else None,
             ),
-            "float_value": pa.array(self.values[rows], pa.float64()),
-        }
-        return [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in SCHEMA]
+            of_run,
+        )
 
 
 def _pieces(run: int, part: FloatPart) -> Iterator[tuple[int, str, Floats, Ints, Floats]]:

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from neptune_assets.schema import SCHEMA, AttributeType
-from neptune_assets.sources.neptune2.series import NO_TIME, PointRows, Points, parse_page
+from neptune_assets.sources.neptune2.series import PointRows, Points, parse_page
+from neptune_assets.sources.rows import NO_TIME
 
 FLOATS = AttributeType.FLOAT_SERIES
 
@@ -49,12 +50,12 @@ def test_rows_are_of_a_handy_number_and_keep_paths_and_runs_apart() -> None:
         page = parse_page({"totalItemCount": 1_000, "values": values}, AttributeType.FLOAT_SERIES)
         rows.add(number % 3, Points(f"m/{number}", AttributeType.FLOAT_SERIES, page))
         if rows.full:
-            tables.append(rows.table("ws/p", runs))
+            tables.append(rows.batch("ws/p", runs))
             rows = PointRows(AttributeType.FLOAT_SERIES)
-    tables.append(rows.table("ws/p", runs))
+    tables.append(rows.batch("ws/p", runs))
     assert all(table.schema.equals(SCHEMA) for table, _ in tables)
     assert [table.num_rows for table, _ in tables] == [17_000, 17_000, 6_000]
-    found = pa.concat_tables([table for table, _ in tables]).select(["run_id", "attribute_path", "float_value"])
+    found = pa.Table.from_batches([table for table, _ in tables]).select(["run_id", "attribute_path", "float_value"])
     assert sorted(set(zip(*found.to_pydict().values(), strict=True))) == sorted(
         (runs[number % 3], f"m/{number}", float(number)) for number in range(40)
     )

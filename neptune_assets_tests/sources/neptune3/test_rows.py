@@ -37,9 +37,13 @@ def part(path: str, steps: list[float], values: list[float], previews: list[bool
     )
 
 
+def batches_of(*parts: FloatPart) -> list[pa.RecordBatch]:
+    return [batch for batch, _ in float_batches("w/p", ["r"], [(0, each) for each in parts])]
+
+
 def test_float_points_become_rows_of_the_one_schema() -> None:
     values = [0.1, math.nan, math.inf, -0.0]
-    (batch,) = float_batches("w/p", "r", [part("m", [1.5, 1.0, 0.5, 0.0], values), part("n", [3.0], [1.0])])
+    (batch,) = batches_of(part("m", [1.5, 1.0, 0.5, 0.0], values), part("n", [3.0], [1.0]))
     assert batch.schema.equals(SCHEMA)
     batch.validate(full=True)
     rows = batch.to_pylist()
@@ -53,13 +57,13 @@ def test_float_points_become_rows_of_the_one_schema() -> None:
 
 def test_batches_are_cut() -> None:
     count = 150_000
-    batches = list(float_batches("w/p", "r", [part("m", list(range(count)), [1.0] * count)]))
+    batches = batches_of(part("m", list(range(count)), [1.0] * count))
     assert sum(batch.num_rows for batch in batches) == count
     assert max(batch.num_rows for batch in batches) <= 65_536
 
 
 def test_previews_become_series_of_their_own() -> None:
-    batches = list(float_batches("w/p", "r", [part("m", [1, 2, 3], [0.1, 0.2, 0.3], [False, True, True])]))
+    batches = batches_of(part("m", [1, 2, 3], [0.1, 0.2, 0.3], [False, True, True]))
     rows = pa.Table.from_batches(batches).to_pylist()
     assert [(row["attribute_path"], row["step"], row["float_value"]) for row in rows] == [
         ("m", 1, 0.1),
