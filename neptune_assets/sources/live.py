@@ -12,6 +12,8 @@ import random
 import threading
 import time
 import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final
@@ -219,3 +221,48 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+_MOST_FAILURES: Final = 200
+_FIRST_FAILURES: Final = 20
+"""Requests that may fail in :func:`fetch_in_halves`, in all and before any succeeds; then the rest is given up."""
+
+
+def fetch_in_halves(
+    groups: Iterable[list[str]], fetch: Callable[[list[str]], str | None], failure: str
+) -> dict[str, str]:
+    """Call ``fetch`` with groups of names, then with halves of those that fail, until only what fails is left.
+
+    ``fetch`` returns why it failed, None if it did not; ``failure`` is why all names together failed. Returns the names
+    that were not fetched, with the reason.
+    """
+    waiting = deque(groups)
+    unread: dict[str, str] = {}
+    failures = 0
+    most = _FIRST_FAILURES
+    while waiting:
+        names = waiting.popleft()
+        reason: str | None = f"given up after {failures} requests that failed, the first with: {failure}"
+        if failures < most:
+            reason = fetch(names)
+            if reason is None:
+                most = _MOST_FAILURES
+                continue
+            failures += 1
+            if len(names) > 1:
+                middle = len(names) // 2
+                waiting.extend((names[:middle], names[middle:]))
+                continue
+        unread.update(dict.fromkeys(names, reason or failure))
+    return unread
+
+
+def quoted(body: bytes) -> str:
+    """What a response of a server says of an error, short and in parentheses; empty if it says nothing."""
+    try:
+        content = json.loads(body)
+        text = ", ".join(str(content[key]) for key in ("errorType", "title", "message") if content.get(key))
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        text = body[:1_200].decode("utf-8", "replace")
+    text = " ".join(text.split())[:300]
+    return f" ({text})" if text else ""

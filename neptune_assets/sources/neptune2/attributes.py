@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from neptune_assets.schema import AttributeType, Scope
+from neptune_assets.sources.live import fetch_in_halves
 from neptune_assets.sources.neptune2.connection import CallError, Calls, understood
-from neptune_assets.sources.neptune2.listing import TYPES, Listed, any_id
+from neptune_assets.sources.neptune2.listing import TYPES, Listed, any_id, table_page
 from neptune_assets.sources.neptune2.values import Reference, milliseconds, real, texts, whole
 from neptune_assets.sources.rows import check_value
 from neptune_assets.sources.run_state import RunState
@@ -30,9 +31,6 @@ _ATTRIBUTES: Final = 20_000
 """Attributes that one answer may hold, as far as can be foreseen."""
 _COLUMNS: Final = 1_000
 """Columns requested at once of a run that cannot be read whole."""
-_MOST_FAILURES: Final = 200
-_FIRST_FAILURES: Final = 20
-"""Requests for columns that may fail for one run, and before any succeeds; then the rest is given up."""
 UNREAD: Final = "unread"
 """Key of an attribute of which only name and type are known; its value says why."""
 
@@ -130,25 +128,18 @@ class AttributePages:
         except CallError:
             return failure
         names = sorted({name for name, _ in columns})
-        waiting = deque(names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS))
         found: list[Mapping[str, Any]] = []
-        unread: list[Mapping[str, Any]] = []
-        failures = 0
-        while waiting:
-            some = waiting.popleft()
-            reason = f"given up after {failures} requests that failed, the first with: {failure.message}"
-            if failures < (_MOST_FAILURES if found else _FIRST_FAILURES):
-                try:
-                    found.extend(self._table_of([listed], some, tries=2).get(listed.key) or ())
-                    continue
-                except CallError as error:
-                    failures += 1
-                    reason = error.message
-                    if len(some) > 1:
-                        waiting.extend((some[: len(some) // 2], some[len(some) // 2 :]))
-                        continue
-            requested = set(some)
-            unread.extend({"name": name, "type": kind, UNREAD: reason} for name, kind in columns if name in requested)
+
+        def fetch(some: list[str]) -> str | None:
+            try:
+                found.extend(self._table_of([listed], some, tries=2).get(listed.key) or ())
+            except CallError as error:
+                return error.message
+            return None
+
+        groups = (names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS))
+        reasons = fetch_in_halves(groups, fetch, failure.message)
+        unread = [{"name": name, "type": kind, UNREAD: reasons[name]} for name, kind in columns if name in reasons]
         if not found:
             return failure
         # How many names a server lists at once is not known: there may be more.
@@ -179,21 +170,14 @@ class AttributePages:
         self, group: Sequence[Listed], columns: Sequence[str] | None, *, tries: int | None = None
     ) -> dict[str, Attributes]:
         """Return the attributes of some runs by key, those of some names or all, from one table."""
-        answer = self._calls.json(
-            "searchLeaderboardEntries",
+        answer = table_page(
+            self._calls,
+            self._project_key,
+            self._type,
+            any_id([listed.run_id for listed in group]),
+            columns,
+            limit=len(group),
             tries=tries,
-            projectIdentifier=self._project_key,
-            type=[self._type],
-            params={
-                "sorting": {
-                    "dir": "ascending",
-                    "aggregationMode": "none",
-                    "sortBy": {"name": "sys/id", "type": "string"},
-                },
-                **({} if columns is None else {"attributeFilters": [{"path": column} for column in columns]}),
-                "query": {"query": any_id([listed.run_id for listed in group])},
-                "pagination": {"limit": len(group), "offset": 0},
-            },
         )
         with understood("a table of runs"):
             return {

@@ -30,7 +30,7 @@ from requests.adapters import HTTPAdapter
 
 from neptune_assets.errors import NeptuneAssetsError, SettingsError, SourceError, SourceUnavailableError
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live import ApiToken, LiveSource, RateLimiter, RetryBudget
+from neptune_assets.sources.live import ApiToken, LiveSource, RateLimiter, RetryBudget, quoted
 
 
 class CallError(NeptuneAssetsError):
@@ -65,7 +65,12 @@ _NAME: Final = "rfc3987_syntax"
 
 
 def import_jsonschema_lazily() -> None:
-    """Import jsonschema, if it is installed and nobody did so before."""
+    """Import jsonschema, without the grammar of international addresses, if it is installed and nobody did so before.
+
+    neptune-client imports jsonschema, which imports rfc3987_syntax where that is installed, which compiles a grammar:
+    more than all the rest of the client takes. Neptune's documents hold no such addresses. What jsonschema can check
+    stays the same: the first check compiles the grammar.
+    """
     if {"jsonschema", _NAME} & sys.modules.keys() or find_spec("jsonschema") is None or find_spec(_NAME) is None:
         return
     stand_in = ModuleType(_NAME)
@@ -84,8 +89,6 @@ def _is_valid_syntax(term: str, value: str) -> bool:
 
 TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses that another try may heal."""
-_QUOTED: Final = 300
-"""Characters of a refusal that are quoted."""
 _NAMED: Final = frozenset({"attribute", "projectIdentifier", "experimentId", "hash", "index", "offset"})
 """Parameters that are part of messages."""
 _LOG = logging.getLogger(__name__)
@@ -101,53 +104,6 @@ class TransientError(Exception):
         self.pause = pause
 
 
-class Retries:
-    """Tries calls again until ``retry_seconds`` have passed. Safe to use from many threads."""
-
-    def __init__(self, settings: LiveSource, url: str, alive: Callable[[], bool]) -> None:
-        """``alive`` asks the server once if it responds at all, which one call that fails does not show."""
-        self._seconds = settings.retry_seconds
-        self._url = url
-        self._alive = alive
-
-    def run(
-        self,
-        operation: str,
-        parameters: Mapping[str, Any],
-        attempt: Callable[[], _Answer],
-        *,
-        tries: int | None = None,
-    ) -> _Answer:
-        """Call ``attempt`` until it raises no TransientError, time is up, or it was tried so many times.
-
-        Raises CallError if the server answers other calls, else SourceUnavailableError.
-        """
-        attempts = RetryBudget(self._seconds, to_the_end=True)
-        while True:
-            try:
-                return attempt()
-            except TransientError as error:
-                failure = error
-            given_up = tries is not None and attempts.count >= tries
-            pause = None if given_up else attempts.pause(failure.pause)
-            if pause is None:
-                raise self._given_up(f"{operation}{describe(parameters)}", failure, attempts.count)
-            _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, pause)
-            time.sleep(pause)
-
-    def _given_up(self, what: str, failure: TransientError, tries: int) -> CallError | SourceUnavailableError:
-        if self._alive():
-            return CallError(
-                f"The server failed {tries} times to answer {what}: {failure}.",
-                hint="Materialize again later; what else the server holds was read.",
-                status=failure.status,
-            )
-        return SourceUnavailableError(
-            f"The server at {self._url} does not answer: {failure} (after {tries} tries of {what}).",
-            hint="Check that it runs and can be reached, then materialize again; finished runs are kept.",
-        )
-
-
 def reason(error: BaseException) -> str:
     """Names of an error and of the innermost one behind it, without texts that could hold secrets."""
     inner = error
@@ -160,17 +116,6 @@ def describe(parameters: Mapping[str, Any]) -> str:
     """The parameters that are part of messages, in parentheses."""
     named = [f"{name} {value!r:.200}" for name, value in parameters.items() if name in _NAMED]
     return f" ({', '.join(named)})" if named else ""
-
-
-def quote(body: bytes) -> str:
-    """What a refusal says: its title or message if it is JSON."""
-    try:
-        content = json.loads(body)
-        text = content.get("title") or content.get("message") or content.get("errorType") or ""
-    except (ValueError, AttributeError):
-        text = body.decode("utf-8", "replace")
-    text = " ".join(str(text).split())[:_QUOTED]
-    return f", {text!r}" if text else ""
 
 
 _RETRIES_VARIABLE: Final = "NEPTUNE_RETRIES_TIMEOUT"
@@ -374,7 +319,7 @@ class Calls:
         self._timeout = (min(_CONNECT_SECONDS, settings.request_seconds), settings.request_seconds)
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._limiter = RateLimiter(settings.requests_per_second)
-        self._retries = Retries(settings, connection.url, self._alive)
+        self._seconds = settings.retry_seconds
         self._lock = threading.Lock()
         self.count = 0
         """Requests sent so far."""
@@ -387,7 +332,7 @@ class Calls:
         Raises CallError if it fails for good, SourceUnavailableError if the server no longer answers, SourceError if
         the token is refused.
         """
-        return self._retries.run(
+        return self._retried(
             operation, parameters, lambda: self._json(operation, headers or {}, parameters), tries=tries
         )
 
@@ -400,11 +345,46 @@ class Calls:
         Raises as :meth:`json` does.
         """
         most = size if most is None else most
-        self._retries.run(operation, parameters, lambda: self._download(operation, None, sink, size, most, parameters))
+        self._retried(operation, parameters, lambda: self._download(operation, None, sink, size, most, parameters))
 
     def download_url(self, url: str, sink: BinaryIO, most: int) -> None:
         """Write the bytes behind an address that the server gave out into a file, as :meth:`download` does."""
-        self._retries.run("the prepared archive", {}, lambda: self._download("", url, sink, None, most, {}))
+        self._retried("the prepared archive", {}, lambda: self._download("", url, sink, None, most, {}))
+
+    def _retried(
+        self,
+        operation: str,
+        parameters: Mapping[str, Any],
+        attempt: Callable[[], _Answer],
+        *,
+        tries: int | None = None,
+    ) -> _Answer:
+        """Call ``attempt`` until it raises no TransientError, time is up, or it was tried so many times."""
+        budget = RetryBudget(self._seconds, to_the_end=True)
+        while True:
+            try:
+                return attempt()
+            except TransientError as error:
+                failure = error
+            given_up = tries is not None and budget.count >= tries
+            pause = None if given_up else budget.pause(failure.pause)
+            if pause is None:
+                raise self._given_up(f"{operation}{describe(parameters)}", failure, budget.count)
+            _LOG.info("%s failed (%s); trying again in %.1f s.", operation, failure, pause)
+            time.sleep(pause)
+
+    def _given_up(self, what: str, failure: TransientError, tries: int) -> CallError | SourceUnavailableError:
+        """The error of a call that failed for good: another one shows whether the server is down."""
+        if self._alive():
+            return CallError(
+                f"The server failed {tries} times to answer {what}: {failure}.",
+                hint="Materialize again later; what else the server holds was read.",
+                status=failure.status,
+            )
+        return SourceUnavailableError(
+            f"The server at {self._connection.url} does not answer: {failure} (after {tries} tries of {what}).",
+            hint="Check that it runs and can be reached, then materialize again; finished runs are kept.",
+        )
 
     def _alive(self) -> bool:
         try:
@@ -485,7 +465,7 @@ class Calls:
         if status == 401:
             raise self._connection.token.rejected()
         raise CallError(
-            f"The server refused {operation}{describe(parameters)}: HTTP {status}{quote(body)}.",
+            f"The server refused {operation}{describe(parameters)}: HTTP {status}{quoted(body)}.",
             hint="Check that it still exists and that the token's user may see it.",
             status=status,
         )

@@ -301,22 +301,34 @@ class Table:
         return (datetime.now(EPOCH.tzinfo) + timedelta(days=2) - EPOCH) // timedelta(milliseconds=1)
 
     def _ask(self, query: str, limit: int, offset: int) -> Mapping[str, Any]:
-        answer: Mapping[str, Any] = self._calls.json(
-            "searchLeaderboardEntries",
-            projectIdentifier=self._project_key,
-            type=[self._type],
-            params={
-                "sorting": {
-                    "dir": "ascending",
-                    "aggregationMode": "none",
-                    "sortBy": {"name": "sys/id", "type": "string"},
-                },
-                "attributeFilters": [{"path": column} for column in _COLUMNS],
-                "query": {"query": query},
-                "pagination": {"limit": limit, "offset": offset},
-            },
-        )
-        return answer
+        return table_page(self._calls, self._project_key, self._type, query, _COLUMNS, limit=limit, offset=offset)
+
+
+def table_page(
+    calls: Calls,
+    project_key: str,
+    kind: str,
+    query: str,
+    columns: Sequence[str] | None,
+    *,
+    limit: int,
+    offset: int = 0,
+    tries: int | None = None,
+) -> Mapping[str, Any]:
+    """Some lines of the table of a project in order of ids, with some columns or, for None, all that runs have."""
+    answer: Mapping[str, Any] = calls.json(
+        "searchLeaderboardEntries",
+        tries=tries,
+        projectIdentifier=project_key,
+        type=[kind],
+        params={
+            "sorting": {"dir": "ascending", "aggregationMode": "none", "sortBy": {"name": "sys/id", "type": "string"}},
+            **({} if columns is None else {"attributeFilters": [{"path": column} for column in columns]}),
+            "query": {"query": query},
+            "pagination": {"limit": limit, "offset": offset},
+        },
+    )
+    return answer
 
 
 def _counted(answer: Mapping[str, Any]) -> int | None:

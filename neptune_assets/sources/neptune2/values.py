@@ -73,7 +73,7 @@ FileKind = Literal["file", "file_set", "image", "artifact", "artifact_files"]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One file, file set, image or artifact.
+    """One file, file set, image or artifact, written as JSON that nothing else is mistaken for.
 
     ``owner`` is the server's key of the run, or of the project for artifacts; ``place`` is the image's place in its
     series or the artifact's hash; ``extension`` is without a dot; ``size`` is in bytes, -1 where it is not known.

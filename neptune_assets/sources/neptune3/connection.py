@@ -21,7 +21,7 @@ import httpx
 
 from neptune_assets.errors import FileGoneError
 from neptune_assets.retries import retry_after
-from neptune_assets.sources.live import ApiToken, RateLimiter, RetryBudget
+from neptune_assets.sources.live import ApiToken, RateLimiter, RetryBudget, quoted
 from neptune_assets.sources.neptune3.rows import FileReference, RefusedError
 from neptune_assets.sources.neptune3.settings import Neptune3Source
 
@@ -157,7 +157,7 @@ class Connection:
             except httpx.RequestError as error:
                 response, trouble = None, f"{type(error).__name__} {error}".strip()
             if response is not None and status is not None:
-                trouble = f"HTTP {status}{_words(response.content)}"
+                trouble = f"HTTP {status}{quoted(response.content)}"
                 if status not in {408, 429} and status < 500:
                     self._answered = True
                     raise RefusedError(f"{self._api_token.url} refuses: {trouble}.", status=status)
@@ -181,16 +181,6 @@ def _user_agent() -> str:
     from importlib.metadata import version
 
     return f"neptune-query/{version('neptune-query')} (neptune_assets={version('neptune_assets')})"
-
-
-def _words(content: bytes) -> str:
-    """Return what an answer says of the error, short."""
-    try:
-        data = json.loads(content)
-        text = ", ".join(str(data[key]) for key in ("errorType", "title", "message") if data.get(key))
-    except (ValueError, AttributeError, TypeError):
-        text = content[:200].decode("utf-8", "replace")
-    return f" ({text[:300]})" if text.strip() else ""
 
 
 _SIGN: Final = "/api/storagebridge/v1/signedUrl"

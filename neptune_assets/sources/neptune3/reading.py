@@ -22,6 +22,7 @@ from neptune_assets.schema import CLASS_TYPES, MAX_STEP, SERIES_TYPES, Attribute
 from neptune_assets.settings import Filters
 from neptune_assets.sources.blocks import LARGE, RunBlock, weight_of
 from neptune_assets.sources.filters import Selection
+from neptune_assets.sources.live import fetch_in_halves
 from neptune_assets.sources.neptune3.rows import (
     COMPLETION,
     PREVIEW,
@@ -428,9 +429,6 @@ _ATTRIBUTES_TOGETHER: Final = 20_000
 _NAMES: Final = 1_000
 _NAMES_BYTES: Final = 200_000
 """Attributes of a run that are asked for by name at once: neptune-query stays below 220,000 bytes of names."""
-_MOST_FAILURES: Final = 200
-_FIRST_FAILURES: Final = 20
-"""Requests by name that may fail for one run, and before any succeeds; then the names that are left are given up."""
 _FIRST_RUNS: Final = 8
 _MOST_RUNS: Final = 256
 _LIVE: Final = frozenset(AttributeType) - {AttributeType.FILE_SET, AttributeType.ARTIFACT}
@@ -530,28 +528,22 @@ class RunReader:
         if not any(listed.values()):
             batch.failed[run.sys_id] = str(failure)
             return found
-        waiting = deque(_together(sorted(listed)))
-        unread: list[Attribute] = []
-        failures = 0
-        while waiting:
-            names = waiting.popleft()
-            reason = f"given up after {failures} requests that failed, the first with {failure}"
-            if failures < (_MOST_FAILURES if found.attributes else _FIRST_FAILURES):
-                try:
-                    (came,) = self._client.attributes(self._project, [run], self._types, names)
-                except RefusedError as error:
-                    self._check_alive(error)
-                    failures += 1
-                    reason = str(error)
-                    if len(names) > 1:
-                        middle = len(names) // 2
-                        waiting.extend((names[:middle], names[middle:]))
-                        continue
-                else:
-                    found.attributes.extend(came.attributes)
-                    found.unknown.update(came.unknown)
-                    continue
-            unread.extend(Attribute(path, kind, undescribed=reason) for path in names for kind in sorted(listed[path]))
+
+        def fetch(names: list[str]) -> str | None:
+            try:
+                (came,) = self._client.attributes(self._project, [run], self._types, names)
+            except RefusedError as error:
+                self._check_alive(error)
+                return str(error)
+            found.attributes.extend(came.attributes)
+            found.unknown.update(came.unknown)
+            return None
+
+        unread = [
+            Attribute(path, kind, undescribed=reason)
+            for path, reason in fetch_in_halves(_together(sorted(listed)), fetch, str(failure)).items()
+            for kind in sorted(listed[path])
+        ]
         if not found.attributes:
             batch.failed[run.sys_id] = str(failure)
             unread = [item for item in unread if item.type in SERIES_TYPES]
