@@ -125,6 +125,7 @@ def test_a_run_that_always_fails_does_not_stop_the_others(
 ) -> None:
     proxy.faults.append(Fault("key%20of%20P-2", status=500, times=10_000))
     proxy.faults.append(Fault("key+of+P-2", status=500, times=10_000))
+    proxy.faults.append(Fault("entries/search", status=500, times=10_000, holding=b"P-2"))
     result = read(source(retry_seconds=0.5), PROJECT, ["P-2", "P-1"])
     assert "500" in result.ends["P-2"].errors[0].message
     assert sorted(key(row) for row in result.rows["P-1"]) == expected
