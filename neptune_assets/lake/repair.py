@@ -112,23 +112,26 @@ def own_rows(batch: pa.RecordBatch, project_id: str, run_id: str) -> pa.RecordBa
     return batch if pc.all(own).as_py() else batch.filter(own)
 
 
-def drop_unusable_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Drop rows of unknown type, without path, and points of a series without a step."""
+def drop_unusable_rows(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Drop rows of unknown type, without path, and points of a series without a step. Returns kept and dropped rows."""
     kinds = batch["attribute_type"]
     known = pc.and_(_is_one_of(kinds, AttributeType), pc.is_valid(batch["attribute_path"]))
     usable = pc.and_not(known, pc.and_(_is_one_of(kinds, SERIES_TYPES), pc.is_null(batch["step"])))
-    return batch if pc.all(usable).as_py() else batch.filter(usable)
+    return _parted(batch, usable)
 
 
-def drop_empty_points(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Drop points of a float series without value (NaN is one), and points of a file series that name no file."""
+def drop_empty_points(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Drop points of a float series without value (NaN is one), and points of a file series that name no file.
+
+    Returns kept and dropped rows.
+    """
     kinds = batch["attribute_type"]
     no_file = pc.is_null(pc.struct_field(batch["file_value"], "path"))
     empty = pc.or_(
         pc.and_(pc.equal(kinds, str(AttributeType.FILE_SERIES)), no_file),
         pc.and_(pc.equal(kinds, str(AttributeType.FLOAT_SERIES)), pc.is_null(batch["float_value"])),
     )
-    return batch.filter(pc.invert(empty)) if pc.any(empty).as_py() else batch
+    return _parted(batch, pc.invert(empty))
 
 
 def restore_nan(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
@@ -197,13 +200,13 @@ def localize_timestamps(batch: pa.RecordBatch, zone: str) -> pa.RecordBatch:
 def repair_batch(batch: pa.RecordBatch, repairs: Mapping[str, int]) -> pa.RecordBatch:
     """Make the repairs that a run's record names. Duplicates are resolved later, by sorting."""
     if repairs.get(UNUSABLE_ROWS):
-        batch = drop_unusable_rows(batch)
+        batch, _ = drop_unusable_rows(batch)
     if repairs.get(PHANTOM_ROWS):
         batch, _ = drop_phantom_rows(batch)
     if repairs.get(NAN_VALUES):
         batch, _ = restore_nan(batch)
     if repairs.get(PHANTOM_ROWS) or repairs.get(LOST_FILES):
-        batch = drop_empty_points(batch)
+        batch, _ = drop_empty_points(batch)
     if repairs.get(IMPOSSIBLE_TIMES):
         batch = drop_impossible_times(batch)
     batch = shift_timestamps(batch, repairs.get(TIMEZONE_SHIFT_MS, 0))
@@ -225,6 +228,12 @@ def _impossible(batch: pa.RecordBatch) -> pa.Array:
 def _with(batch: pa.RecordBatch, column: str, values: pa.Array) -> pa.RecordBatch:
     index = batch.schema.get_field_index(column)
     return batch.set_column(index, batch.schema.field(index), values)
+
+
+def _parted(batch: pa.RecordBatch, kept: pa.Array) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    if pc.all(kept).as_py():
+        return batch, batch.slice(0, 0)
+    return batch.filter(kept), batch.filter(pc.invert(kept))
 
 
 def _is_one_of(types: pa.Array, kinds: Iterable[AttributeType]) -> pa.Array:

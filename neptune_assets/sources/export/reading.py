@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neptune_assets.lake import repair
-from neptune_assets.schema import FILE_TYPES, SERIES_TYPES, AttributeType
+from neptune_assets.schema import FILE_TYPES, AttributeType
 from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, PartError, open_part
 from neptune_assets.sources.export.projects import Heading, RunParts
 from neptune_assets.sources.export.roots import Root
@@ -160,8 +160,6 @@ def as_hours(offset: int) -> str:
     return f"{'-' if offset < 0 else '+'}{minutes // 60:02d}:{minutes % 60:02d}"
 
 
-_KNOWN: Final = pa.array([str(kind) for kind in AttributeType])
-_SERIES: Final = pa.array([str(kind) for kind in SERIES_TYPES])
 _FILES: Final = pa.array([str(kind) for kind in FILE_TYPES])
 _EXACT: Final = 1 << 53
 
@@ -226,7 +224,7 @@ class RunReading:
                     if part.disagreement is not None:
                         self._found.error(f"Part {entry.name} is damaged: {part.disagreement}. Export the run again.")
                     for raw in part.batches(refused=self._refuse, failed=self._fail):
-                        own = self._own_rows(raw)
+                        own = repair.own_rows(raw, self._project_id, self._run_id)
                         foreign += raw.num_rows - own.num_rows
                         batch = self._repaired(self._selection.batch(own))
                         if batch.num_rows:
@@ -246,11 +244,6 @@ class RunReading:
     def _refuse(self, reason: str, rows: int) -> None:
         self._found.refused[self._part, reason] += rows
 
-    def _own_rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        own = pc.and_(pc.equal(batch["run_id"], self._run_id), pc.equal(batch["project_id"], self._project_id))
-        own = pc.fill_null(own, fill_value=False)
-        return batch if pc.all(own).as_py() else batch.filter(own)
-
     def _repaired(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if not batch.num_rows:
             return batch
@@ -266,34 +259,21 @@ class RunReading:
         return batch
 
     def _without_unusable(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        kinds = batch["attribute_type"]
-        known = pc.and_(pc.is_in(kinds, _KNOWN), pc.is_valid(batch["attribute_path"]))
-        stepless = pc.and_(pc.is_in(kinds, _SERIES), pc.is_null(batch["step"]))
-        usable = pc.and_not(known, stepless)
-        if pc.all(usable).as_py():
-            return batch
-        dropped = batch.filter(pc.invert(usable))
+        batch, dropped = repair.drop_unusable_rows(batch)
         for counted in dropped["attribute_type"].value_counts().to_pylist():
             self._found.unusable[str(counted["values"])] += counted["counts"]
         self._found.count(repair.UNUSABLE_ROWS, dropped.num_rows)
-        return batch.filter(usable)
+        return batch
 
     def _without_empty_points(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Drop points that hold neither value nor time (the exporter's grid has them) and lost files of series."""
-        path = pc.struct_field(batch["file_value"], "path")
-        kinds = batch["attribute_type"]
-        empty_file = pc.and_(pc.equal(kinds, str(AttributeType.FILE_SERIES)), pc.is_null(path))
-        empty_float = pc.and_(pc.equal(kinds, str(AttributeType.FLOAT_SERIES)), pc.is_null(batch["float_value"]))
-        empty = pc.or_(empty_file, empty_float)
-        if not pc.any(empty).as_py():
-            return batch
-        timed = pc.and_(empty, pc.is_valid(batch["timestamp"]))
-        lost = batch.filter(timed)
+        batch, dropped = repair.drop_empty_points(batch)
+        lost = dropped.filter(pc.is_valid(dropped["timestamp"]))
         self._found.count(repair.LOST_FILES, lost.num_rows)
         for counted in lost["attribute_path"].value_counts().to_pylist():
             self._found.lost_files[counted["values"]] += counted["counts"]
-        self._found.count(repair.PHANTOM_ROWS, int(pc.sum(empty).as_py()) - lost.num_rows)
-        return batch.filter(pc.invert(empty))
+        self._found.count(repair.PHANTOM_ROWS, dropped.num_rows - lost.num_rows)
+        return batch
 
     def _with_possible_times(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Take times away that the lake cannot hold, and note those that only few readers can."""
