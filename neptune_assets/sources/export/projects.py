@@ -324,7 +324,8 @@ class Projects:
         root = self._root
         if not root.exists():
             raise SourceError(
-                f"{root.setting} {root.url} is no directory.", hint="Give the directory that neptune-exporter wrote to."
+                f"{root.setting} {root.url} is not a directory.",
+                hint="Give the directory that neptune-exporter wrote to.",
             )
         entries = root.entries() or []
         if any(parse_part(entry.name) for entry in entries):

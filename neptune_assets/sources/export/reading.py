@@ -100,7 +100,7 @@ class Findings:
             )
         if self.doubtful_times:
             self.note(
-                f"{self.doubtful_times} times lie in an hour that {zone} has twice or not at all; "
+                f"{self.doubtful_times} times are in an hour that {zone} has twice or not at all; "
                 "the first, or the time after the gap, was taken."
             )
         repairs = {name: count for name, count in self.repairs.items() if count}

@@ -203,7 +203,7 @@ class Root:
             return open_regular(path) if self.local else cast(BinaryIO, self.filesystem.open(path, "rb"))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise FileGoneError(
-                f"{path} is not in the export any more.", hint=f"Restore it below {self.setting} {self.url}."
+                f"{path} is no longer in the export.", hint=f"Restore it below {self.setting} {self.url}."
             ) from error
 
     def address(self, path: str) -> str:
@@ -241,7 +241,7 @@ class Root:
 
     def _unsafe(self, reference: str, why: str) -> UnsafePathError:
         return UnsafePathError(
-            f"{reference!r} {why}; only what lies below {self.setting} {self.url} is read.",
+            f"{reference!r} {why}; only what is below {self.setting} {self.url} is read.",
             hint="Put the file where the export had it, below that directory.",
         )
 

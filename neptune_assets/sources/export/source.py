@@ -77,7 +77,7 @@ class Export:
         for run_id in run_ids:
             run = found.runs.get(run_id)
             if run is None:
-                gone = Issue(f"The export holds no run {run_id} in {project_id} any more. Restore or export it again.")
+                gone = Issue(f"The export no longer holds run {run_id} of {project_id}. Restore or export it again.")
                 yield RunEnd(run_id, errors=(gone,))
                 continue
             try:

@@ -273,7 +273,7 @@ class ClientRecording:
         if kind == AttributeType.FILE_SET:
             members, _ = self._references.members(self._collection(place, AttributeType.FILE_SET) or [])
             if not members:
-                raise gone(f"The file set {place!r} of {self.path}", "none of its files is there any more")
+                raise gone(f"The file set {place!r} of {self.path}", "none of its files is there now")
             names = printable_names(members)
             return [self._references.on_disk(names[name], path) for name, path in sorted(members.items())]
         if kind == AttributeType.ARTIFACT:

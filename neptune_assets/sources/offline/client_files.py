@@ -687,7 +687,7 @@ def decode(data: str) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"it is no base64 ({error})") from error
+        raise ValueError(f"invalid base64 ({error})") from error
 
 
 def _parts(recorded: str) -> tuple[str, tuple[str, ...]]:
@@ -776,7 +776,7 @@ class References:
     def logged_file(self, reference: str, kind: str, place: str) -> SourceFile:
         """The file of one record: an image, an upload from memory, or an upload by path."""
         parts = place.split(":")
-        unknown = gone(f"The file {reference!r} of {self._path}", "its record is not there any more")
+        unknown = gone(f"The file {reference!r} of {self._path}", "its record is no longer there")
         if len(parts) != (4 if kind == "image" else 3) or not (parts[0].isdecimal() and parts[2].isdecimal()):
             raise unknown
         number = int(parts[0])

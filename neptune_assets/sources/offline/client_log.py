@@ -53,14 +53,14 @@ def milliseconds(seconds: float) -> int:
 def real(value: Any) -> float:
     """A number as a float; raises TypeError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r:.80} is no number")
+        raise TypeError(f"{value!r:.80} is not a number")
     return float(value)
 
 
 def whole(value: Any) -> int:
     """A whole number; raises TypeError for anything else, true and false included."""
     if type(value) is not int:
-        raise TypeError(f"{value!r:.80} is no whole number")
+        raise TypeError(f"{value!r:.80} is not a whole number")
     return value
 
 
@@ -72,7 +72,7 @@ def moment(value: Any) -> int:
 def texts(values: Iterable[Any]) -> list[str]:
     """A list of strings; raises TypeError for anything else."""
     if isinstance(values, str):
-        raise TypeError(f"{values!r:.80} is no list")
+        raise TypeError(f"{values!r:.80} is not a list")
     return [text(value) for value in values]
 
 

@@ -184,7 +184,7 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
 
 
 def _too_much(path: Path, depth: int) -> Refusal:
-    bound = f"lies more than {MAX_DEPTH} folders deep" if depth > MAX_DEPTH else f"comes after {MAX_FOLDERS:,} folders"
+    bound = f"is more than {MAX_DEPTH} folders deep" if depth > MAX_DEPTH else f"follows {MAX_FOLDERS:,} folders"
     return Refusal(path, f"{path} {bound} and was not searched. Name a folder nearer to it in source.offline.paths.")
 
 

@@ -149,7 +149,7 @@ class Operations:
         for path, (step, value) in self._previews.items():
             self._state.note(
                 f"The series {path!r} ends in a preview ({value!r} at step {step / MICROSTEPS:g}) that was never "
-                "committed. Previews are no points and are left out.",
+                "committed. Previews are not points and are left out.",
                 path,
                 AttributeType.FLOAT_SERIES,
             )
@@ -262,7 +262,7 @@ class Operations:
             self._bad(sequence, "it holds nothing that this version knows")
 
     def _unreadable(self, sequence: int, error: Exception) -> None:
-        self._bad(sequence, f"it is no message of Neptune's ({error})")
+        self._bad(sequence, f"invalid Neptune message ({error})")
 
     def _bad(self, sequence: int, what: str, path: str | None = None) -> None:
         self._state.error(f"Operation {sequence}: {what}. It is left out, the others are kept.", path)
@@ -459,7 +459,7 @@ class ScaleRecording:
         if missing:
             state.whole = False
             state.error(
-                f"{self.path}: {missing} operations are not here any more. neptune-scale deletes what a server has "
+                f"{self.path}: {missing} operations are missing. neptune-scale deletes what a server has "
                 "taken, so this recording was partly synced; what is left of the run is read."
             )
         state.created = bool(state.created) or operations.created

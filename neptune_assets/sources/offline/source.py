@@ -182,13 +182,13 @@ class Offline:
                     found = recording.files(reference)
                 except (OSError, SourceError) as error:
                     raise FileGoneError(
-                        f"{recording.path} cannot be read any more: {error}.",
+                        f"{recording.path} can no longer be read: {error}.",
                         hint="Put the recording back, or list the runs again.",
                     ) from error
                 if found is not None:
                     return found
         raise FileGoneError(
-            f"No recording of {project_id} run {run_id!r} holds the file {reference!r} any more.",
+            f"No recording of {project_id} run {run_id!r} holds the file {reference!r} now.",
             hint="It was uploaded to a Neptune server and deleted here; another copy or an export may have it.",
         )
 
@@ -291,7 +291,7 @@ class Offline:
         recordings = index.runs.get(key)
         if not recordings:
             state.whole = False
-            state.error(f"There is no recording of run {key[2]!r} in {key[0]} any more. List the runs again.")
+            state.error(f"The recording of run {key[2]!r} in {key[0]} no longer exists. Refresh the run list.")
             return
         if inherits(recordings) is not None:
             take_over(index.runs, key, state)

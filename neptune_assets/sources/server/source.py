@@ -324,7 +324,7 @@ class Server:
                     run = find_run(connection, run_id, scope.value)
                     if run is None:
                         raise SourceError(
-                            f"Run {run_id!r} is not in the store any more.", hint="List the runs again: it was deleted."
+                            f"Run {run_id!r} is no longer in the store.", hint="List the runs again: it was deleted."
                         )
                     reading = RunReading(connection, project_id, run, self._selection.attribute)
                     for batch in reading.batches():

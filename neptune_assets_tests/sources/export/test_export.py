@@ -154,8 +154,8 @@ def test_unknown_project_and_unknown_run(factory):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda data: None, "is no directory"),
-        (lambda data: (data.parent.mkdir(parents=True), data.write_text("x")), "is no directory"),
+        (lambda data: None, "is not a directory"),
+        (lambda data: (data.parent.mkdir(parents=True), data.write_text("x")), "is not a directory"),
         (lambda data: data.mkdir(parents=True), "is empty"),
         (lambda data: (data / "photos").mkdir(parents=True), "is not an export"),
     ],

@@ -156,7 +156,7 @@ def test_a_named_zone_knows_summer_time(factory):
     assert found == expected
     assert end.repairs == {"timezone=Europe/Warsaw": len(true)}
     # Both the first and the second pass through the doubled hour are in doubt.
-    assert "4 times lie in an hour" in messages(end.notes)
+    assert "4 times are in an hour" in messages(end.notes)
 
 
 def test_without_sys_id_times_are_kept_and_it_is_said(factory):

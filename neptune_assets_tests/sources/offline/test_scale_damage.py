@@ -28,7 +28,7 @@ def test_a_partly_synced_recording_is_partial(
     result = read(source, PROJECT, ["everything"])
     end = result.ends["everything"]
     assert end.promised is None
-    assert "6 operations are not here any more" in end.errors[0].message
+    assert "6 operations are missing" in end.errors[0].message
     points = points_of(result.rows["everything"], "m/loss", "float_value")
     assert [str(point[0]) for point in points] == [f"{Decimal(step):.6f}" for step in recorder.STEPS[3:]]
     assert values_of(result.rows["everything"])["sys/custom_run_id"] == "everything"
@@ -41,7 +41,7 @@ def test_all_operations_synced_but_files_left(
     edit(database, "DELETE FROM run_operations")
     end = read(offline(folder), PROJECT, ["everything"]).ends["everything"]
     assert end.promised is None
-    assert "operations are not here any more" in end.errors[0].message
+    assert "operations are missing" in end.errors[0].message
 
 
 def test_an_uploaded_file_is_gone(everything: Path, copied: Callable[[Path, str], tuple[Path, Path]]) -> None:

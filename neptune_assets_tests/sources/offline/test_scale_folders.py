@@ -183,7 +183,7 @@ def test_a_recording_that_vanishes_after_listing_ends_with_an_error(
     source = offline(folder)
     source.runs(PROJECT)
     shutil.rmtree(database.parent)
-    with pytest.raises(FileGoneError, match="cannot be read any more"):
+    with pytest.raises(FileGoneError, match="can no longer be read"):
         source.files(PROJECT, "everything", "shared/my file.bin")
     result = read(source, PROJECT, ["everything", "defaults"])
     assert str(database) in result.ends["everything"].errors[0].message
