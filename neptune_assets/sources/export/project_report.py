@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from neptune_assets.errors import FileGoneError, SourceError
 from neptune_assets.schema import CLASS_TYPES, FILE_TYPES, AttributeType
 from neptune_assets.sources.export.parts import PartError, open_part
-from neptune_assets.sources.export.projects import Heading, RunParts
+from neptune_assets.sources.export.projects import RunHeader, RunParts
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue
@@ -185,7 +185,7 @@ def stray_files(root: Root, directory: str, owners: Mapping[str, tuple[str, str]
     return stray
 
 
-def missing_classes(headings: Iterable[Heading]) -> list[Issue]:
+def missing_classes(headings: Iterable[RunHeader]) -> list[Issue]:
     """Return the classes of attributes that no run of the project has."""
     readable = [heading for heading in headings if heading.types]
     if not readable:

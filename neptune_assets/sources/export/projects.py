@@ -158,7 +158,7 @@ _COLUMNS: Final = ("attribute_path", "attribute_type", "string_value", "bool_val
 
 
 @dataclass(slots=True)
-class Heading:
+class RunHeader:
     """Identity and system attributes of a run.
 
     ``project_id`` and ``run_id`` are as its rows have them, None if no part can be read. ``first_point`` is the
@@ -194,9 +194,9 @@ class Heading:
         return self.system.get(name) is True
 
 
-def read_heading(root: Root, run: RunParts) -> Heading:
+def read_run_header(root: Root, run: RunParts) -> RunHeader:
     """Read footers of all parts, and ``sys/`` rows from the row groups that can hold them."""
-    heading = Heading()
+    heading = RunHeader()
     unreadable: dict[int, str] = {}
     types: set[str] = set()
     for number, entry in sorted(run.parts.items()):
@@ -260,7 +260,7 @@ def _earlier(one: int | None, other: int | None) -> int | None:
     return min(one, other)
 
 
-def _read_system(part: Part, heading: Heading) -> None:
+def _read_system(part: Part, heading: RunHeader) -> None:
     groups = [
         group
         for group in part.row_groups
@@ -294,7 +294,7 @@ class FoundRun:
 
     run_id: str
     parts: RunParts
-    heading: Heading
+    heading: RunHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +317,7 @@ class Projects:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._headings: dict[tuple[str, str], Heading] = {}
+        self._headings: dict[tuple[str, str], RunHeader] = {}
 
     def check(self) -> None:
         """Raise SourceError unless the root is a directory with at least one finished part in a directory of it."""
@@ -436,20 +436,20 @@ class Projects:
                 fallback = fallback or project_id
         return fallback or recover_project_id(directory, candidates)
 
-    def _read_headings(self, listing: Listing) -> Iterator[tuple[RunParts, Heading]]:
+    def _read_headings(self, listing: Listing) -> Iterator[tuple[RunParts, RunHeader]]:
         runs = list(listing.runs.values())
-        heading: Callable[[RunParts], Heading] = self._heading
+        heading: Callable[[RunParts], RunHeader] = self._heading
         if self._root.local or len(runs) < _CONNECTIONS:
             yield from ((parts, heading(parts)) for parts in runs)
             return
         with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="export-headings") as pool:
             yield from zip(runs, pool.map(heading, runs), strict=True)
 
-    def _heading(self, parts: RunParts) -> Heading:
+    def _heading(self, parts: RunParts) -> RunHeader:
         key = (parts.prefix, parts.mark)
         heading = self._headings.get(key)
         if heading is None:
-            heading = read_heading(self._root, parts)
+            heading = read_run_header(self._root, parts)
             # What could not be read may have been a passing trouble of the network: it is tried again next time.
             if not heading.unreadable:
                 self._headings[key] = heading

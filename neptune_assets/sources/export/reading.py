@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from neptune_assets.lake import repair
 from neptune_assets.schema import FILE_TYPES, AttributeType
 from neptune_assets.sources.export.parts import BATCH_BYTES, BATCH_ROWS, PartError, open_part
-from neptune_assets.sources.export.projects import Heading, RunParts
+from neptune_assets.sources.export.projects import RunHeader, RunParts
 from neptune_assets.sources.export.roots import Root
 from neptune_assets.sources.filters import Selection
 from neptune_assets.sources.protocol import Issue, RunEnd, RunRows
@@ -28,7 +28,7 @@ _NAMED: Final = 20
 
 
 @dataclass(slots=True)
-class Findings:
+class ReadReport:
     """What reading one run brought to light, collected for its RunEnd."""
 
     errors: list[Issue] = field(default_factory=list)
@@ -123,7 +123,7 @@ class Generation(StrEnum):
     V3 = "3.x"
 
 
-def detect_generation(heading: Heading) -> Generation | None:
+def detect_generation(heading: RunHeader) -> Generation | None:
     """Tell the generation by what only one of them has; None if nothing does.
 
     In 2.x the run id is ``sys/id``; in 3.x it is ``sys/custom_run_id``, which 2.x may have too.
@@ -137,7 +137,7 @@ def detect_generation(heading: Heading) -> Generation | None:
     return Generation.V2 if is_id else Generation.V3
 
 
-def infer_offset(heading: Heading) -> int | None:
+def infer_offset(heading: RunHeader) -> int | None:
     """Return how many milliseconds the stored series times are ahead of UTC, by the first point and the creation time.
 
     None if nothing can be told: no points, no creation time, or a first point too long after a possible offset.
@@ -179,7 +179,7 @@ class RunReading:
         self,
         root: Root,
         run: RunParts,
-        heading: Heading,
+        heading: RunHeader,
         selection: Selection,
         source_tz: str,
         *,
@@ -193,7 +193,7 @@ class RunReading:
         self._selection = selection
         self._generation = detect_generation(heading)
         self._project_id, self._run_id = project_id, run_id
-        self._found = Findings()
+        self._found = ReadReport()
         self._part = ""
         self._times = self._time_repair(source_tz)
 
