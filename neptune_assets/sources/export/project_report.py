@@ -116,9 +116,7 @@ def _read(root: Root, path: str, report: ErrorReport) -> None:
                 )
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 report.unreadable.append(
-                    Issue(
-                        f"Line {number} of {path} is not a valid error report of the exporter; what failed there is unknown."
-                    )
+                    Issue(f"Line {number} of {path} is not a valid error report; what failed there is unknown.")
                 )
                 continue
             report.failures.setdefault(key, []).append(failure)
