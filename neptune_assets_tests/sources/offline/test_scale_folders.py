@@ -191,7 +191,7 @@ def test_a_recording_that_vanishes_after_listing_ends_with_an_error(
     assert result.ends["defaults"].errors == ()
     source.projects()
     gone = read(source, PROJECT, ["everything"]).ends["everything"]
-    assert "no recording of run 'everything'" in gone.errors[0].message
+    assert "recording of run 'everything' in team/vision no longer exists" in gone.errors[0].message
 
 
 def test_listing_tells_times_and_size(everything: Path) -> None:
