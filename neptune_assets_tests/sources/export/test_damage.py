@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -438,3 +440,39 @@ def test_a_special_file_in_the_place_of_files_is_named(factory, kind):
         assert f"is {named}, not a directory" in messages(export.problems(PROJECT))
         with pytest.raises(FileGoneError):
             export.files(PROJECT, "f", "f/model")
+
+
+FLIPS = """
+import io, sys
+import pyarrow as pa, pyarrow.parquet as pq
+from neptune_assets.sources.export.parts import Part
+from neptune_assets_tests.support.export_factory import as_table, run_v2
+
+table = as_table([row for group in run_v2("r") for row in group], "ws/proj", "r")
+sink = io.BytesIO()
+pq.write_table(table, sink)
+content = sink.getvalue()
+length = int.from_bytes(content[-8:-4], "little")
+opened = 0
+for place in range(len(content) - 8 - length, len(content) - 8):
+    damaged = bytearray(content)
+    damaged[place] ^= 0x41
+    try:
+        part = Part("part", pa.BufferReader(bytes(damaged)))
+        for _ in part.batches(failed=lambda error: None):
+            pass
+        for group in part.row_groups:
+            part.bounds(group, "attribute_path")
+            part.first_time(group)
+    except Exception:
+        continue
+    opened += 1
+print(length, opened)
+"""
+
+
+def test_no_damaged_byte_of_a_footer_ends_the_process():
+    done = subprocess.run([sys.executable, "-c", FLIPS], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    length, opened = map(int, done.stdout.split())
+    assert length > opened > 0
