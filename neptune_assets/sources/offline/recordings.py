@@ -184,8 +184,9 @@ def walk(root: Path) -> Iterator[Folder | Refusal]:
 
 
 def _too_much(path: Path, depth: int) -> Refusal:
-    bound = f"is more than {MAX_DEPTH} folders deep" if depth > MAX_DEPTH else f"follows {MAX_FOLDERS:,} folders"
-    return Refusal(path, f"{path} {bound} and was not searched. Name a folder nearer to it in source.offline.paths.")
+    deep = f"it is more than {MAX_DEPTH} folders deep"
+    why = deep if depth > MAX_DEPTH else f"the search ends after {MAX_FOLDERS:,} folders"
+    return Refusal(path, f"{path} was not searched: {why}. Name a folder nearer to it in source.offline.paths.")
 
 
 FILES_FROM: Final = "source.offline.files_from"

@@ -240,11 +240,11 @@ def test_what_is_changed_in_w_and_b_is_found(tmp_path: Path, stub: WandbStub) ->
 @pytest.mark.parametrize(
     "dotted",
     [
-        "model_registry:ModelRegistry.make_room",
+        "models:ModelRegistry.make_room",
         "client:WandbClient.sync",
-        "model_registry:ModelRegistry.restore",
-        "model_registry:ModelRegistry.settle",
-        "model_registry:ModelRegistry._settle_aliases",
+        "models:ModelRegistry.restore",
+        "models:ModelRegistry.settle",
+        "models:ModelRegistry._settle_aliases",
     ],
 )
 def test_dying_anywhere_is_finished_and_not_doubled(models: Models, stub: WandbStub, dotted: str, when: str) -> None:
@@ -277,7 +277,7 @@ def test_what_was_staged_without_a_key_is_uploaded_with_one(tmp_path: Path, stub
 
 def test_a_load_that_died_is_finished_and_not_doubled(models: Models, stub: WandbStub) -> None:
     things = {"PRO-CLS-1": version(1, "staging", weights(b"1"))}
-    for dotted in ("client:WandbClient.sync", "model_registry:ModelRegistry._settle_aliases"):
+    for dotted in ("client:WandbClient.sync", "models:ModelRegistry._settle_aliases"):
         with dying(f"neptune_assets.targets.wandb.{dotted}", "after"):
             models.versions(things)
     models.versions(things)

@@ -240,7 +240,7 @@ def test_what_is_changed_in_a_staged_version_is_found(models: Models) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    "dotted", ["wandb.staging:RunStage.build", "wandb.load:WandbTarget._stage", "wandb.config:StagedProject.publish"]
+    "dotted", ["wandb.staging:RunStage.build", "wandb.load:WandbTarget._stage", "staged:StagedDirectories.publish"]
 )
 def test_dying_anywhere_is_repaired(models: Models, dotted: str, when: str) -> None:
     things = {"PRO-CLS-1": version(1, "staging"), "PRO-CLS-2": version(2, "staging", weights(b"w"))}
