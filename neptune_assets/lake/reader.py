@@ -28,6 +28,7 @@ from neptune_assets.lake.repair import conform, own_rows, repair_batch
 from neptune_assets.lake.rows import NONE, Attributes, pack, pieces, unpack
 from neptune_assets.lake.sorting import RunSorter
 from neptune_assets.lake.storage import Storage, storage_errors
+from neptune_assets.parquet_footer import read_footer
 from neptune_assets.schema import SCHEMA, AttributeType, Scope
 from neptune_assets.settings import LakeSettings, StorageSettings
 from neptune_assets.sources.files import composed
@@ -469,15 +470,16 @@ class LakeRun:
                 files.append((part, file, place))
             schema = pa.schema([SCHEMA.field(name) for name in columns])
             for part, file, place in files:
-                groups = _row_groups(file, kinds)
-                if not groups:
-                    continue
-                # Just before it is read: then its bytes are still at hand, and are fetched from the disk once.
+                # Just before it is read: then its bytes are still at hand, and are fetched from the disk once. Before
+                # its statistics are believed, too: a damaged bound would pass over rows without a word.
                 content = self._fetch(part, place)
                 self._check_part(part, place, content)
                 with ExitStack() as fetched:
                     if content is not None:
                         file = fetched.enter_context(open_parquet(self.project.lake.storage, place, content=content))
+                    groups = _row_groups(file, kinds)
+                    if not groups:
+                        continue
                     for batch in file.iter_batches(batch_size=batch_rows, row_groups=groups, columns=read):
                         if kinds is not None:
                             batch = _of_kinds(batch, kinds)
@@ -492,12 +494,19 @@ class LakeRun:
         of it for one row group would cost too much.
         """
         file, place = self._open_part(part, encoded)
-        if self.project.lake.storage.local or part.rows <= CHECKED_WHOLE:
-            try:
+        storage = self.project.lake.storage
+        try:
+            if storage.local or part.rows <= CHECKED_WHOLE:
                 self._check_part(part, place)
-            except BaseException:
-                file.close(force=True)
-                raise
+            else:
+                with storage.open(place) as stream:
+                    read_footer(stream)
+        except pa.ArrowInvalid as error:
+            file.close(force=True)
+            raise self._not_as_recorded(part, f"is damaged: {error}") from error
+        except BaseException:
+            file.close(force=True)
+            raise
         return file
 
     def _open_part(self, part: PartRecord, encoded: Sequence[str]) -> tuple[pq.ParquetFile, str]:

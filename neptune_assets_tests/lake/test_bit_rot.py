@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +186,41 @@ def test_none_of_ten_thousand_damages_is_read_or_verified_as_good(tmp_path: Path
     for (kind, what), number in sorted(tried.items()):
         print(f"{kind:10} {what:22} {number:6,}")
     assert tried.total() == 10_000
+
+
+FLIPS = """
+import sys
+from pathlib import Path
+
+from neptune_assets.errors import LakeError
+from neptune_assets.lake.reader import Lake
+from neptune_assets.settings import LakeSettings
+from neptune_assets_tests.support.lake_factory import file, make_lake, metric, params
+
+root = Path(sys.argv[1])
+make_lake(root, {"ws/p": {"r": [*params({"n": 1}), *metric("m", [0.5, 0.25]), file("f", b"x", "a.bin")]}})
+(part,) = root.glob("data/*/*.parquet")
+content = part.read_bytes()
+length = int.from_bytes(content[-8:-4], "little")
+refused = 0
+for place in range(len(content) - 8 - length, len(content) - 8):
+    damaged = bytearray(content)
+    damaged[place] ^= 0x41
+    part.write_bytes(damaged)
+    run = Lake(LakeSettings(root=str(root))).project("ws/p").run("r")
+    try:
+        for _ in run.batches(["float_series"], ["float_value"]):
+            pass
+    except LakeError:
+        refused += 1
+print(length, refused)
+"""
+
+
+def test_no_damaged_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FLIPS, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    length, refused = map(int, done.stdout.split())
+    assert refused == length > 100

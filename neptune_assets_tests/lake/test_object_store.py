@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from neptune_assets.errors import LakeBusyError, LakeError, SettingsError
+from neptune_assets.errors import LakeBusyError, LakeDamagedError, LakeError, SettingsError
 from neptune_assets.lake.lock import ProjectLock, project_lock
+from neptune_assets.lake.parts import row_group_bounds
 from neptune_assets.lake.reader import Lake
 from neptune_assets.lake.storage import Storage
 from neptune_assets.lake.writer import LakeWriter
@@ -90,6 +91,26 @@ def test_the_digest_is_the_same_as_on_a_local_disk(
     there = write_lake(LakeSettings(root=root, storage=storage_settings), source)[P]
     here = write_lake(LakeSettings(root=str(tmp_path_factory.mktemp("lake"))), source)[P]
     assert there.digest == here.digest
+
+
+def test_a_damaged_footer_of_a_part_too_large_to_be_fetched_is_an_error(
+    root: str, storage_settings: StorageSettings
+) -> None:
+    settings = LakeSettings(root=root, storage=storage_settings)
+    write_lake(settings, make_source({P: {"large": metric("m", [float(step) for step in range(5_000)])}}))
+    lake = Lake(settings)
+    run = lake.project(P).run("large")
+    (part,) = run.record.parts
+    path = lake.layout.part(P, part.name)
+    content = bytearray(lake.storage.read(path))
+    with run.open_part(part) as file:
+        assert row_group_bounds(file, "attribute_path") == [("m", "m")]
+    # The first chunk claims another type than the schema: a struct of its fields begins with the type, 6 for bytes.
+    place = content.index(b"\x1c\x15\x0c\x19", len(content) - 8 - int.from_bytes(content[-8:-4], "little"))
+    content[place + 2] ^= 0x41
+    lake.storage.put(path, bytes(content))
+    with pytest.raises(LakeDamagedError, match="another type than its schema"):
+        Lake(settings).project(P).run("large").open_part(part)
 
 
 def test_creating_is_exclusive(root: str, storage_settings: StorageSettings) -> None:

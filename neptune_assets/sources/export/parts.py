@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from neptune_assets.errors import FileGoneError, NeptuneAssetsError
+from neptune_assets.parquet_footer import read_footer
 from neptune_assets.schema import SCHEMA
 from neptune_assets.sources.export.roots import Entry, Root
 
@@ -152,137 +153,6 @@ class _Thrift:
         self.place += count
 
 
-class _Footer:
-    """Walks a footer (parquet.thrift's FileMetaData) for what would end the process when pyarrow looks at a chunk.
-
-    ``RowGroupMetaData.column`` of pyarrow 25 does not catch what Parquet's own code throws for a chunk of another type
-    than its schema, for histograms of levels of another length, or for a chunk that claims to be encrypted.
-    """
-
-    def __init__(self, content: bytes, schema: Any) -> None:
-        self._content = content
-        self._leaves = [schema.column(number) for number in range(len(schema))]
-        self._place = 0
-
-    def check(self) -> None:
-        """Raise ValueError for a footer that must not be looked at."""
-        try:
-            for number, kind in self._fields():
-                if number == _ROW_GROUPS and kind == _LIST:
-                    for _ in range(self._list()):
-                        self._row_group()
-                else:
-                    self._skip(kind)
-        except (IndexError, RecursionError) as error:
-            raise ValueError("its footer cannot be followed") from error
-
-    def _row_group(self) -> None:
-        for number, kind in self._fields():
-            if number == 1 and kind == _LIST:
-                count = self._list()
-                if count != len(self._leaves):
-                    raise ValueError("a row group does not have the columns of its schema")
-                for leaf in self._leaves:
-                    self._chunk(leaf)
-            else:
-                self._skip(kind)
-
-    def _chunk(self, leaf: Any) -> None:
-        for number, kind in self._fields():
-            if number in _ENCRYPTED:
-                raise ValueError(f"column {leaf.path} is encrypted")
-            if number == 3 and kind == _STRUCT:
-                for inner, inner_kind in self._fields():
-                    if inner == _SIZE_STATISTICS and inner_kind == _STRUCT:
-                        self._size_statistics(leaf)
-                    elif inner == 1 and inner_kind == _INT32:
-                        if self._varint() != 2 * _PHYSICAL.index(leaf.physical_type):
-                            raise ValueError(f"a chunk of column {leaf.path} has another type than its schema")
-                    else:
-                        self._skip(inner_kind)
-            else:
-                self._skip(kind)
-
-    def _size_statistics(self, leaf: Any) -> None:
-        for number, kind in self._fields():
-            if number in {2, 3} and kind == _LIST:
-                levels = leaf.max_repetition_level if number == 2 else leaf.max_definition_level
-                place = self._place
-                if self._list() not in {0, levels + 1}:
-                    raise ValueError(f"the levels of column {leaf.path} are not those of its schema")
-                self._place = place
-            elif number == 1 and leaf.physical_type != "BYTE_ARRAY":
-                raise ValueError(f"column {leaf.path} has sizes of another type")
-            self._skip(kind)
-
-    def _fields(self) -> Iterator[tuple[int, int]]:
-        """Number and type of each field of a struct; whoever asks moves past its value."""
-        number = 0
-        while head := self._content[self._place]:
-            self._place += 1
-            if head >> 4:
-                number += head >> 4
-            else:
-                coded = self._varint()
-                number = (coded >> 1) ^ -(coded & 1)
-            yield number, head & 15
-        self._place += 1
-
-    def _list(self) -> int:
-        """Move into a list and return how many items it has."""
-        head = self._content[self._place]
-        self._place += 1
-        return head >> 4 if head >> 4 < 15 else self._varint()
-
-    def _varint(self) -> int:
-        content, place = self._content, self._place
-        number = shift = 0
-        while (byte := content[place]) >= 0x80:
-            number |= (byte & 0x7F) << shift
-            shift += 7
-            place += 1
-            if shift > 63:
-                raise ValueError("its footer cannot be followed")
-        self._place = place + 1
-        return number | byte << shift
-
-    def _skip(self, kind: int) -> None:
-        if kind in {1, 2}:
-            return
-        if kind in {4, 5, 6}:
-            self._varint()
-        elif kind == _BINARY:
-            size = self._varint()
-            self._place += size
-        elif kind == _STRUCT:
-            for _, inner in self._fields():
-                self._skip(inner)
-        elif kind in {_LIST, 10}:
-            inner = self._content[self._place] & 15
-            count = self._list()
-            if inner in {1, 2, 3}:
-                self._place += count
-            else:
-                if count > len(self._content):
-                    raise ValueError("its footer cannot be followed")
-                for _ in range(count):
-                    self._skip(inner)
-        elif kind in {3, 7}:
-            self._place += 1 if kind == 3 else 8
-        else:
-            raise ValueError("its footer cannot be followed")
-
-
-_PHYSICAL: Final = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
-_INT32: Final = 5
-_BINARY: Final = 8
-_LIST: Final = 9
-_STRUCT: Final = 12
-_ROW_GROUPS: Final = 4
-_SIZE_STATISTICS: Final = 16
-_ENCRYPTED: Final = frozenset({8, 9})
-
-
 KEYS: Final = ("project_id", "run_id", "attribute_path", "attribute_type")
 """Columns that a part cannot do without; any other may be missing."""
 
@@ -374,7 +244,6 @@ BATCH_BYTES: Final = 32 << 20
 """Rows and, about, bytes that one batch may have."""
 MEMORY_BYTES: Final = 256 << 20
 """What the pages of a row group may take at once; a row group of more is not read."""
-FOOTER_BYTES: Final = 64 << 20
 _MOST_REFUSED: Final = 1_000
 """Rows of a part that are left out one by one; with more, what is wrong is the part."""
 _A_MILLISECOND: Final = {"milliseconds": 1, "microseconds": 1_000, "nanoseconds": 1_000_000}
@@ -398,7 +267,7 @@ class Part:
         self.name = name
         self._stream = stream
         self._memory = memory_bytes
-        self._options = {**options, "metadata": _footer(stream)}
+        self._options = {**options, "metadata": read_footer(stream)}
         self._metadata = self._options["metadata"]
         schema = self._metadata.schema
         self._leaf = {schema.column(index).path: index for index in range(len(schema))}
@@ -657,24 +526,6 @@ def _conformed(batch: pa.RecordBatch, wanted: pa.Schema, read: _Progress) -> Ite
         half = batch.num_rows // 2
         yield from _conformed(batch.slice(0, half), wanted, read)
         yield from _conformed(batch.slice(half), wanted, read)
-
-
-def _footer(stream: Any) -> pq.FileMetaData:
-    """Read the footer. Raises ValueError if it claims more than a footer may, or must not be looked at."""
-    content = b""
-    end = stream.seek(0, 2)
-    end = stream.tell() if end is None else end
-    if end >= 8:
-        stream.seek(end - 8)
-        length = int.from_bytes(stream.read(8)[:4], "little")
-        if length > FOOTER_BYTES:
-            raise ValueError(f"its footer takes {length >> 20:,} MiB, more than {FOOTER_BYTES >> 20} MiB")
-        stream.seek(max(0, end - 8 - length))
-        content = stream.read(min(length, end - 8))
-    stream.seek(0)
-    metadata = pq.read_metadata(stream)
-    _Footer(content, metadata.schema).check()
-    return metadata
 
 
 @contextmanager
