@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ def audit(
 ) -> int:
     """Say what the export or recordings at PATH hold, and what is wrong with them."""
     reports = []
-    more = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in given)}
+    more = dict(_setting(item) for item in given)
     for kind, found in sources_at(source, str(path)):
         settings = {**found, **more}
         chosen: dict[str, Any] = {"projects": {"only": list(project)}} if project else {}
@@ -77,13 +78,17 @@ def audit(
         contents: list[Content] = []
         general: list[Issue] = []
         try:
-            for project_id in opened.projects():
-                for scope in [*Scope] if made.model_registry else [Scope.RUNS]:
-                    content = _content(opened, project_id, scope, list_only=list_only)
-                    if content.runs or content.problems or scope is Scope.RUNS:
-                        contents.append(content)
+            projects = opened.projects()
         except NeptuneAssetsError as error:
-            general.append(Issue(str(error)))
+            projects, general = [], [Issue(str(error))]
+        for project_id, scope in product(projects, [*Scope] if made.model_registry else [Scope.RUNS]):
+            try:
+                content = _content(opened, project_id, scope, list_only=list_only)
+            except NeptuneAssetsError as error:
+                # The other projects are looked at all the same.
+                content = Content(project_id, scope, problems=[str(error)])
+            if content.runs or content.problems or scope is Scope.RUNS:
+                contents.append(content)
         general += opened.problems()
         reports.append(_report(kind, settings, contents, general))
     wrong = sum(len(report["problems"]) for report in reports)
@@ -93,6 +98,17 @@ def audit(
         for report in reports:
             _print(path, report)
     return WRONG if wrong else 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Name and value of one ``--set``; the value is YAML, as in ``defs.yaml``."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--set {text}: give it as NAME=VALUE.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise click.UsageError(f"--set {name}: the value is not valid YAML: {error}") from error
 
 
 def _content(source: Source, project_id: str, scope: Scope, *, list_only: bool) -> Content:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from neptune_assets.audit import audit
-from neptune_assets.cli import neptune_assets, run
+from neptune_assets.cli import USAGE, neptune_assets, run
+from neptune_assets.server.store.projects import Store
+from neptune_assets.server.store.runs import NewRun
 from neptune_assets_tests.support.export_factory import ExportFactory, file_row, run_v3
 
 DEMO = Path(__file__).parents[1] / "demo" / "recordings"
@@ -108,3 +110,27 @@ def test_what_is_no_export_names_what_it_could_be(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert "neptune-exporter directory" in said
     assert "recordings of Neptune's clients" in said
+
+
+@pytest.mark.parametrize("given", ["project", "project=[a"])
+def test_a_setting_that_cannot_be_understood_is_wrong_usage(
+    factory: ExportFactory, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    assert run(audit, [str(factory.data), "--set", given]) == USAGE
+    assert "--set project" in capsys.readouterr().err
+
+
+def test_a_project_that_cannot_be_opened_does_not_end_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "store")
+    for name in ("ws/a", "ws/b"):
+        with store.project(name, create=True).write() as writing:
+            writing.create_run(NewRun("r"))
+    directory = store.project("ws/a").directory
+    store.close()
+    (database,) = directory.glob("*.sqlite*")
+    database.write_bytes(b"not a database" * 1_000)
+    (source,) = audited(tmp_path / "store", capsys, "--source", "server", status=1)
+    assert {item["project"]: item["runs"] for item in source["content"]}["ws/b"] == 1
+    assert "ws_a-" in messages(source)
