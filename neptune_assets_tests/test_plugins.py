@@ -82,8 +82,8 @@ def test_a_name_with_an_underscore_has_its_own_ledgers_and_assets(tmp_path: Path
         settings = Settings.model_validate({
             "source": {"offline": {"paths": ["x"]}}, "lake": {"root": "lake"},
             "targets": {"my_tracker": {"directory": "d"}, "names": {"naming": "neptune-exporter"}},
-        }).anchored(Path("/root"))
-        assert settings.targets.my_tracker.directory == "/root/d"
+        }).anchored(Path("/project"))
+        assert settings.targets.my_tracker.directory == "/project/d"
         found = loads(settings)
         assert [load.name for load in found] == ["my_tracker", "my_tracker_models"]
         assert [load.ledger_name(scope) for load in found for scope in load.openers] == [
@@ -93,7 +93,7 @@ def test_a_name_with_an_underscore_has_its_own_ledgers_and_assets(tmp_path: Path
                 try:
                     open_target()
                 except RuntimeError as error:
-                    assert str(error) == f"opened {scope} with directory='/root/d' naming='neptune-exporter'", error
+                    assert str(error) == f"opened {scope} with directory='/project/d' naming='neptune-exporter'", error
         graph = build_defs(settings, ["ws/p"], prefix="m").resolve_asset_graph()
         keys = {key.to_user_string() for key in graph.get_all_asset_keys()}
         for name in ("my_tracker", "my_tracker_models"):

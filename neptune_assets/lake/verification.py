@@ -55,7 +55,7 @@ class Damage:
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What was read and what was found. ``notes`` are no damage: what could not be compared, and why."""
+    """What was read and what was found. ``notes`` say what could not be compared, and why; they are not damage."""
 
     runs: int = 0
     runs_total: int = 0

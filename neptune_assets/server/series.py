@@ -81,7 +81,7 @@ class Lineage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Points of one run from ``low`` to ``high``, both included, in micro-steps; None is no bound.
+    """Points of one run from ``low`` to ``high``, both included, in micro-steps; None means without a bound.
 
     Where a child has a point of its own at its fork step, it takes the place of the parent's.
     """
@@ -128,7 +128,7 @@ _NO_INTS: Final = np.zeros(0, np.int64)
 class Window:
     """Which points are asked for: steps from ``low`` to ``high``, both included, at most ``limit``, the last or first.
 
-    Micro-steps; None is no bound.
+    Micro-steps; None means without a bound.
     """
 
     low: int | None = None

@@ -124,7 +124,7 @@ class RowBuilder:
             self._close(buffer)
 
     def value(self, attribute_type: AttributeType, path: str, value: Any) -> None:
-        """Add an attribute that is no series.
+        """Add an attribute that is not a series.
 
         ``value`` is a float, int, string, bool, epoch milliseconds (datetime), a sequence of strings (string_set), or
         a reference (file, file_set, artifact).

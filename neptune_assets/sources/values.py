@@ -28,7 +28,7 @@ def truth(value: Any) -> bool:
 def text(value: Any) -> str:
     """A string; raises TypeError for anything else."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is no string")
+        raise TypeError(f"{value!r:.80} is not a string")
     return value
 
 
@@ -87,7 +87,7 @@ def micro_step(step: float) -> int:
 def scaled(number: float, factor: int) -> int:
     """``number * factor`` rounded half to even, as the decimal text of the number says, not its double."""
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{number!r:.80} is no number")
+        raise TypeError(f"{number!r:.80} is not a number")
     if isinstance(number, int):
         return number * factor
     if number.is_integer():

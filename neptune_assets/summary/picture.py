@@ -181,7 +181,7 @@ def _draw(chosen: dict[str, list[str]], data: dict[tuple[str, str], _Curve], wid
 def _draw_panel(panel: Axes, path: str, lines: dict[str, _Curve], colors: dict[str, str]) -> None:
     for run_id, (steps, values) in lines.items():
         panel.plot(steps, values, color=colors[run_id], linewidth=1.3, marker="." if len(steps) < 3 else None)
-    # Dollar signs in a name are no formula.
+    # Dollar signs in a name do not begin a formula.
     panel.set_title(shorten(path, 48), fontsize=9, loc="left", parse_math=False)
     panel.tick_params(labelsize=7, color="#999999", labelcolor="#444444")
     panel.grid(visible=True, color="#e6e6e6", linewidth=0.6)

@@ -58,7 +58,7 @@ def parquet_of(
 ) -> str:
     """Return a ``read_parquet`` call over glob patterns that are given as SQL, which must be constant.
 
-    Hive partitioning is off: a directory named ``a=b`` above the lake is no column. ``union_by_name`` fills columns
+    Hive partitioning is off: a directory named ``a=b`` above the lake is not a column. ``union_by_name`` fills columns
     that a file lacks with null. ``filenames`` adds ``filename``, ``rows`` adds ``file_row_number``.
     """
     options = "hive_partitioning = false"

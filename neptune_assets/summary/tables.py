@@ -208,7 +208,7 @@ TABLES: Final[Mapping[str, Table]] = MappingProxyType(
             (
                 _PROJECT,
                 _RUN,
-                Column("parent", TEXT, "Run it was forked from, as recorded; null if it is no fork."),
+                Column("parent", TEXT, "Run it was forked from, as recorded; null if it is not a fork."),
                 Column("parent_run_id", TEXT, "That run's id in the lake; null if the lake does not hold it."),
                 Column("fork_step", STEP_TYPE, "Step of the parent at which it was forked."),
                 Column("depth", COUNT, "Forks between it and its root: 0 for a root; null in and below a cycle."),

@@ -284,7 +284,7 @@ def import_store_attributes(
 
 
 def gone_runs(connection: sqlite3.Connection, known: Collection[Run]) -> list[Run]:
-    """Return those of the runs that the store does not hold any more."""
+    """Return those of the runs that the store no longer holds."""
     ids = {row[0] for row in connection.execute("SELECT id FROM runs")}
     return [run for run in known if run.store_id not in ids]
 

@@ -50,7 +50,7 @@ def routes() -> list[BaseRoute]:
 async def transfer(request: Request) -> Response:
     """Do what the URL's grant allows."""
     service: Service = request.app.state.service
-    # A signature is for the whole URL: with parameters added it is not ours any more.
+    # A signature is for the whole URL: with parameters added it is no longer ours.
     grant = None if request.url.query else service.signer.grant(request.path_params["token"])
     if grant is None and request.method in {"GET", "HEAD"}:
         # What S3 answers, too: readers ask for a new signature then, and only then.

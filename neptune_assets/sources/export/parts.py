@@ -301,7 +301,7 @@ class Part:
         try:
             return statistics.min, statistics.max
         except (ValueError, OverflowError):
-            # Bytes that are no text, or times that Python does not have.
+            # Bytes that are not text, or times that Python does not have.
             return None
 
     def first_time(self, group: int) -> int | None:

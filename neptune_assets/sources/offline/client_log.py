@@ -77,7 +77,7 @@ def texts(values: Iterable[Any]) -> list[str]:
 
 
 def tracked_entry(item: Any) -> tuple[str, str | None]:
-    """Location and destination of a tracked file; TypeError or ValueError if it is no such pair."""
+    """Location and destination of a tracked file; TypeError or ValueError if it is not such a pair."""
     location, destination = item
     return text(location), None if destination is None else text(destination)
 

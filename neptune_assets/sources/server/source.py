@@ -346,7 +346,7 @@ class Server:
                     return [WrittenFile("files_list.json", listed.encode())]
                 if members is None:
                     raise FileGoneError(
-                        f"Run {run_id!r} has no file set {rest!r} any more, or no list of what it tracks.",
+                        f"Run {run_id!r} no longer has the file set {rest!r}, or a list of what it tracks.",
                         hint="Materialize the project again.",
                     )
                 return [StoredFile(name, object_path(directory, digest)) for name, digest in members]

@@ -2,7 +2,7 @@
 
 wandb's own ``log_artifact`` copies files to a directory that ``wandb sync`` may empty when it is done. An offline run
 does not say which directory, and versions of wandb differ in what they then take for copies. So the *request* to log an
-artifact is written here: it names an empty directory, and staged files are no copies to anybody.
+artifact is written here: it names an empty directory, and staged files are of no use to anybody else.
 
 W&B tells versions of a model apart by the digest of their files. One file of ours therefore says which version it is,
 so that two versions with the same files stay two, and one whose stage or fields change stays the one it is.

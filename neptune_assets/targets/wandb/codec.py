@@ -526,7 +526,7 @@ class Window:
 
     history: HistoryItems
     others: list[tuple[int, Any]]
-    """Place in the file and parsed record of everything that is no history row."""
+    """Place in the file and parsed record of everything but history rows."""
     end: int
     """Place in the file after the last record of the window."""
     sample: list[tuple[int, Any]]

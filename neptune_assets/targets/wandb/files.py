@@ -52,7 +52,7 @@ MEDIA: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 """Extension -> W&B's name of the media type, and its directory."""
 FOLDER: Final = "neptune"
-"""Directory, below the run's files, of files that are no media."""
+"""Directory, below the run's files, of files that are not media."""
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 _CHUNK: Final = 1 << 20
 
@@ -187,7 +187,7 @@ class FileStage:
 
 
 def _picture_size(path: Path) -> tuple[int, int] | None:
-    """Return width and height in pixels; None for what is no picture that can be shown."""
+    """Return width and height in pixels; None if it is not a picture that can be shown."""
     from PIL import Image, UnidentifiedImageError
 
     try:
